@@ -1,0 +1,308 @@
+"""The Python recorder: the records of `format.py`, written by a TorchDispatchMode.
+
+It is the fallback where the native recorder cannot be compiled, and the oracle that tests hold it against. It is about
+a hundred times slower, and differs from the native one in what a dispatch mode cannot help:
+
+- the mode changes autograd: a gradient accumulates out of place (`add`) under it where it is in place (`add_`) without;
+- forward operators of a node are found by autograd's counter after the operator, not before;
+- when a send or a receive really ended is unknown; of a collective, only when it was done.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from truedag.tracer import format as layout
+from truedag.tracer.format import ChunkKind, EventFlags, TableKind
+
+_DTYPE_NUMBERS = {getattr(torch, name): number for number, name in layout.DTYPES.items() if hasattr(torch, name)}
+_DEVICE_NUMBERS = {name: number for number, name in layout.DEVICES.items()}
+_PEERS = frozenset({"root_rank", "src", "dst"})
+_MARKS = frozenset({"profiler"})
+
+
+class PythonRecorder:
+    """Records the calling thread, and the threads autograd takes its state to, until stopped."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._mode: _RecordingMode | None = None
+        self._tables: list[tuple[int, int, bytes]] = []
+        self._records: dict[ChunkKind, list[tuple[Any, ...]]] = {}
+        self._ops: dict[str, int] = {}
+        self._layouts: dict[tuple[Any, ...], int] = {}
+        self._storages: dict[tuple[int, int, int], int] = {}
+        self._groups: dict[int, int] = {}
+        self._orders: dict[tuple[int, bool], int] = {}
+        self._last_sequence = -1
+        self._label = 0
+        self._context = 0
+        self._lock = threading.Lock()
+
+    def start(self, path: str) -> None:
+        """Record this process into a new file. Raises RuntimeError."""
+        self._path = Path(path)
+        try:
+            self._path.open("xb").close()
+        except OSError as error:
+            raise RuntimeError(str(error)) from error
+        self._records = {kind: [] for kind in layout.RECORDS}
+        self.write(TableKind.THREAD, 0, json.dumps({"autograd_thread": 0, "os_thread": threading.get_native_id()}).encode())
+        self._last_sequence = torch.autograd._get_sequence_nr() - 1
+        self._mode = _RecordingMode(self)
+        self._mode.__enter__()
+
+    def stop(self) -> tuple[int, str]:
+        """Stop and write the file; return the number of events and ''."""
+        if self._mode is None or self._path is None:
+            raise RuntimeError("no recording is running")
+        self._mode.__exit__(None, None, None)
+        self._mode = None
+        with self._lock:
+            _write_file(self._path, self._records, self._tables)
+        return len(self._records[ChunkKind.EVENTS]), ""
+
+    def write(self, kind: int, id: int, payload: bytes, /) -> None:  # noqa: A002
+        """Add an entry to the tables."""
+        self._tables.append((kind, id, payload))
+
+    def set_label(self, label: int, /) -> int:
+        """Set the label and return the one before."""
+        before, self._label = self._label, label
+        return before
+
+    def set_context(self, context: int, /) -> None:
+        """Set the context."""
+        self._context = context
+
+    def where(self, tensor: torch.Tensor, /) -> tuple[int, int, int]:
+        """Return the tensor's storage, layout and offset in bytes."""
+        offset, storage, layout_id, *_ = self._ref(tensor, 0, 0)
+        return storage, layout_id, offset
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator and record it."""
+        if func.namespace in _MARKS:
+            return func(*args, **kwargs)
+        arguments = func._schema.arguments
+        position = {argument.name: index for index, argument in enumerate(arguments)}
+        given = dict(enumerate(args)) | {position[name]: value for name, value in kwargs.items()}
+        refs: list[tuple[int, int, int, int, int, int]] = []
+        for index in sorted(given):
+            self._add(refs, given[index], index)
+        num_inputs = len(refs)
+        flags, sequence = self._sequence()
+        comm = 0
+        if func.namespace == "c10d" and "process_group" in position:
+            comm = self._comm(func, {argument.name: given.get(index) for index, argument in enumerate(arguments)})
+        start = time.monotonic_ns()
+        made: list[torch.Tensor] = []
+        result = _run_inside(func, args, kwargs, made) if comm else func(*args, **kwargs)
+        end = time.monotonic_ns()
+        outputs = result if isinstance(result, tuple) else (result,)
+        for index, value in enumerate(outputs):
+            self._add(refs, value, index)
+        refs.extend(self._ref(tensor, layout.SCRATCH_ARG, element) for element, tensor in enumerate(made))
+        if comm:
+            self._watch_work(outputs, func, comm, start)
+        event = (start, end, sequence, 0, len(self._records[ChunkKind.REFS]), self._op(func), self._label,
+                 self._context, flags, num_inputs, len(refs) - num_inputs, comm, 0)  # fmt: skip
+        self._records[ChunkKind.REFS].extend(refs)
+        self._records[ChunkKind.EVENTS].append(event)
+        return result
+
+    def _sequence(self) -> tuple[int, int]:
+        node = torch._C._current_autograd_node()
+        if node is not None:
+            number = int(node._sequence_nr())
+            return int(EventFlags.IN_BACKWARD), number if number < 2**63 else -1
+        if torch._C._current_graph_task_id() != -1:
+            return int(EventFlags.IN_BACKWARD), -1
+        newest = int(torch.autograd._get_sequence_nr()) - 1
+        if newest <= self._last_sequence:
+            return 0, -1
+        self._last_sequence = newest
+        return 0, newest
+
+    def _op(self, func: Any) -> int:
+        name = func._schema.name
+        overload = func._schema.overload_name
+        key = f"{name}.{overload}"
+        known = self._ops.get(key)
+        if known is None:
+            known = self._ops[key] = len(self._ops) + 1
+            told = {
+                "name": name,
+                "overload": overload,
+                "schema": str(func._schema),
+                "inplace_view": torch.Tag.inplace_view in func.tags,
+            }
+            self.write(TableKind.OP, known, json.dumps(told).encode())
+        return known
+
+    def _add(self, refs: list[tuple[int, int, int, int, int, int]], value: Any, index: int) -> None:
+        for element, tensor in enumerate(_tensors(value)):
+            refs.append(self._ref(tensor, index, element))
+
+    def _ref(self, tensor: torch.Tensor, arg: int, element: int) -> tuple[int, int, int, int, int, int]:
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            return (0, 0, 0, arg, element, 0)
+        storage = tensor.untyped_storage()
+        place = (storage._cdata, 0 if tensor.is_meta else storage.data_ptr(), storage.nbytes())
+        storage_id = self._storages.get(place)
+        if storage_id is None:
+            storage_id = self._storages[place] = len(self._storages) + 1
+            self.write(TableKind.STORAGE, storage_id, np.array(place, "<u8").tobytes())
+        itemsize = tensor.element_size()
+        key = (_DTYPE_NUMBERS[tensor.dtype], _DEVICE_NUMBERS[tensor.device.type], itemsize, tensor.ndim,
+               *tensor.shape, *tensor.stride())  # fmt: skip
+        layout_id = self._layouts.get(key)
+        if layout_id is None:
+            layout_id = self._layouts[key] = len(self._layouts) + 1
+            payload = np.array(key[:4], "<i4").tobytes() + np.array(key[4:], "<i8").tobytes()
+            self.write(TableKind.LAYOUT, layout_id, payload)
+        return (tensor.storage_offset() * itemsize, storage_id, layout_id, arg, element, 0)
+
+    def _comm(self, func: Any, given: dict[str, Any]) -> int:
+        group = dist.ProcessGroup.unbox(given["process_group"])
+        group_id = self._groups.get(id(group))
+        if group_id is None:
+            group_id = self._groups[id(group)] = len(self._groups) + 1
+            told = {
+                "name": group.group_name,
+                "description": group.group_desc,
+                "rank": group.rank(),
+                "size": group.size(),
+                "backend": group.name(),
+                "ranks": [],
+            }
+            self.write(TableKind.GROUP, group_id, json.dumps(told).encode())
+        p2p = func._schema.name in ("c10d::send", "c10d::recv_", "c10d::recv_any_source_")
+        order = self._orders.get((group_id, p2p), 0)
+        self._orders[group_id, p2p] = order + 1
+        peer = next((given[name] for name in given if name in _PEERS), -1)
+        tag = given.get("tag", -1)
+        reduce_op = -1
+        if given.get("reduce_op") is not None:
+            reduce_op = int(dist.ReduceOp.unbox(given["reduce_op"]).op)
+        asynchronous = p2p or bool(given.get("async_op", True))
+        number = len(self._records[ChunkKind.COMMS]) + 1
+        self._records[ChunkKind.COMMS].append(
+            (_backend_sequence(group), order, group_id, peer, tag, reduce_op, int(asynchronous), number)
+        )
+        return number
+
+    def _watch_work(self, outputs: Sequence[Any], func: Any, comm: int, start: int) -> None:
+        handle = outputs[-1] if outputs else None
+        if not isinstance(handle, torch.ScriptObject):
+            return
+        try:
+            future = dist.Work.unbox(handle).get_future()
+        except RuntimeError:  # sends and receives have none
+            return
+        op = self._op(func)
+        works = self._records[ChunkKind.WORKS]
+
+        def done(_: Any) -> None:
+            with self._lock:
+                works.append((start, time.monotonic_ns(), comm, op))
+
+        future.add_done_callback(done)
+
+
+class _RecordingMode(TorchDispatchMode):
+    """Hands every operator to the recorder."""
+
+    def __init__(self, recorder: PythonRecorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self._recorder.run(func, args, kwargs or {})
+
+
+class _InsideMode(TorchDispatchMode):
+    """Collects what a communication's kernel makes for itself."""
+
+    def __init__(self, made: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._made = made
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._made.extend(_tensors(result))
+        return result
+
+
+def _run_inside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: list[torch.Tensor]) -> Any:
+    """Run a communication's kernel itself, past the dispatch mode, so that the operators inside it are seen."""
+    device = next((tensor.device.type for value in args for tensor in _tensors(value)), "cpu")
+    key = torch._C.DispatchKey.CUDA if device == "cuda" else torch._C.DispatchKey.CPU
+    with _InsideMode(made):
+        return func._op_dk(key, *args, **kwargs)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def _backend_sequence(group: dist.ProcessGroup) -> int:
+    try:
+        return int(group._get_sequence_number_for_group())
+    except RuntimeError:  # this backend does not count
+        return -1
+
+
+def _write_file(
+    path: Path, records: dict[ChunkKind, list[tuple[Any, ...]]], tables: list[tuple[int, int, bytes]]
+) -> None:
+    header = np.zeros(layout.FILE_HEADER_BYTES, np.uint8)
+    header[: layout.FILE_HEADER.itemsize] = np.array(
+        [(layout.FILE_MAGIC, layout.FORMAT_VERSION, layout.FILE_HEADER_BYTES, 1)], layout.FILE_HEADER
+    ).view(np.uint8)
+    entries = bytearray()
+    for kind, number, payload in tables:
+        entries += np.array([(kind, number, len(payload), 0)], layout.ENTRY).tobytes()
+        entries += payload + bytes(-len(payload) % 8)
+    with path.open("wb") as file:
+        file.write(header.tobytes())
+        file.write(_chunk(ChunkKind.TABLES, 0, bytes(entries)))
+        for kind, rows in records.items():
+            if rows:
+                body: NDArray[np.void] = np.array(rows, layout.RECORDS[kind])
+                file.write(_chunk(kind, layout.RECORDS[kind].itemsize, body.tobytes()))
+
+
+def _chunk(kind: ChunkKind, record_bytes: int, body: bytes) -> bytes:
+    whole = -(-(layout.CHUNK.itemsize + len(body)) // layout.ALIGNMENT) * layout.ALIGNMENT
+    header = np.zeros(1, layout.CHUNK)
+    header["magic"], header["kind"], header["record_bytes"] = layout.CHUNK_MAGIC, kind, record_bytes
+    header["bytes"], header["used"] = whole, len(body)
+    return header.tobytes() + body + bytes(whole - layout.CHUNK.itemsize - len(body))

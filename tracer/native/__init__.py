@@ -1,0 +1,1 @@
+"""The native recorder: its C++ sources, and how they are built and loaded."""

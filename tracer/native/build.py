@@ -1,0 +1,139 @@
+"""Compile the native recorder once per torch version, Python ABI, compiler flags and source, and load it.
+
+The library lies in a per-user cache (`TRUEDAG_CACHE`, else `XDG_CACHE_HOME/truedag`, else `~/.cache/truedag`) under a
+name that holds a hash of all of these. It is built in a folder of its own and moved into place in one step: no locks,
+nothing half-built to be found by another rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+
+from truedag.tracer.errors import BuildError
+
+_NAME = "truedag_recorder"
+_FLAGS = ("-O3", "-DNDEBUG", "-std=c++20", "-Wno-unused-parameter")
+
+
+class NativeRecorder(Protocol):
+    """The compiled module; its functions are documented in recorder.cpp."""
+
+    def start(self, path: str) -> None:
+        """Record this process into a new file. Raises RuntimeError."""
+
+    def stop(self) -> tuple[int, str]:
+        """Stop; return the number of events and why the recorder switched itself off, or ''."""
+
+    def write(self, kind: int, id: int, payload: bytes, /) -> None:  # noqa: A002
+        """Add an entry to the tables."""
+
+    def set_label(self, label: int, /) -> int:
+        """Set this thread's label and return the one before."""
+
+    def set_context(self, context: int, /) -> None:
+        """Set this thread's context."""
+
+    def where(self, tensor: torch.Tensor, /) -> tuple[int, int, int]:
+        """Return the tensor's storage, layout and offset in bytes."""
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each kind of record."""
+
+
+def sources() -> list[Path]:
+    """Return the C++ sources, headers first."""
+    folder = Path(__file__).parent
+    return [*sorted(folder.glob("*.h")), *sorted(folder.glob("*.cpp"))]
+
+
+def recorder_path() -> Path:
+    """Return where the library for this torch, Python and source lies, built or not."""
+    digest = hashlib.sha256()
+    for part in (torch.__version__, sysconfig.get_config_var("SOABI") or sys.version, *_FLAGS):
+        digest.update(part.encode() + b"\0")
+    for source in sources():
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    cache = os.environ.get("TRUEDAG_CACHE")
+    if cache is None:
+        cache = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "truedag")
+    return Path(cache) / f"{_NAME}-{digest.hexdigest()[:16]}.so"
+
+
+def build_recorder() -> Path:
+    """Return the path of the compiled recorder, compiling it first where that has not been done. Takes half a minute.
+
+    Raises:
+        BuildError: there is no C++ compiler, it failed, or the cache cannot be written.
+    """
+    library = recorder_path()
+    if library.exists():
+        return library
+    compiler = os.environ.get("CXX") or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    if compiler is None:
+        raise BuildError(
+            "no C++ compiler was found for the native recorder: install one (Debian: apt-get install g++, "
+            "macOS: xcode-select --install), name it in CXX, or record with --recorder python"
+        )
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
+            built = _compile(Path(folder))
+            built.replace(library)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write the native recorder to {library.parent}: {error}; set TRUEDAG_CACHE to another folder"
+        ) from error
+    return library
+
+
+def _compile(folder: Path) -> Path:
+    from torch.utils import cpp_extension
+
+    scripts = str(Path(sys.executable).parent)  # ninja of this environment, activated or not
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{scripts}{os.pathsep}{path}"
+    try:
+        cpp_extension.load(
+            name=_NAME,
+            sources=[str(source) for source in sources() if source.suffix == ".cpp"],
+            extra_cflags=list(_FLAGS),
+            build_directory=str(folder),
+            is_python_module=True,
+            with_cuda=False,
+            verbose=False,
+        )
+    except Exception as error:  # ninja, the compiler and torch each fail in their own way
+        raise BuildError(f"the native recorder did not compile; record with --recorder python, or mend this:\n{error}") from error
+    finally:
+        os.environ["PATH"] = path
+    return folder / f"{_NAME}.so"
+
+
+@functools.cache
+def load_recorder() -> NativeRecorder:
+    """Return the compiled recorder, building it where necessary.
+
+    Raises:
+        BuildError: it cannot be built or loaded.
+    """
+    path = build_recorder()
+    spec = importlib.util.spec_from_file_location(_NAME, path)
+    if spec is None or spec.loader is None:
+        raise BuildError(f"{path} is no Python extension module; delete it and try again")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise BuildError(f"{path} cannot be loaded: {error}; delete it and try again") from error
+    return cast("NativeRecorder", module)
