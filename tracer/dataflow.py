@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from truedag.tracer.nodes import FRESH, HANDLE, READ, WRITE, Accesses
+from truedag.tracer.nodes import FRESH, HANDLE, READ, UPDATE, WRITE, Accesses
 from truedag.tracer.regions import Runs, num_bytes, runs
 from truedag.tracer.trace import Layout
 
@@ -47,14 +47,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataflow:
-    """Edges of one rank as columns; `src` below 0 is a source. `layout` is the tensor that was read; 0 bytes: it only
-    had to exist.
+    """Edges of one rank as columns; `src` below 0 is a source.
+
+    `layout` is the tensor that was read; 0 bytes: it only had to exist. `is_update`: `dst` then wrote it.
     """
 
     src: NDArray[np.int64]
     dst: NDArray[np.int64]
     num_bytes: NDArray[np.int64]
     layout: NDArray[np.int64]
+    is_update: NDArray[np.bool_]
     sources: list[Source]
 
 
@@ -172,11 +174,12 @@ def _simple_edges(
     position = np.arange(len(kind))
     last_write = np.maximum.accumulate(np.where(is_write, position, -1))
     first = np.searchsorted(generation, generation, side="left")
-    reads = simple & (kind == READ)
+    reads = simple & ((kind == READ) | (kind == UPDATE))
     source = np.where(size > 0, last_write, first)
-    flow.extend(node[source[reads]], node[reads], size[reads], layout[reads])
+    flow.extend(node[source[reads]], node[reads], size[reads], layout[reads], kind[reads])
     handles = simple & (kind == HANDLE)
-    flow.extend(node[first[handles]], node[handles], np.zeros(int(handles.sum()), np.int64), layout[handles])
+    nothing = np.zeros(int(handles.sum()), np.int64)
+    flow.extend(node[first[handles]], node[handles], nothing, layout[handles], kind[handles])
 
 
 def _exact_edges(
@@ -202,10 +205,10 @@ def _exact_edges(
             owners.write(region, node)
         elif kind == HANDLE:
             if maker is not None:
-                flow.add(maker, node, 0, layout)
+                flow.add(maker, node, 0, layout, kind)
         elif not region:
             if maker is not None:
-                flow.add(maker, node, 0, layout)
+                flow.add(maker, node, 0, layout, kind)
         else:
             found, unknown = owners.read(region)
             if unknown and maker is not None:
@@ -215,7 +218,7 @@ def _exact_edges(
                     rest = flow.add_source("input", None, layout)
                 found[rest] = found.get(rest, 0) + unknown
             for writer, count in found.items():
-                flow.add(writer, node, count, layout)
+                flow.add(writer, node, count, layout, kind)
 
 
 class _LastWriters:
@@ -270,7 +273,7 @@ class _Flow:
         self._layouts = layouts
         self._regions: dict[tuple[int, int], Runs] = {}
         self._columns: list[tuple[NDArray[np.int64], ...]] = []
-        self._rows: list[tuple[int, int, int, int]] = []
+        self._rows: list[tuple[int, int, int, int, int]] = []
         self._sources: list[Source] = []
 
     def region(self, layout: int, offset: int) -> Runs:
@@ -283,24 +286,33 @@ class _Flow:
         self._sources.append(Source(role=role, name=name, layout=layout))
         return -len(self._sources)
 
-    def add(self, src: int, dst: int, count: int, layout: int) -> None:
-        self._rows.append((src, dst, count, layout))
+    def add(self, src: int, dst: int, count: int, layout: int, kind: int) -> None:
+        self._rows.append((src, dst, count, layout, kind))
 
-    def extend(
-        self, src: NDArray[np.int64], dst: NDArray[np.int64], count: NDArray[np.int64], layout: NDArray[np.int64]
-    ) -> None:
-        self._columns.append((src, dst, count, layout))
+    def extend(self, *columns: NDArray[np.int64]) -> None:
+        self._columns.append(columns)
 
     def finish(self) -> Dataflow:
-        rows = np.array(self._rows, np.int64).reshape(-1, 4)
+        rows = np.array(self._rows, np.int64).reshape(-1, 5)
         columns = [*self._columns, tuple(rows.T)]
-        src, dst, count, layout = (np.concatenate([part[i] for part in columns]) for i in range(4))
+        src, dst, count, layout, kind = (np.concatenate([part[i] for part in columns]) for i in range(5))
         keep = src != dst  # a node that reads what it wrote itself, through a second result
-        order = np.lexsort((layout[keep], src[keep], dst[keep]))
+        src, sources = self._keep_read_sources(src)
+        order = np.lexsort((kind[keep], layout[keep], src[keep], dst[keep]))
         return Dataflow(
             src=src[keep][order],
             dst=dst[keep][order],
             num_bytes=count[keep][order],
             layout=layout[keep][order],
-            sources=self._sources,
+            is_update=kind[keep][order] == UPDATE,
+            sources=sources,
         )
+
+    def _keep_read_sources(self, src: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Source]]:
+        """Drop sources that nobody read, but for parameters: an unused parameter is worth knowing."""
+        read = set(src[src < 0].tolist())
+        kept = [i for i, one in enumerate(self._sources) if one.role == "parameter" or -1 - i in read]
+        number = np.zeros(len(self._sources) + 1, np.int64)
+        for new, old in enumerate(kept):
+            number[old] = -1 - new
+        return np.where(src < 0, number[-1 - np.minimum(src, -1)], src), [self._sources[i] for i in kept]

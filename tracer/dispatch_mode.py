@@ -5,15 +5,19 @@ a hundred times slower, and differs from the native one in what a dispatch mode 
 
 - the mode changes autograd: a gradient accumulates out of place (`add`) under it where it is in place (`add_`) without;
 - forward operators of a node are found by autograd's counter after the operator, not before;
+- which reduction a collective does cannot be unboxed in Python;
 - when a send or a receive really ended is unknown; of a collective, only when it was done.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,18 @@ _PEERS = frozenset({"root_rank", "src", "dst"})
 _MARKS = frozenset({"profiler"})
 
 
+@dataclass(slots=True)
+class _Call:
+    """An operator while it runs."""
+
+    refs: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+    num_inputs: int = 0
+    flags: int = 0
+    sequence: int = -1
+    comm: int = 0
+    made: list[torch.Tensor] = field(default_factory=list)
+
+
 class PythonRecorder:
     """Records the calling thread, and the threads autograd takes its state to, until stopped."""
 
@@ -48,6 +64,7 @@ class PythonRecorder:
         self._last_sequence = -1
         self._label = 0
         self._context = 0
+        self._failure = ""
         self._lock = threading.Lock()
 
     def start(self, path: str) -> None:
@@ -64,14 +81,14 @@ class PythonRecorder:
         self._mode.__enter__()
 
     def stop(self) -> tuple[int, str]:
-        """Stop and write the file; return the number of events and ''."""
+        """Stop and write the file; return the number of events and why it switched itself off, or ''."""
         if self._mode is None or self._path is None:
             raise RuntimeError("no recording is running")
         self._mode.__exit__(None, None, None)
         self._mode = None
         with self._lock:
             _write_file(self._path, self._records, self._tables)
-        return len(self._records[ChunkKind.EVENTS]), ""
+        return len(self._records[ChunkKind.EVENTS]), self._failure
 
     def write(self, kind: int, id: int, payload: bytes, /) -> None:  # noqa: A002
         """Add an entry to the tables."""
@@ -92,35 +109,52 @@ class PythonRecorder:
         return storage, layout_id, offset
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator and record it."""
-        if func.namespace in _MARKS:
+        """Run an operator and record it; what goes wrong in recording never reaches the program."""
+        call = None
+        if not self._failure and func.namespace not in _MARKS:
+            with self._shield():
+                call = self._begin(func, args, kwargs)
+        if call is None:
             return func(*args, **kwargs)
+        start = time.monotonic_ns()
+        result = _run_inside(func, args, kwargs, call.made) if call.comm else func(*args, **kwargs)
+        end = time.monotonic_ns()
+        with self._shield():
+            self._finish(func, call, result, start, end)
+        return result
+
+    @contextmanager
+    def _shield(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, the program is not at fault
+            self._failure = f"{type(error).__name__}: {error}"
+            sys.stderr.write(f"truedag: recording stopped, the program runs on: {self._failure}\n")
+
+    def _begin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         arguments = func._schema.arguments
         position = {argument.name: index for index, argument in enumerate(arguments)}
         given = dict(enumerate(args)) | {position[name]: value for name, value in kwargs.items()}
-        refs: list[tuple[int, int, int, int, int, int]] = []
+        call = _Call()
         for index in sorted(given):
-            self._add(refs, given[index], index)
-        num_inputs = len(refs)
-        flags, sequence = self._sequence()
-        comm = 0
+            self._add(call.refs, given[index], index)
+        call.num_inputs = len(call.refs)
+        call.flags, call.sequence = self._sequence()
         if func.namespace == "c10d" and "process_group" in position:
-            comm = self._comm(func, {argument.name: given.get(index) for index, argument in enumerate(arguments)})
-        start = time.monotonic_ns()
-        made: list[torch.Tensor] = []
-        result = _run_inside(func, args, kwargs, made) if comm else func(*args, **kwargs)
-        end = time.monotonic_ns()
+            call.comm = self._comm(func, {argument.name: given.get(index) for index, argument in enumerate(arguments)})
+        return call
+
+    def _finish(self, func: Any, call: _Call, result: Any, start: int, end: int) -> None:
         outputs = result if isinstance(result, tuple) else (result,)
         for index, value in enumerate(outputs):
-            self._add(refs, value, index)
-        refs.extend(self._ref(tensor, layout.SCRATCH_ARG, element) for element, tensor in enumerate(made))
-        if comm:
-            self._watch_work(outputs, func, comm, start)
-        event = (start, end, sequence, 0, len(self._records[ChunkKind.REFS]), self._op(func), self._label,
-                 self._context, flags, num_inputs, len(refs) - num_inputs, comm, 0)  # fmt: skip
-        self._records[ChunkKind.REFS].extend(refs)
+            self._add(call.refs, value, index)
+        call.refs.extend(self._ref(tensor, layout.SCRATCH_ARG, element) for element, tensor in enumerate(call.made))
+        if call.comm:
+            self._watch_work(outputs, func, call.comm, start)
+        event = (start, end, call.sequence, 0, len(self._records[ChunkKind.REFS]), self._op(func), self._label,
+                 self._context, call.flags, call.num_inputs, len(call.refs) - call.num_inputs, call.comm, 0)  # fmt: skip
+        self._records[ChunkKind.REFS].extend(call.refs)
         self._records[ChunkKind.EVENTS].append(event)
-        return result
 
     def _sequence(self) -> tuple[int, int]:
         node = torch._C._current_autograd_node()
@@ -193,13 +227,10 @@ class PythonRecorder:
         self._orders[group_id, p2p] = order + 1
         peer = next((given[name] for name in given if name in _PEERS), -1)
         tag = given.get("tag", -1)
-        reduce_op = -1
-        if given.get("reduce_op") is not None:
-            reduce_op = int(dist.ReduceOp.unbox(given["reduce_op"]).op)
         asynchronous = p2p or bool(given.get("async_op", True))
         number = len(self._records[ChunkKind.COMMS]) + 1
         self._records[ChunkKind.COMMS].append(
-            (_backend_sequence(group), order, group_id, peer, tag, reduce_op, int(asynchronous), number)
+            (_backend_sequence(group), order, group_id, peer, tag, -1, int(asynchronous), number)
         )
         return number
 

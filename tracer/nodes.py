@@ -58,13 +58,15 @@ class CommRecord:
         return self.op in ("c10d::send", "c10d::recv_", "c10d::recv_any_source_")
 
 
-READ, WRITE, FRESH, HANDLE = 0, 1, 2, 3
+READ, WRITE, FRESH, HANDLE, UPDATE = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accesses:
-    """Accesses to memory in program order, as columns. `kind` is READ, WRITE, FRESH (a write that begins a new
-    storage) or HANDLE (the storage is given to be overwritten: it must exist, its content does not matter).
+    """Accesses to memory in program order, as columns.
+
+    `kind` is READ, UPDATE (a read of what the node then writes), WRITE, FRESH (a write that begins a new storage) or
+    HANDLE (the storage is given to be overwritten: it must exist, its content does not matter).
     """
 
     node: NDArray[np.int64]
@@ -85,7 +87,7 @@ class RankNodes:
     start_ns: NDArray[np.int64]
     end_ns: NDArray[np.int64]
     labels: list[Label]
-    allocates: NDArray[np.bool_]
+    in_backward: NDArray[np.bool_]  # ran inside autograd's engine
     accesses: Accesses
     inputs: list[tuple[int, ...]]  # layouts of the tensors that go in, and come out
     outputs: list[tuple[int, ...]]
@@ -170,7 +172,7 @@ class _Builder:
         self._thread: list[int] = []
         self._times: list[tuple[int, int]] = []
         self._labels: list[Label] = []
-        self._allocates: list[bool] = []
+        self._in_backward: list[bool] = []
         self._accesses: list[tuple[int, int, int, int, int]] = []
         self._inputs: list[tuple[int, ...]] = []
         self._outputs: list[tuple[int, ...]] = []
@@ -187,7 +189,7 @@ class _Builder:
         self._thread.append(thread.thread)
         self._times.append((int(event["start_ns"]), int(event["end_ns"])))
         self._labels.append(self._label(event))
-        self._allocates.append(schema.allocates)
+        self._in_backward.append(bool(int(event["flags"]) & int(EventFlags.IN_BACKWARD)))
         self._access(node, schema, refs[:num_inputs], refs[num_inputs:])
         if event["comm"]:
             self._comms.append(self._comm(node, op["name"], thread.comms[int(event["comm"]) - 1]))
@@ -203,7 +205,7 @@ class _Builder:
             start_ns=times[:, 0],
             end_ns=times[:, 1],
             labels=self._labels,
-            allocates=np.array(self._allocates, bool),
+            in_backward=np.array(self._in_backward, bool),
             accesses=Accesses(
                 node=columns[:, 0],
                 kind=columns[:, 1],
@@ -224,7 +226,7 @@ class _Builder:
         fresh: set[int] = set()
         for offset, storage, layout, arg, *_ in inputs:
             if storage:
-                kind = HANDLE if arg in schema.overwrites else READ
+                kind = HANDLE if arg in schema.overwrites else UPDATE if arg in schema.writes else READ
                 accesses.append((node, kind, storage, layout, offset))
         for offset, storage, layout, arg, *_ in inputs:
             if storage and arg in schema.writes:

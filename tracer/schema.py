@@ -22,7 +22,6 @@ class OpSchema:
     overwrites: frozenset[int]  # arguments written and not read: their old content does not matter
     is_view: bool  # aliases and moves nothing: no node
     fresh: frozenset[int]  # results that are new tensors by contract
-    allocates: bool  # gives memory without content
 
 
 # In place, without reading what was there. Out-variants are recognised by their schema.
@@ -33,11 +32,6 @@ _OVERWRITING = frozenset(
         "exponential_", "geometric_", "log_normal_", "cauchy_", "eye_",
     )
 )  # fmt: skip
-
-_ALLOCATING = frozenset(
-    f"aten::{name}"
-    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
-)
 
 # c10d: the arguments it writes, and those of them that it reads as well. Source: torch/csrc/distributed/c10d/Ops.cpp.
 _C10D_WRITES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -86,7 +80,6 @@ def parse_schema(text: str, *, name: str, inplace_view: bool) -> OpSchema:
         overwrites=frozenset(place[i] for i in overwritten),
         is_view=inplace_view or (bool(results) and not written and not fresh),
         fresh=fresh,
-        allocates=name in _ALLOCATING,
     )
 
 
@@ -99,7 +92,6 @@ def _c10d_schema(name: str) -> OpSchema:
         overwrites=frozenset(writes) - frozenset(reads_too),
         is_view=False,
         fresh=frozenset(),
-        allocates=False,
     )
 
 
