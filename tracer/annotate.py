@@ -132,12 +132,10 @@ def module(
 
 
 def tensor(tensor: torch.Tensor, name: str, *, role: Role) -> None:
-    """Name a tensor: a parameter, a parameter's gradient (by the parameter's name), optimizer state, an input or output.
+    """Name a tensor: a parameter, its gradient (by the parameter's name), optimizer state, an input or an output.
 
     The memory that the tensor occupies now is what is named, for as long as the tensor object lives.
     """
-    import weakref as _weakref
-
     named = NamedTensor(name=name, role=role, tensor=weakref.ref(tensor))
     REGISTRY.tensors.append(named)
     if REGISTRY.listener is not None:

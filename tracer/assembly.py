@@ -354,7 +354,9 @@ def _add_rank(
             stage=stage,
             inputs=describe((output.layout,)),
         )
-    sources = np.array([_add_source(out, graph, i, stage, describe, begin) for i in range(len(graph.flow.sources))], np.int64)
+    sources = np.array(
+        [_add_source(out, graph, i, stage, describe, begin) for i in range(len(graph.flow.sources))], np.int64
+    )
     flow = graph.flow
     first_layout = len(out.layouts)
     numbers = sorted(layouts)
@@ -419,9 +421,7 @@ def _join_message(
     layout = graph.nodes.outputs[message.receive.node][0]
     number = len(out.layouts)
     out.layouts.append(graph.nodes.trace.layouts[layout])
-    edges.add(
-        np.array([send]), np.array([receive]), P2P, np.array([received], np.int64), np.array([number], np.int64)
-    )
+    edges.add(np.array([send]), np.array([receive]), P2P, np.array([received], np.int64), np.array([number], np.int64))
     # Two records of one rank sending to itself are one participant each.
     send_spans, _ = _spans({message.source: message.send}, by_rank, clocks)
     receive_spans, _ = _spans({message.destination: message.receive}, by_rank, clocks)
@@ -458,9 +458,7 @@ def _participate_alone(
             spans, _ = _spans({rank: record}, by_rank, clocks)
             sent, received = _moved(by_rank[rank], record)
             node = int(place[rank][record.node])
-            _participate(
-                out, node, rank, record.group_name, record.group, record.order, spans[rank], sent, received
-            )
+            _participate(out, node, rank, record.group_name, record.group, record.order, spans[rank], sent, received)
 
 
 def _drop_repeated_order(out: Assembly) -> None:

@@ -83,7 +83,7 @@ def trace_dataflow(
     begin, end, dense, size = _hulls(layout, offset, layouts)
     flow = _Flow(layouts)
     starts = np.flatnonzero(np.diff(generation, prepend=-1))
-    stops = np.append(starts[1:], len(generation))
+    stops = np.append(starts[1:], len(generation)) if len(starts) else starts
     by_storage: dict[int, list[NamedRegion]] = {}
     for region in named:
         by_storage.setdefault(region.storage, []).append(region)
@@ -127,8 +127,8 @@ def _generations(
     """Order the accesses by memory, then time, and number the generations."""
     impl_of = np.zeros(max(storages, default=0) + 1, np.int64)
     numbers: dict[int, int] = {}
-    for number, (impl, _, _) in storages.items():
-        impl_of[number] = numbers.setdefault(impl, len(numbers))
+    for number, (address, _, _) in storages.items():
+        impl_of[number] = numbers.setdefault(address, len(numbers))
     impl = impl_of[accesses.storage]
     order = np.lexsort((np.arange(len(impl)), impl))
     impl, storage, kind = impl[order], accesses.storage[order], accesses.kind[order]
@@ -150,7 +150,12 @@ def _hulls(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """First byte, byte after the last, whether nothing lies between them that is not the tensor's, and its bytes."""
     top = max(layouts, default=0) + 1
-    low, high, dense, size = np.zeros(top, np.int64), np.zeros(top, np.int64), np.zeros(top, bool), np.zeros(top, np.int64)
+    low, high, dense, size = (
+        np.zeros(top, np.int64),
+        np.zeros(top, np.int64),
+        np.zeros(top, bool),
+        np.zeros(top, np.int64),
+    )
     for number, one in layouts.items():
         region = runs(one, 0)
         if region:
@@ -193,9 +198,9 @@ def _exact_edges(
     """Follow one generation byte by byte."""
     owners = _LastWriters()
     maker: int | None = None
-    for region in initial:
-        source = flow.add_source(region.role, region.name, region.layout)
-        owners.write(flow.region(region.layout, region.offset), source)
+    for tensor in initial:
+        source = flow.add_source(tensor.role, tensor.name, tensor.layout)
+        owners.write(flow.region(tensor.layout, tensor.offset), source)
     rest: int | None = None
     for kind, node, layout, offset in zip(kinds, nodes, layouts, offsets, strict=True):
         region = flow.region(layout, offset)
@@ -203,10 +208,7 @@ def _exact_edges(
             if kind == FRESH:
                 maker = node
             owners.write(region, node)
-        elif kind == HANDLE:
-            if maker is not None:
-                flow.add(maker, node, 0, layout, kind)
-        elif not region:
+        elif kind == HANDLE or not region:
             if maker is not None:
                 flow.add(maker, node, 0, layout, kind)
         else:

@@ -1,7 +1,8 @@
 """Write the graph to disk: the Parquet dataset of DESIGN, format version 1.
 
 Times are ns since the recording began on the lowest rank's clock (`meta.json` gives that moment). null is unknown. On
-top of DESIGN's columns, nodes have `inputs` and `outputs` (tensor types), groups have `name` and `num_ranks`.
+top of DESIGN's columns, nodes have `inputs` and `outputs` (tensor types) and `gradient` (the parameter whose gradient
+the node adds to), groups have `name` and `description`.
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ def _replace(folder: Path, frames: Mapping[str, pl.DataFrame], meta: Mapping[str
 
 def _nodes(assembly: Assembly, number: NDArray[np.int64], origin: int) -> pl.DataFrame:
     labels = assembly.labels
-    timed = [start is not None and end is not None for start, end in zip(assembly.start_ns, assembly.end_ns, strict=True)]
+    timed = [
+        start is not None and end is not None for start, end in zip(assembly.start_ns, assembly.end_ns, strict=True)
+    ]
     frame = pl.DataFrame(
         {
             "node": number,
@@ -126,6 +129,7 @@ def _nodes(assembly: Assembly, number: NDArray[np.int64], origin: int) -> pl.Dat
             "flops": assembly.flops,
             "bytes_read": assembly.bytes_read,
             "bytes_written": assembly.bytes_written,
+            "gradient": [label.gradient for label in labels],
             "inputs": assembly.inputs,
             "outputs": assembly.outputs,
         },
@@ -134,7 +138,8 @@ def _nodes(assembly: Assembly, number: NDArray[np.int64], origin: int) -> pl.Dat
             "label": pl.String, "module": pl.String, "layer": pl.Int32, "stage": pl.Int32, "microbatch": pl.Int32,
             "expert": pl.Int32, "phase": pl.String, "step": pl.Int32, "decode_step": pl.Int32, "thread": pl.Int32,
             "stream": pl.Int32, "start_ns": pl.Int64, "end_ns": pl.Int64, "timing": pl.String, "flops": pl.Int64,
-            "bytes_read": pl.Int64, "bytes_written": pl.Int64, "inputs": pl.String, "outputs": pl.String,
+            "bytes_read": pl.Int64, "bytes_written": pl.Int64, "gradient": pl.String, "inputs": pl.String,
+            "outputs": pl.String,
         },
     )  # fmt: skip
     return frame.with_columns(pl.col("start_ns") - origin, pl.col("end_ns") - origin).sort("node")
@@ -181,9 +186,7 @@ def _participants(
     return frame.with_columns(times).sort("node", "rank")
 
 
-def _groups(
-    graphs: Sequence[RankGraph], group_numbers: dict[tuple[str, tuple[int, ...]], int]
-) -> pl.DataFrame:
+def _groups(graphs: Sequence[RankGraph], group_numbers: dict[tuple[str, tuple[int, ...]], int]) -> pl.DataFrame:
     """All groups that any rank told of, used or not; those with communications keep their numbers."""
     axes: dict[tuple[str, tuple[int, ...]], str | None] = {}
     for graph in graphs:

@@ -75,16 +75,17 @@ class PythonRecorder:
         except OSError as error:
             raise RuntimeError(str(error)) from error
         self._records = {kind: [] for kind in layout.RECORDS}
-        self.write(TableKind.THREAD, 0, json.dumps({"autograd_thread": 0, "os_thread": threading.get_native_id()}).encode())
-        self._last_sequence = torch.autograd._get_sequence_nr() - 1
+        thread = {"autograd_thread": 0, "os_thread": threading.get_native_id()}
+        self.write(TableKind.THREAD, 0, json.dumps(thread).encode())
+        self._last_sequence = _next_sequence() - 1
         self._mode = _RecordingMode(self)
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> tuple[int, str]:
         """Stop and write the file; return the number of events and why it switched itself off, or ''."""
         if self._mode is None or self._path is None:
             raise RuntimeError("no recording is running")
-        self._mode.__exit__(None, None, None)
+        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._mode = None
         with self._lock:
             _write_file(self._path, self._records, self._tables)
@@ -151,8 +152,9 @@ class PythonRecorder:
         call.refs.extend(self._ref(tensor, layout.SCRATCH_ARG, element) for element, tensor in enumerate(call.made))
         if call.comm:
             self._watch_work(outputs, func, call.comm, start)
-        event = (start, end, call.sequence, 0, len(self._records[ChunkKind.REFS]), self._op(func), self._label,
-                 self._context, call.flags, call.num_inputs, len(call.refs) - call.num_inputs, call.comm, 0)  # fmt: skip
+        first_ref, num_outputs = len(self._records[ChunkKind.REFS]), len(call.refs) - call.num_inputs
+        event = (start, end, call.sequence, 0, first_ref, self._op(func), self._label, self._context, call.flags,
+                 call.num_inputs, num_outputs, call.comm, 0)  # fmt: skip
         self._records[ChunkKind.REFS].extend(call.refs)
         self._records[ChunkKind.EVENTS].append(event)
 
@@ -163,7 +165,7 @@ class PythonRecorder:
             return int(EventFlags.IN_BACKWARD), number if number < 2**63 else -1
         if torch._C._current_graph_task_id() != -1:
             return int(EventFlags.IN_BACKWARD), -1
-        newest = int(torch.autograd._get_sequence_nr()) - 1
+        newest = _next_sequence() - 1
         if newest <= self._last_sequence:
             return 0, -1
         self._last_sequence = newest
@@ -206,7 +208,7 @@ class PythonRecorder:
             layout_id = self._layouts[key] = len(self._layouts) + 1
             payload = np.array(key[:4], "<i4").tobytes() + np.array(key[4:], "<i8").tobytes()
             self.write(TableKind.LAYOUT, layout_id, payload)
-        return (tensor.storage_offset() * itemsize, storage_id, layout_id, arg, element, 0)
+        return (int(tensor.storage_offset()) * itemsize, storage_id, layout_id, arg, element, 0)
 
     def _comm(self, func: Any, given: dict[str, Any]) -> int:
         group = dist.ProcessGroup.unbox(given["process_group"])
@@ -252,11 +254,11 @@ class PythonRecorder:
         future.add_done_callback(done)
 
 
-class _RecordingMode(TorchDispatchMode):
+class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operator to the recorder."""
 
     def __init__(self, recorder: PythonRecorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._recorder = recorder
 
     def __torch_dispatch__(
@@ -269,11 +271,11 @@ class _RecordingMode(TorchDispatchMode):
         return self._recorder.run(func, args, kwargs or {})
 
 
-class _InsideMode(TorchDispatchMode):
+class _InsideMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects what a communication's kernel makes for itself."""
 
     def __init__(self, made: list[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._made = made
 
     def __torch_dispatch__(
@@ -304,9 +306,14 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return []
 
 
+def _next_sequence() -> int:
+    """The number that autograd gives its next node on this thread."""
+    return int(torch._C._autograd._get_sequence_nr())
+
+
 def _backend_sequence(group: dist.ProcessGroup) -> int:
     try:
-        return int(group._get_sequence_number_for_group())
+        return int(group._get_sequence_number_for_group())  # type: ignore[attr-defined]
     except RuntimeError:  # this backend does not count
         return -1
 

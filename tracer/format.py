@@ -1,8 +1,8 @@
-"""The trace file, version 1: what a recorder writes and a reader finds, one file a rank.
+r"""The trace file, version 1: what a recorder writes and a reader finds, one file a rank.
 
 All numbers are little-endian. The file is a header (4096 bytes), then chunks, each in one piece::
 
-    file header   magic "TRUEDAG\\0", version u32, header bytes u32, closed u64 (1: the recorder stopped in good order)
+    file header   magic "TRUEDAG\0", version u32, header bytes u32, closed u64 (1: the recorder stopped in good order)
     chunk         header (64 bytes: `CHUNK`), then `used` bytes of records, then room up to `bytes`
 
 A chunk belongs to one thread and holds records of one kind: events, refs, comms, works (fixed records, the dtypes
@@ -11,9 +11,9 @@ whenever the program ended. Zeros where a chunk could begin mean: nothing more u
 
 An event is an operator of the dispatcher as DESIGN's rule 2 counts them, pure views included; its tensors are
 `num_inputs + num_outputs` refs of the same thread from `first_ref` on; a communication has a comm at `comm - 1`.
-What a communication
-made inside for its own use is among its outputs, with `arg` SCRATCH_ARG. A tensor is a storage, a byte offset and a layout (dtype, sizes, strides). A work says when a communication really ran.
-Times are CLOCK_MONOTONIC in ns. `tracer/native/trace_file.h` is the other side of this page.
+What a communication made inside for its own use is among its outputs, with `arg` SCRATCH_ARG. A tensor is a storage, a
+byte offset and a layout (dtype, sizes, strides). A work says when a communication really ran. Times are
+CLOCK_MONOTONIC in ns. `tracer/native/trace_file.h` is the other side of this page.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def merge_traces(
         CycleError: the operations depend on each other in a circle.
     """
     say = progress or (lambda _: None)
-    paths = sorted(traces_dir.glob("rank-*.trace"))
+    # An empty file is a rank that was killed before it wrote anything: it is missing.
+    paths = [path for path in sorted(traces_dir.glob("rank-*.trace")) if path.stat().st_size > 0]
     if not paths:
         raise MergeError(f"{traces_dir} holds no traces (rank-*.trace): name the folder that a run recorded into")
     say(f"reading {len(paths)} traces")

@@ -33,6 +33,7 @@ class Label:
     phase: str | None = None
     step: int | None = None
     decode_step: int | None = None
+    gradient: str | None = None  # the parameter whose gradient this adds to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class Accesses:
     """Accesses to memory in program order, as columns.
 
     `kind` is READ, UPDATE (a read of what the node then writes), WRITE, FRESH (a write that begins a new storage) or
-    HANDLE (the storage is given to be overwritten: it must exist, its content does not matter).
+    HANDLE (the tensor must exist, its content does not matter: it is overwritten, or only its shape is asked for).
     """
 
     node: NDArray[np.int64]
@@ -108,23 +109,27 @@ def extract_nodes(trace: Trace) -> RankNodes:
         is_view = _views(thread, schemas)
         ranges = (thread.events["flags"] & int(EventFlags.RANGE)) != 0
         num_views += int((is_view & ~ranges).sum())
-        for index in np.flatnonzero(~is_view & ~ranges):
-            rows.append((int(thread.events["start_ns"][index]), place, int(index)))
+        kept = np.flatnonzero(~is_view & ~ranges)
+        rows.extend(zip(thread.events["start_ns"][kept].tolist(), [place] * len(kept), kept.tolist(), strict=True))
     rows.sort()
     builder = _Builder(trace, schemas, forward)
-    for node, (_, place, index) in enumerate(rows):
-        builder.add(node, trace.threads[place], index)
+    for node, (_, thread_place, index) in enumerate(rows):
+        builder.add(node, trace.threads[thread_place], index)
     return builder.finish(num_views)
 
 
 def _views(thread: ThreadTrace, schemas: Mapping[int, OpSchema]) -> NDArray[np.bool_]:
     """Which events are pure views."""
-    by_schema = np.array([False] + [schemas[i].is_view if i in schemas else False for i in range(1, max(schemas, default=0) + 1)])
+    by_schema = np.array(
+        [False] + [schemas[i].is_view if i in schemas else False for i in range(1, max(schemas, default=0) + 1)]
+    )
     events = thread.events
     view: NDArray[np.bool_] = by_schema[events["op"]] if len(events) else np.zeros(0, bool)
     # By observation: an operator that writes nothing and whose results all lie in its arguments' memory.
     storage = thread.refs["storage"]
-    for index in np.flatnonzero(~view & (events["num_outputs"] > 0) & (events["num_inputs"] > 0) & (events["comm"] == 0)):
+    for index in np.flatnonzero(
+        ~view & (events["num_outputs"] > 0) & (events["num_inputs"] > 0) & (events["comm"] == 0)
+    ):
         event = events[index]
         if schemas[int(event["op"])].writes:
             continue
@@ -226,7 +231,7 @@ class _Builder:
         fresh: set[int] = set()
         for offset, storage, layout, arg, *_ in inputs:
             if storage:
-                kind = HANDLE if arg in schema.overwrites else UPDATE if arg in schema.writes else READ
+                kind = HANDLE if arg in schema.unread else UPDATE if arg in schema.writes else READ
                 accesses.append((node, kind, storage, layout, offset))
         for offset, storage, layout, arg, *_ in inputs:
             if storage and arg in schema.writes:
@@ -240,7 +245,7 @@ class _Builder:
                     given.append(layout)
             elif storage and not schema.writes:
                 given.append(layout)
-        self._inputs.append(tuple(ref[2] for ref in inputs if ref[3] not in schema.overwrites))
+        self._inputs.append(tuple(ref[2] for ref in inputs if ref[3] not in schema.unread))
         self._outputs.append(tuple(given))
 
     def _label(self, event: np.void) -> Label:

@@ -74,22 +74,19 @@ def _with_outputs(nodes: RankNodes, named: list[NamedRegion]) -> tuple[Accesses,
     ]
     wanted += [(one.name, one.storage, one.layout, one.offset, end + 1) for one in named if one.role == "parameter"]
     last_step = nodes.labels[-1].step if nodes.labels else None
-    for name, storage, layout, offset, time in wanted:
-        node = len(nodes.op) + len(outputs)
-        outputs.append(Output(name=name, layout=layout, time_ns=time, context=Label(step=last_step)))
+    for name, in_storage, in_layout, at, time in wanted:
+        rows.append((len(nodes.op) + len(outputs), READ, in_storage, in_layout, at))
+        outputs.append(Output(name=name, layout=in_layout, time_ns=time, context=Label(step=last_step)))
         places.append(int(np.searchsorted(access_times, time)))
-        rows.append((node, READ, storage, layout, offset))
     columns = np.array(rows, np.int64).reshape(-1, 5)
     old = nodes.accesses
     parts = (old.node, old.kind, old.storage, old.layout, old.offset)
-    node, kind, storage, layout, offset = (
-        np.insert(part, places, columns[:, i]) for i, part in enumerate(parts)
-    )
+    node, kind, storage, layout, offset = (np.insert(part, places, columns[:, i]) for i, part in enumerate(parts))
     return Accesses(node=node, kind=kind, storage=storage, layout=layout, offset=offset), outputs
 
 
 def _label_gradients(nodes: RankNodes, named: list[NamedRegion]) -> list[Label]:
-    """Label what writes a parameter's gradient, and belongs to no module otherwise, with the parameter's module."""
+    """Name the gradient that a node adds to; where it belongs to no module otherwise, it belongs to the parameter's."""
     layouts = nodes.trace.layouts
     owners: dict[tuple[int, int], NamedRegion] = {}
     for one in named:
@@ -101,9 +98,12 @@ def _label_gradients(nodes: RankNodes, named: list[NamedRegion]) -> list[Label]:
     for i in np.flatnonzero(accesses.kind == WRITE).tolist():
         node = int(accesses.node[i])
         owner = owners.get((int(accesses.storage[i]), int(accesses.offset[i])))
-        if owner is None or labels[node].module is not None or not nodes.in_backward[node]:
+        if owner is None or not nodes.in_backward[node]:
             continue
         if layouts[int(accesses.layout[i])].num_bytes != layouts[owner.layout].num_bytes:
+            continue
+        labels[node] = replace(labels[node], gradient=owner.name)
+        if labels[node].module is not None:
             continue
         module = owner.name.rpartition(".")[0]
         told = modules.get(module, {})

@@ -1,9 +1,9 @@
 """What an operator does to its arguments, from the schema that its trace carries.
 
 The alias annotations of a schema say which arguments it writes and which results are views: `Tensor(a!) self` is
-written, `-> Tensor(a)` shares memory with the argument of the same letter. Two things they do not say are tables here:
-which operators overwrite what they write without reading it first, and what c10d's operators do (theirs carry no
-annotations).
+written, `-> Tensor(a)` shares memory with the argument of the same letter. What they do not say is in tables
+here: which operators overwrite what they write without reading it first, which look at an argument's shape only, and
+what c10d's operators do (theirs carry no annotations).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class OpSchema:
 
     name: str
     writes: frozenset[int]  # arguments written
-    overwrites: frozenset[int]  # arguments written and not read: their old content does not matter
+    unread: frozenset[int]  # arguments whose content does not matter: overwritten, or asked for their shape only
     is_view: bool  # aliases and moves nothing: no node
     fresh: frozenset[int]  # results that are new tensors by contract
 
@@ -30,6 +30,15 @@ _OVERWRITING = frozenset(
     for name in (
         "copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_", "uniform_", "normal_", "random_", "bernoulli_",
         "exponential_", "geometric_", "log_normal_", "cauchy_", "eye_",
+    )
+)  # fmt: skip
+
+# Makes a tensor like another one: looks at its shape, dtype and device.
+_LIKE = frozenset(
+    f"aten::{name}"
+    for name in (
+        "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "empty_like", "full_like", "ones_like",
+        "zeros_like", "rand_like", "randn_like", "randint_like",
     )
 )  # fmt: skip
 
@@ -71,13 +80,13 @@ def parse_schema(text: str, *, name: str, inplace_view: bool) -> OpSchema:
     positions = [i for i, argument in enumerate(arguments) if argument != "*"]
     place = {i: position for position, i in enumerate(positions)}  # the star takes no position
     out = frozenset(i for i in written if i > keyword_only)
-    overwritten = written if name in _OVERWRITING else out
+    unread = written if name in _OVERWRITING else out
     result_letters = [_alias(result) for result in results]
     fresh = frozenset(i for i, (letter, _) in enumerate(result_letters) if letter is None)
     return OpSchema(
         name=name,
         writes=frozenset(place[i] for i in written),
-        overwrites=frozenset(place[i] for i in overwritten),
+        unread=frozenset({0}) if name in _LIKE else frozenset(place[i] for i in unread),
         is_view=inplace_view or (bool(results) and not written and not fresh),
         fresh=fresh,
     )
@@ -89,7 +98,7 @@ def _c10d_schema(name: str) -> OpSchema:
     return OpSchema(
         name=name,
         writes=frozenset(writes),
-        overwrites=frozenset(writes) - frozenset(reads_too),
+        unread=frozenset(writes) - frozenset(reads_too),
         is_view=False,
         fresh=frozenset(),
     )
@@ -127,7 +136,7 @@ def _commas(text: str) -> list[str]:
     return [*parts, last] if last else parts
 
 
-_ALIAS = re.compile(r"^Tensor\(([\w|]+)(!?)(?:\s*->\s*[\w*|]+)?(!?)\)")
+_ALIAS = re.compile(r"^Tensor(?:\[\])?\(([\w|*]+)(!?)(?:\s*->\s*[\w*|]+)?(!?)\)")
 
 
 def _alias(declaration: str) -> tuple[str | None, bool]:

@@ -77,12 +77,12 @@ class ModuleScopes:
     def _enter(self, label: int) -> Callable[[torch.nn.Module, Any], None]:
         set_label = self._engine.set_label
 
-        def enter(module: torch.nn.Module, args: Any) -> None:
+        def enter(_module: torch.nn.Module, _args: Any) -> None:
             self._stack().append(set_label(label))
 
         return enter
 
-    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, _module: torch.nn.Module, _args: Any, _output: Any) -> None:
         stack = self._stack()
         if stack:
             self._engine.set_label(stack.pop())

@@ -114,7 +114,9 @@ def _compile(folder: Path) -> Path:
             verbose=False,
         )
     except Exception as error:  # ninja, the compiler and torch each fail in their own way
-        raise BuildError(f"the native recorder did not compile; record with --recorder python, or mend this:\n{error}") from error
+        raise BuildError(
+            f"the native recorder did not compile; record with --recorder python, or mend this:\n{error}"
+        ) from error
     finally:
         os.environ["PATH"] = path
     return folder / f"{_NAME}.so"

@@ -1,0 +1,194 @@
+"""Reads deployment files, applies overrides, and says what is wrong with them in one message."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from truedag.launch.deployment import Deployment
+from truedag.launch.errors import DeploymentError
+from truedag.parallel.errors import DataError
+from truedag.parallel.text import read_text
+
+_SHIPPED = Path(__file__).parent / "deployments"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those that people write: 1e-5 is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """One ``key.path=value`` of a command line."""
+
+    text: str
+    path: tuple[str, ...]
+    value: object
+
+
+def shipped_deployments() -> dict[str, Path]:
+    """The files that ship with truedag, by name."""
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.yaml"))}
+
+
+def load_deployment(name_or_path: str, overrides: Sequence[str]) -> tuple[Path, Deployment]:
+    """Read a deployment by the name of one that ships or by a file's path; return the file and what it says.
+
+    Raises:
+        DeploymentError: there is no such deployment, or it or an override is wrong.
+    """
+    path = _find(name_or_path)
+    values = _read(path)
+    _resolve_text(values, path.parent)
+    parsed = [_parse_override(text) for text in overrides]
+    for override in parsed:
+        _apply(override, values, path)
+    _resolve_text(values, Path.cwd())
+    try:
+        deployment = Deployment.model_validate(values)
+    except ValidationError as error:
+        raise DeploymentError(_explain(error, path, parsed)) from error
+    try:
+        read_text(deployment.workload.text, sequence_length=deployment.workload.sequence_length)
+    except DataError as error:
+        raise DeploymentError(f"{_origin(('workload', 'text'), path, parsed)}: workload.text: {error}") from error
+    return path, deployment
+
+
+def _find(name_or_path: str) -> Path:
+    shipped = shipped_deployments()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise DeploymentError(f"there is no deployment file {name_or_path}")
+    raise DeploymentError(
+        f"unknown deployment {name_or_path!r}{_did_you_mean(name_or_path, shipped)}; "
+        f"those that ship are {', '.join(shipped)}; a file of your own is named by its path, ending in .yaml"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeploymentError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise DeploymentError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise DeploymentError(f"{path} holds no mapping of keys (name, model, strategy, workload, ...)")
+    return values
+
+
+def _parse_override(text: str) -> Override:
+    key, equals, value = text.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise DeploymentError(f"override {text!r} is not of the form key.path=value, as in model.num_layers=4")
+    try:
+        return Override(text=text, path=tuple(key.split(".")), value=yaml.load(value, Loader=_Loader))  # noqa: S506
+    except yaml.YAMLError as error:
+        raise DeploymentError(f"override {text!r}: the value is no YAML: {error}") from error
+
+
+def _apply(override: Override, values: dict[str, Any], path: Path) -> None:
+    section = values
+    for depth, key in enumerate(override.path[:-1], start=1):
+        inner = section.setdefault(key, {})
+        if not isinstance(inner, dict):
+            where = ".".join(override.path[:depth])
+            valid = _keys_at(override.path[: depth - 1])
+            hint = "" if key in valid else f"; there is no key {where}{_did_you_mean(key, valid)}"
+            raise DeploymentError(
+                f"override {override.text!r}: {where} is {inner!r} in {path} and has no keys: "
+                f"override it as a whole{hint}"
+            )
+        section = inner
+    section[override.path[-1]] = override.value
+
+
+def _resolve_text(values: dict[str, Any], folder: Path) -> None:
+    """Make the text's path absolute: a deployment file means its own folder, a command line the current one."""
+    workload = values.get("workload")
+    if isinstance(workload, dict) and isinstance(workload.get("text"), str):
+        workload["text"] = str((folder / workload["text"]).resolve())
+
+
+def _explain(error: ValidationError, path: Path, overrides: Sequence[Override]) -> str:
+    problems = [_explain_one(details, path, overrides) for details in error.errors(include_url=False)]
+    return problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} things are wrong:", *problems])
+
+
+def _explain_one(details: ErrorDetails, path: Path, overrides: Sequence[Override]) -> str:
+    location = tuple(str(part) for part in details["loc"])
+    key = ".".join(location)
+    origin = _origin(location, path, overrides)
+    match details["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            valid = _keys_at(location[:-1])
+            within = f"in {'.'.join(location[:-1])}" if location[:-1] else "at the top"
+            return (
+                f"{origin}: unknown key {key}{_did_you_mean(location[-1], valid)}; valid {within}: {', '.join(valid)}"
+            )
+        case "missing":
+            return f"{origin}: {key} is missing"
+        case "value_error":
+            message = str(details["ctx"]["error"])
+            return f"{origin}: {key}: {message}" if key else f"{origin}: {message}"
+        case _:
+            return f"{origin}: {key}={details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
+
+
+def _origin(location: tuple[str, ...], path: Path, overrides: Sequence[Override]) -> str:
+    """What to mend: the overrides that say something at or inside the location, else the file."""
+    guilty = [
+        repr(override.text)
+        for override in overrides
+        if override.path[: len(location)] == location or location[: len(override.path)] == override.path
+    ]
+    return f"{'override' if len(guilty) == 1 else 'overrides'} {', '.join(guilty)} of {path}" if guilty else str(path)
+
+
+def _keys_at(location: Iterable[str]) -> list[str]:
+    """The valid keys of the section at a location; none where there is no such section."""
+    section: object = Deployment
+    for key in location:
+        section = _fields(section).get(key)
+    return list(_fields(section))
+
+
+def _fields(section: object) -> Mapping[str, object]:
+    """The fields of a section and their types."""
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return {name: _bare(field.annotation) for name, field in section.model_fields.items()}
+    if isinstance(section, type) and dataclasses.is_dataclass(section):
+        hints = get_type_hints(section)
+        return {field.name: _bare(hints[field.name]) for field in dataclasses.fields(section)}
+    return {}
+
+
+def _bare(annotation: object) -> object:
+    if get_origin(annotation) is Annotated or isinstance(annotation, UnionType):
+        return get_args(annotation)[0]
+    return annotation
+
+
+def _did_you_mean(word: str, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(valid), n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

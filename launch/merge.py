@@ -1,0 +1,56 @@
+"""The flow of `truedag merge`: traces, and what the run's folder around them says, become a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from truedag.launch.deployment import RunRecord
+from truedag.launch.errors import FolderError
+from truedag.launch.run_folder import RunFolder
+
+
+def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], None]) -> dict[str, Any]:
+    """Merge the traces of a folder into a new dataset; return what the merge says of itself.
+
+    Raises:
+        FolderError: there are no traces, or `out` is in the way.
+        TruedagError: the traces do not make one true graph.
+    """
+    if not any(traces.glob("*.trace")):
+        raise FolderError(f"{traces} holds no *.trace files: name the traces folder of a run")
+    _check_free(out, replace=replace)
+    from truedag.tracer.merge import merge_traces
+
+    record = _read_record(RunFolder(root=traces.absolute().parent))
+    if out.exists():
+        shutil.rmtree(out)
+    merged = merge_traces(
+        traces,
+        out,
+        deployment=record.deployment.name if record is not None else None,
+        strategy=record.strategy if record is not None else None,
+        progress=show,
+    )
+    return dataclasses.asdict(merged)
+
+
+def _check_free(out: Path, *, replace: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not replace:
+        raise FolderError(f"{out} is there already: choose another with --out, or replace it with --force")
+    if not (out / "meta.json").is_file():
+        raise FolderError(f"{out} is no dataset of truedag's (it has no meta.json), so --force does not delete it")
+
+
+def _read_record(folder: RunFolder) -> RunRecord | None:
+    try:
+        return RunRecord.model_validate_json(folder.record.read_bytes())
+    except (OSError, ValidationError):
+        return None

@@ -1,0 +1,13 @@
+"""The errors of this package.
+
+StrategyError (ValueError)      a strategy, or a strategy with a model or a batch, that cannot run or would be wrong
+DataError (ValueError)          a text that cannot feed the training asked for
+"""
+
+
+class StrategyError(ValueError):
+    """A parallel strategy breaks a rule; the message says what, why, and the nearest valid choice."""
+
+
+class DataError(ValueError):
+    """A text file is missing or too short; the message says which and how long it must be."""

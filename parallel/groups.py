@@ -1,0 +1,99 @@
+"""The process groups of a strategy: made by megatron-core, checked against the strategy, and told to the tracer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import distributed
+
+from truedag.parallel.strategy import Axis, Strategy
+from truedag.tracer import annotate
+
+_AXIS_OF: dict[str, Axis] = {
+    "tp": "tp",
+    "pp": "pp",
+    "dp": "dp",
+    "ep": "ep",
+    "expt_tp": "etp",
+    "expt_dp": "edp",
+}
+
+# What each of megatron-core's further groups spans. Groups of equal members stay groups of their own.
+_SPANS: dict[str, tuple[Axis, ...]] = {
+    "embd": ("pp",),
+    "pos_embd": ("pp",),
+    "dp_cp": ("dp",),
+    "intra_dp_cp": ("dp",),
+    "intra_expt_dp": ("edp",),
+    "tp_cp": ("tp",),
+    "mp": ("tp", "pp"),
+    "tp_dp_cp": ("tp", "dp"),
+    "tp_ep": ("etp", "ep"),
+    "tp_ep_pp": ("etp", "ep", "pp"),
+    "intra_dist_opt": ("etp", "ep", "edp", "pp"),
+}
+
+
+def init_groups(strategy: Strategy) -> Any:
+    """Make megatron-core's process groups, and say which axis each is. Every rank must call it; it synchronises.
+
+    The default process group must exist. A group over several axes of more than one rank has no axis and is not said,
+    except the dispatcher's group over etp and ep, which counts the tokens of the ep exchange, and the whole world.
+
+    Returns:
+        megatron-core's ProcessGroupCollection of this rank.
+    """
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=strategy.tp,
+        pipeline_model_parallel_size=strategy.pp,
+        expert_model_parallel_size=strategy.ep,
+        expert_tensor_parallel_size=strategy.etp,
+        create_gloo_process_groups=False,
+    )
+    collection = ProcessGroupCollection.use_mpu_process_groups()
+    rank = distributed.get_rank()
+    for field, axis in _AXIS_OF.items():
+        group = getattr(collection, field)
+        members = tuple(distributed.get_process_group_ranks(group))
+        assert members == strategy.group_of(axis, rank), f"megatron-core's {axis} group of rank {rank} is {members}"
+    _annotate(collection, strategy, rank)
+    return collection
+
+
+def destroy_groups() -> None:
+    """Take megatron-core's process groups away. Every rank must call it."""
+    parallel_state.destroy_model_parallel()
+
+
+def _annotate(collection: Any, strategy: Strategy, rank: int) -> None:
+    for field, axis in _AXIS_OF.items():
+        annotate.group(getattr(collection, field), axis)
+    annotate.group(collection.cp, "cp")
+    for field, axes in _SPANS.items():
+        group = getattr(collection, field)
+        if group is None or group is distributed.GroupMember.NON_GROUP_MEMBER:
+            continue
+        wide = [axis for axis in axes if strategy.size(axis) > 1]
+        if field == "tp_ep" and "ep" in wide:
+            wide = ["ep"]
+        if len(wide) <= 1:
+            annotate.group(group, wide[0] if wide else axes[0])
+    world = distributed.group.WORLD
+    if world is not None:
+        annotate.group(world, "world")
+    annotate.rank(**strategy.coordinates(rank))
+
+
+def is_first_stage(collection: Any) -> bool:
+    """Return whether this rank is on the first pipeline stage."""
+    stage: int = collection.pp.rank()
+    return stage == 0
+
+
+def is_last_stage(collection: Any) -> bool:
+    """Return whether this rank is on the last pipeline stage."""
+    stage: int = collection.pp.rank()
+    last: int = collection.pp.size() - 1
+    return stage == last

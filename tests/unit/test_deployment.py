@@ -1,0 +1,178 @@
+"""Deployment files, overrides, and what is said when they are wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from truedag.launch.deployment import Deployment
+from truedag.launch.deployment_file import load_deployment, shipped_deployments
+from truedag.launch.errors import DeploymentError
+from truedag.parallel.strategy import Strategy
+
+DEMO = "moe-10b-tp2-ep2-pp2-cpu"
+
+
+def load(*overrides: str, deployment: str | Path = DEMO) -> Deployment:
+    return load_deployment(str(deployment), overrides)[1]
+
+
+def message(*overrides: str, deployment: str | Path = DEMO) -> str:
+    with pytest.raises(DeploymentError) as caught:
+        load(*overrides, deployment=deployment)
+    return str(caught.value)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text("words " * 50)
+    path = tmp_path / "small.yaml"
+    values = {
+        "name": "small",
+        "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2},
+        "strategy": {"tp": 1, "pp": 2},
+        "workload": {"text": "text.txt", "global_batch_size": 4, "sequence_length": 16},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("name", shipped_deployments())
+def test_what_ships_is_valid_and_named_like_its_file(name: str) -> None:
+    path, deployment = load_deployment(name, [])
+    assert deployment.name == name == path.stem
+    assert deployment.description
+
+
+def test_the_demo_is_the_second_row_of_the_deployments_at_its_real_width() -> None:
+    demo = load()
+    assert (demo.model.num_layers, demo.model.num_experts, demo.model.hidden_size) == (16, 16, 512)
+    assert (demo.model.num_attention_heads, demo.model.kv_channels, demo.model.expert_hidden_size) == (16, 32, 1024)
+    assert demo.strategy == Strategy(tp=2, pp=2, dp=2, ep=2, etp=1)
+    assert demo.world_size == 8
+    assert demo.workload.num_microbatches(demo.strategy.dp) >= 4
+    assert 0 < demo.trace.step < demo.workload.steps
+
+
+def test_a_file_of_ones_own_is_read_and_its_text_found_beside_it(small: Path) -> None:
+    deployment = load(deployment=small)
+    assert deployment.workload.text == small.parent / "text.txt"
+    assert deployment.world_size == 2
+
+
+def test_an_override_replaces_a_value_and_keeps_the_others() -> None:
+    demo = load("model.num_layers=4", "trace.recorder=python", "backend.threads=2", "model.norm_epsilon=1e-6")
+    assert demo.model.num_layers == 4
+    assert demo.model.num_experts == 16
+    assert demo.trace.recorder == "python"
+    assert demo.backend.threads == 2
+    assert demo.model.norm_epsilon == 1e-6
+
+
+def test_an_overridden_text_is_looked_for_where_the_command_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("my own words " * 20)
+    monkeypatch.chdir(tmp_path)
+    assert load("workload.text=mine.txt").workload.text == tmp_path / "mine.txt"
+
+
+@pytest.mark.parametrize(
+    ("notation", "expected"),
+    [
+        ("TP2-PP2-DP2-EP2-ETP1", Strategy(tp=2, pp=2, dp=2, ep=2, etp=1)),
+        ("EP2-TP2-PP2-DP1", Strategy(tp=2, pp=2, dp=2, ep=2, etp=2, notation="orthogonal")),
+        ("{tp: 2, dp: 2, ep: 2}", Strategy(tp=2, dp=2, ep=2)),
+    ],
+)
+def test_a_strategy_is_a_notation_or_sizes(notation: str, expected: Strategy) -> None:
+    assert load(f"strategy={notation}").strategy == expected
+
+
+def test_a_deployment_survives_the_run_record() -> None:
+    demo = load()
+    assert Deployment.model_validate_json(demo.model_dump_json()) == demo
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.num_layer=4"], "unknown key model.num_layer (did you mean num_layers"),
+        (["modle.num_layers=4"], "unknown key modle (did you mean model?)"),
+        (["strategy={tp: 2}", "strategy.ppp=2"], "unknown key strategy.ppp (did you mean pp"),
+        (["model.num_layers=sixteen"], "model.num_layers='sixteen': input should be a valid integer"),
+        (["model.activation=tanh"], "model.activation='tanh': input should be 'gelu' or 'swiglu'"),
+        (["model.num_layers=0"], "num_layers must be at least 1"),
+        (["ranks=6"], "needs 8 ranks, there are 6"),
+        (["strategy=TP2-PP3-DP2-EP2-ETP1"], "num_layers=16 is no multiple of PP3"),
+        (["strategy=TP2-PP2-DP2-EP3-ETP1"], "do not divide the 4 ranks of a stage"),
+        (["strategy=TP2-QQ2"], "'QQ2' is not an axis"),
+        (["strategy.tp=4"], "strategy is 'TP2-PP2-DP2-EP2-ETP1'"),
+        (["trace.step=2"], "the run has steps 0 to 1"),
+        (["workload.text=nowhere.txt"], "the training text cannot be read"),
+        (["model.num_layers"], "is not of the form key.path=value"),
+        (["=4"], "is not of the form key.path=value"),
+        (["model.num_layers=["], "the value is no YAML"),
+        (["name=../elsewhere"], "name='../elsewhere'"),
+    ],
+)
+def test_a_wrong_override_is_named_with_the_key(overrides: list[str], expected: str, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    said = message(*overrides)
+    assert expected in said
+    assert repr(overrides[-1]) in said
+
+
+def test_a_text_shorter_than_a_sequence_is_refused(small: Path) -> None:
+    (small.parent / "text.txt").write_text("sixteen letters.")
+    assert "has 16 bytes; sequence_length=16 needs 17" in message(deployment=small)
+
+
+def test_what_is_wrong_in_the_file_names_the_file(small: Path) -> None:
+    small.write_text(small.read_text().replace("num_layers: 2", "num_layers: 2\n  colour: red"))
+    assert message(deployment=small).startswith(f"{small}: unknown key model.colour")
+
+
+def test_a_missing_key_is_named(small: Path) -> None:
+    small.write_text(small.read_text().replace("num_layers: 2", ""))
+    assert f"{small}: model.num_layers is missing" in message(deployment=small)
+
+
+def test_several_faults_come_in_one_message() -> None:
+    said = message("model.num_layer=4", "backend.threads=many")
+    assert said.startswith("2 things are wrong:")
+    assert "model.num_layer" in said
+    assert "backend.threads" in said
+
+
+def test_an_unknown_deployment_names_the_nearest_and_all_that_ship() -> None:
+    said = message(deployment="moe-10b-tp2-ep2-cpu")
+    assert f"did you mean {DEMO}?" in said
+    assert "unknown deployment" in said
+
+
+@pytest.mark.parametrize(("content", "expected"), [("- a\n- b\n", "no mapping"), ("a: [", "is no YAML")])
+def test_a_file_that_is_no_deployment_is_refused(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    assert expected in message(deployment=path)
+
+
+def test_a_path_without_a_file_is_refused() -> None:
+    assert "there is no deployment file nowhere.yaml" in message(deployment="nowhere.yaml")
+
+
+SECTIONS = ["", "model.", "strategy.", "workload.", "backend.", "trace."]
+
+
+@given(section=st.sampled_from(SECTIONS), key=st.from_regex(r"[a-z][a-z_]{0,12}", fullmatch=True))
+def test_a_key_that_no_section_has_is_always_named(section: str, key: str) -> None:
+    unknown = f"{section}{key}_x"
+    said = message("strategy={tp: 2, pp: 2, dp: 2, ep: 2}", f"{unknown}=1")
+    assert re.search(rf"unknown key {re.escape(unknown)}\b", said)

@@ -1,0 +1,88 @@
+"""Which rank a failed run is blamed on, told from what the ranks and torchrun left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from truedag.launch.failure import describe_failure, describe_timeout
+from truedag.launch.rank_state import Phase, RankError, RankState
+from truedag.launch.run_folder import RunFolder
+from truedag.launch.torchrun import read_exit_codes
+
+TORCHRUN_LOG = """\
+Failures:
+[1]:
+  time      : 2026-01-01_00:00:00
+  host      : here
+  rank      : 0 (local_rank: 0)
+  exitcode  : {other} (pid: 100)
+  error_file: <N/A>
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-01-01_00:00:00
+  host      : here
+  rank      : 1 (local_rank: 1)
+  exitcode  : {first} (pid: 101)
+  error_file: <N/A>
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(root=tmp_path / "out")
+    made.make(replace=False)
+    made.torchrun_log.write_text("")
+    return made
+
+
+def put_state(folder: RunFolder, rank: int, *, phase: Phase = "recorded step", failed_at_ns: int | None = None) -> None:
+    error = None
+    if failed_at_ns is not None:
+        error = RankError(message=f"Error of {rank}", traceback=f"Traceback of {rank}\n", time_ns=failed_at_ns)
+    state = RankState(rank=rank, pid=100 + rank, phase=phase, coordinates={"tp": rank, "pp": 0}, error=error)
+    state.write(folder.state(rank))
+
+
+def test_torchruns_root_cause_comes_first(folder: RunFolder) -> None:
+    folder.torchrun_log.write_text(TORCHRUN_LOG.format(other=-15, first=-9))
+    assert list(read_exit_codes(folder.torchrun_log).items()) == [(1, -9), (0, -15)]
+
+
+def test_the_earliest_error_is_to_blame(folder: RunFolder) -> None:
+    put_state(folder, 0, failed_at_ns=200)
+    put_state(folder, 1, failed_at_ns=100)
+    said = describe_failure(folder, 2)
+    assert said.startswith("rank 1 (tp=1 pp=0) failed in phase 'recorded step': Error of 1\nTraceback of 1\n")
+    assert "Traceback of 0" not in said
+
+
+def test_a_killed_rank_is_to_blame_for_the_errors_of_its_peers(folder: RunFolder) -> None:
+    put_state(folder, 0, failed_at_ns=100)
+    put_state(folder, 1)
+    folder.torchrun_log.write_text(TORCHRUN_LOG.format(other=1, first=-11))
+    assert describe_failure(folder, 2).startswith("rank 1 (tp=1 pp=0) was killed by SIGSEGV in phase 'recorded step'")
+
+
+def test_a_rank_that_ended_before_it_could_say_why_shows_what_it_printed(folder: RunFolder) -> None:
+    folder.torchrun_log.write_text(TORCHRUN_LOG.format(other=-15, first=1))
+    folder.log(1).write_text("the last words\n")
+    assert describe_failure(folder, 2).startswith("rank 1 ended with exit code 1:\nthe last words\n")
+
+
+def test_torchruns_own_failure_shows_what_it_printed(folder: RunFolder) -> None:
+    folder.torchrun_log.write_text("no free port\n")
+    said = describe_failure(folder, 2)
+    assert said.startswith("torchrun ended before the 2 ranks did:\nno free port\n")
+    assert "Nothing had been recorded" in said
+
+
+def test_a_timeout_says_where_the_ranks_were(folder: RunFolder) -> None:
+    put_state(folder, 0, phase="building")
+    folder.trace(0).write_bytes(b"recorded")
+    folder.trace(1).write_bytes(b"")
+    said = describe_timeout(folder, 2, 30.0)
+    assert "after 30 s" in said
+    assert "1 in building, 1 in starting" in said
+    assert "What 1 of 2 ranks had recorded is kept" in said

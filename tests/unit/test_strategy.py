@@ -1,0 +1,207 @@
+"""The strategy's arithmetic: what must hold of any, what the shipped deployments say, and what megatron-core makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from truedag.parallel.errors import StrategyError
+from truedag.parallel.strategy import AXES, Strategy, parse_strategy
+
+DENSE = ("tp", "dp", "pp")
+EXPERT = ("etp", "ep", "edp", "pp")
+
+
+@some.composite
+def folded(draw: some.DrawFn) -> Strategy:
+    tp, pp, dp = (draw(some.integers(1, 4)) for _ in range(3))
+    etp = draw(some.sampled_from([size for size in range(1, tp * dp + 1) if tp * dp % size == 0]))
+    rest = tp * dp // etp
+    ep = draw(some.sampled_from([size for size in range(1, rest + 1) if rest % size == 0]))
+    return Strategy(tp=tp, pp=pp, dp=dp, ep=ep, etp=etp)
+
+
+@some.composite
+def orthogonal(draw: some.DrawFn) -> Strategy:
+    ep, tp, pp, dp = (draw(some.integers(1, 4)) for _ in range(4))
+    return parse_strategy(f"EP{ep}-TP{tp}-PP{pp}-DP{dp}")
+
+
+any_strategy = folded() | orthogonal()
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
+
+
+@given(any_strategy)
+def test_the_groups_of_an_axis_partition_the_ranks(strategy: Strategy) -> None:
+    for axis in AXES:
+        groups = strategy.groups(axis)
+        assert sorted(rank for group in groups for rank in group) == list(range(strategy.world_size))
+        assert {len(group) for group in groups} == {strategy.size(axis)}
+
+
+@given(any_strategy)
+def test_the_ranks_of_a_group_differ_on_its_axis_alone(strategy: Strategy) -> None:
+    for axes in (DENSE, EXPERT):
+        for axis in axes:
+            for group in strategy.groups(axis):
+                places = [strategy.coordinates(rank) for rank in group]
+                assert [place[axis] for place in places] == list(range(strategy.size(axis)))
+                for other in set(axes) - {axis}:
+                    assert len({place[other] for place in places}) == 1
+
+
+@given(any_strategy)
+def test_coordinates_and_ranks_are_inverse(strategy: Strategy) -> None:
+    for rank in range(strategy.world_size):
+        place = strategy.coordinates(rank)
+        assert strategy.rank_at({axis: place[axis] for axis in DENSE}) == rank
+        assert strategy.rank_at({axis: place[axis] for axis in EXPERT}) == rank
+
+
+@given(any_strategy)
+def test_both_factorings_cover_the_same_stage(strategy: Strategy) -> None:
+    assert strategy.etp * strategy.ep * strategy.edp * strategy.pp == strategy.world_size
+    for rank in range(strategy.world_size):
+        assert strategy.coordinates(rank)["pp"] == rank // strategy.stage_size
+
+
+@given(any_strategy)
+def test_a_printed_strategy_reads_back(strategy: Strategy) -> None:
+    assert parse_strategy(str(strategy)) == strategy
+
+
+@given(any_strategy, some.integers(1, 3), some.integers(1, 3))
+def test_an_expert_is_on_the_ranks_that_hold_it(strategy: Strategy, layers: int, experts: int) -> None:
+    num_layers, num_experts = layers * strategy.pp, experts * strategy.ep
+    for layer in range(num_layers):
+        for expert in range(num_experts):
+            holders = [
+                rank
+                for rank in range(strategy.world_size)
+                if layer in strategy.layers_of_stage(num_layers, strategy.coordinates(rank)["pp"])
+                and expert in strategy.experts_of_rank(num_experts, rank)
+            ]
+            assert strategy.ranks_of_expert(num_layers, num_experts, layer, expert) == holders
+            assert len(holders) == strategy.etp * strategy.edp
+
+
+def test_the_two_notations_are_told_apart() -> None:
+    folded_strategy = parse_strategy("TP2-PP2-DP2-EP2-ETP1")
+    assert (folded_strategy.world_size, folded_strategy.dp, folded_strategy.edp) == (8, 2, 2)
+    assert folded_strategy.notation == "folded"
+    orthogonal_strategy = parse_strategy("EP2-TP2-PP2")
+    assert (orthogonal_strategy.world_size, orthogonal_strategy.dp, orthogonal_strategy.etp) == (8, 2, 2)
+    assert orthogonal_strategy.notation == "orthogonal"
+    assert orthogonal_strategy.describe() == (
+        "EP2-TP2-PP2-DP1 (orthogonal, 8 ranks): dense TP=2 DP=2, experts ETP=2 EP=2 EDP=1, PP=2"
+    )
+
+
+def test_moe_30b_in_megatron_terms() -> None:
+    strategy = parse_strategy("EP64-TP8-PP2-DP2")
+    assert (strategy.world_size, strategy.etp, strategy.edp, strategy.dp) == (2048, 8, 2, 128)
+    assert strategy.coordinates(1023)["pp"] == 0
+    assert strategy.coordinates(1024)["pp"] == 1
+
+
+def test_moe_10b_folded_on_four_ranks() -> None:
+    strategy = parse_strategy("TP2-PP2-EP2-ETP1")
+    assert strategy.world_size == 4
+    assert strategy.ranks_of_expert(16, 16, 0, 0) + strategy.ranks_of_expert(16, 16, 15, 0) == [0, 2]
+    assert strategy.ranks_of_expert(16, 16, 0, 8) + strategy.ranks_of_expert(16, 16, 15, 15) == [1, 3]
+
+
+def test_llama_70b_has_twenty_layers_on_each_stage() -> None:
+    strategy = parse_strategy("TP2-PP4")
+    assert strategy.world_size == 8
+    assert [strategy.layers_of_stage(80, strategy.coordinates(rank)["pp"]).start for rank in range(8)] == [
+        0,
+        0,
+        20,
+        20,
+        40,
+        40,
+        60,
+        60,
+    ]
+
+
+def test_moe_30b_on_eight_stages_has_each_expert_on_two_neighbours() -> None:
+    strategy = parse_strategy("EP64-TP2-PP8")
+    assert strategy.world_size == 1024
+    for expert in (0, 1, 63):
+        assert strategy.ranks_of_expert(16, 64, 2, expert) == [128 + 2 * expert, 128 + 2 * expert + 1]
+
+
+@pytest.mark.parametrize(
+    ("notation", "says"),
+    [
+        ("TP2-XX2", "'XX2' is not an axis"),
+        ("TP2-CP2", "'CP2' is not an axis"),
+        ("TP", "'TP' is not an axis"),
+        ("", "'' is not an axis"),
+        ("TP2-TP4", "TP is named twice"),
+        ("TP0", "tp=0"),
+        ("TP2-DP2-EP3-ETP1", "nearest valid: EP2-ETP1"),
+        ("TP2-DP1-EP2-ETP2", "nearest valid: EP1-ETP2"),
+    ],
+)
+def test_a_strategy_that_is_none_is_refused(notation: str, says: str) -> None:
+    with pytest.raises(StrategyError) as refusal:
+        parse_strategy(notation)
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize("rank", [-1, 8])
+def test_a_rank_outside_the_world_is_refused(rank: int) -> None:
+    with pytest.raises(StrategyError, match="ranks 0 to 7"):
+        parse_strategy("TP2-PP2-DP2").coordinates(rank)
+
+
+COMPARED = {
+    "TP2-PP2-DP2-EP2-ETP1": range(8),
+    "EP2-TP2-PP2-DP1": range(8),
+    "TP2-PP1-DP4-EP4-ETP2": range(8),
+    "TP1-PP3-DP4-EP2-ETP1": range(12),
+    "TP4-PP2-DP3-EP3-ETP2": range(24),
+    "TP2-PP4": range(8),
+    "EP64-TP8-PP2-DP2": (0, 777, 2047),
+}
+FIELD_OF = {"tp": "tp", "pp": "pp", "dp": "dp", "ep": "ep", "etp": "expt_tp", "edp": "expt_dp"}
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, list[dict[str, Any]]]:
+    script = Path(__file__).with_name("megatron_groups.py")
+    questions = [f"{notation}={','.join(map(str, ranks))}" for notation, ranks in COMPARED.items()]
+    run = subprocess.run(
+        [sys.executable, str(script), *questions], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    made: dict[str, list[dict[str, Any]]] = json.loads(run.stdout)
+    return made
+
+
+@pytest.mark.parametrize("notation", COMPARED)
+def test_every_group_is_megatron_cores(notation: str, answers: dict[str, list[dict[str, Any]]]) -> None:
+    strategy = parse_strategy(notation)
+    for answer in answers[notation]:
+        for axis in AXES:
+            made = answer[FIELD_OF[axis]]
+            assert tuple(made["ranks"]) == strategy.group_of(axis, answer["rank"])
+            assert made["axis"] == axis
+        assert answer["coordinates"] == strategy.coordinates(answer["rank"])
+
+
+def test_groups_beside_the_axes_are_said_where_they_span_one(answers: dict[str, list[dict[str, Any]]]) -> None:
+    said = {field: answers["TP2-PP2-DP2-EP2-ETP1"][0][field]["axis"] for field in ("mp", "embd", "tp_ep", "dp_cp")}
+    assert said == {"mp": None, "embd": "pp", "tp_ep": "ep", "dp_cp": "dp"}
+    assert answers["TP1-PP3-DP4-EP2-ETP1"][0]["mp"]["axis"] == "pp"

@@ -1,0 +1,126 @@
+"""Trace files: both sides of the format agree, a cut file is read as far as it goes, a broken one is refused."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from truedag.tracer import format as layout
+from truedag.tracer.errors import RecordError, TraceError
+from truedag.tracer.native.build import load_recorder
+from truedag.tracer.recording import record
+from truedag.tracer.trace import read_trace
+
+
+def record_something(path: Path) -> None:
+    with record(path, synchronize=False):
+        torch.ones(4).add_(1).sum()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("trace") / "rank-00000.trace"
+    record_something(path)
+    return path.read_bytes()
+
+
+def test_native_and_python_layouts_are_the_same() -> None:
+    assert load_recorder().sizes() == {
+        "event": layout.EVENT.itemsize,
+        "ref": layout.REF.itemsize,
+        "comm": layout.COMM.itemsize,
+        "work": layout.WORK.itemsize,
+        "chunk": layout.CHUNK.itemsize,
+        "file": layout.FILE_HEADER_BYTES,
+    }
+
+
+def test_a_recording_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "rank-00000.trace"
+    record_something(path)
+    trace = read_trace(path)
+    assert trace.closed
+    (thread,) = [thread for thread in trace.threads if len(thread.events)]
+    assert [trace.ops[int(op)]["name"] for op in thread.events["op"]] == ["aten::ones", "aten::add_", "aten::sum"]
+    assert (thread.events["end_ns"] >= thread.events["start_ns"]).all()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "rank-00000.trace"
+    record_something(path)
+    before = path.read_bytes()
+    for recorder in ("native", "python"):
+        with pytest.raises(RecordError, match="exists"), record(path, recorder=recorder, synchronize=False):
+            pass
+    assert path.read_bytes() == before
+
+
+def test_another_version_is_named(recorded: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "old.trace"
+    path.write_bytes(recorded[:8] + np.array([99], "<u4").tobytes() + recorded[12:])
+    with pytest.raises(TraceError, match="version 99"):
+        read_trace(path)
+
+
+def test_something_else_is_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "notes.trace"
+    path.write_text("hello")
+    with pytest.raises(TraceError, match="no truedag trace"):
+        read_trace(path)
+    with pytest.raises(TraceError, match="cannot read"):
+        read_trace(tmp_path / "absent.trace")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_bytes_are_read_or_refused(
+    recorded: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "rank.trace"
+    content = bytearray(recorded)
+    used = layout.FILE_HEADER_BYTES + 70_000
+    for place in data.draw(st.lists(st.integers(0, used), max_size=6)):
+        content[min(place, len(content) - 1)] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    path.write_bytes(content[:cut] if data.draw(st.booleans()) else content)
+    try:
+        read_trace(path)
+    except TraceError:
+        pass
+    finally:
+        path.unlink()
+
+
+def _record_until_killed(path: Path, ready: Path) -> None:
+    with record(path, synchronize=False):
+        total = torch.zeros(4)
+        for i in range(10**9):
+            total.add_(1)
+            if i == 20_000:
+                ready.touch()
+
+
+def test_a_killed_process_loses_no_completed_record(tmp_path: Path) -> None:
+    path, ready = tmp_path / "rank-00000.trace", tmp_path / "ready"
+    child = multiprocessing.get_context("spawn").Process(target=_record_until_killed, args=(path, ready))
+    child.start()
+    deadline = time.monotonic() + 60
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    trace = read_trace(path)
+    assert not trace.closed
+    events = trace.threads[0].events
+    assert len(events) > 20_000
+    names = [trace.ops[int(op)]["name"] for op in events["op"]]
+    assert names[0] == "aten::zeros"
+    assert set(names[1:]) == {"aten::add_"}
