@@ -71,9 +71,8 @@ def _run(deployment: Deployment, folder: RunFolder, reporter: _Reporter) -> None
     place = deployment.strategy.coordinates(rank)
     reporter.state.coordinates = {str(axis): at for axis, at in place.items()}
     torch.set_num_threads(deployment.backend.threads)
-    distributed.init_process_group(
-        deployment.backend.name, timeout=timedelta(seconds=deployment.backend.collective_timeout_s)
-    )
+    timeout = timedelta(seconds=deployment.backend.collective_timeout_s)
+    distributed.init_process_group(deployment.backend.name, timeout=timeout)
     reporter.enter("building")
     trainer = build_trainer(
         deployment.model,
@@ -81,6 +80,7 @@ def _run(deployment: Deployment, folder: RunFolder, reporter: _Reporter) -> None
         deployment.workload,
         text=deployment.workload.text,
         device=torch.device("cpu"),
+        timeout=timeout,
     )
     for step in range(deployment.workload.steps):
         _step(step, trainer, deployment, folder, reporter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from megatron.core import parallel_state
@@ -36,11 +37,15 @@ _SPANS: dict[str, tuple[Axis, ...]] = {
 }
 
 
-def init_groups(strategy: Strategy) -> Any:
+def init_groups(strategy: Strategy, timeout: timedelta) -> Any:
     """Make megatron-core's process groups, and say which axis each is. Every rank must call it; it synchronises.
 
-    The default process group must exist. A group over several axes of more than one rank has no axis and is not said,
-    except the dispatcher's group over etp and ep, which counts the tokens of the ep exchange, and the whole world.
+    The default process group must exist. A group over several axes is said to be those of more than one rank; but the
+    dispatcher's group over etp and ep, which counts the tokens of the ep exchange, is said to be ep.
+
+    Args:
+        strategy: what the groups are for.
+        timeout: how long an operation on any of them may take.
 
     Returns:
         megatron-core's ProcessGroupCollection of this rank.
@@ -51,6 +56,7 @@ def init_groups(strategy: Strategy) -> Any:
         expert_model_parallel_size=strategy.ep,
         expert_tensor_parallel_size=strategy.etp,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=timeout / timedelta(minutes=1),
     )
     collection = ProcessGroupCollection.use_mpu_process_groups()
     rank = distributed.get_rank()
@@ -78,8 +84,7 @@ def _annotate(collection: Any, strategy: Strategy, rank: int) -> None:
         wide = [axis for axis in axes if strategy.size(axis) > 1]
         if field == "tp_ep" and "ep" in wide:
             wide = ["ep"]
-        if len(wide) <= 1:
-            annotate.group(group, wide[0] if wide else axes[0])
+        annotate.group(group, *(wide or axes[:1]))
     world = distributed.group.WORLD
     if world is not None:
         annotate.group(world, "world")

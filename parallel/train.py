@@ -13,6 +13,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,13 @@ class StepResult:
 
 
 def build_trainer(
-    model: ModelConfig, strategy: Strategy, training: TrainingConfig, *, text: Path, device: torch.device
+    model: ModelConfig,
+    strategy: Strategy,
+    training: TrainingConfig,
+    *,
+    text: Path,
+    device: torch.device,
+    timeout: timedelta = timedelta(minutes=30),
 ) -> Trainer:
     """Build this rank's part of a training run. Every rank must call it; it synchronises.
 
@@ -71,6 +78,7 @@ def build_trainer(
         training: batch, sequence and optimizer.
         text: a file whose bytes are the tokens.
         device: where this rank computes.
+        timeout: how long an operation on any of the strategy's process groups may take.
 
     Raises:
         StrategyError: the strategy does not fit the ranks, the model or the batch.
@@ -81,7 +89,7 @@ def build_trainer(
     if device.type == "cpu":
         adapter.install()
     try:
-        return Trainer(model, strategy, training, text=text, device=device, adapter=adapter)
+        return Trainer(model, strategy, training, text=text, device=device, timeout=timeout, adapter=adapter)
     except BaseException:
         adapter.remove()
         raise
@@ -98,13 +106,14 @@ class Trainer:
         *,
         text: Path,
         device: torch.device,
+        timeout: timedelta,
         adapter: CpuAdapter,
     ) -> None:
         self.model = model
         self.strategy = strategy
         self.training = training
         self._adapter = adapter
-        self.groups: Any = init_groups(strategy)
+        self.groups: Any = init_groups(strategy, timeout)
         if device.type != "cpu":
             random.model_parallel_cuda_manual_seed(model.seed)
         self._batches = TextBatches(
@@ -194,6 +203,9 @@ class Trainer:
         for layer in chunk.decoder.layers:
             number = layer.layer_number - 1
             annotate.module(layer, name=layer_name(number), layer=number)
+            if hasattr(layer.mlp, "experts"):  # what the MoE layer does itself is moving tokens
+                annotate.module(layer.mlp, category="routing")
+                annotate.module(layer.mlp.experts, category="computation")
             experts = getattr(getattr(layer.mlp, "experts", None), "local_experts", ())
             for index, expert in enumerate(experts):
                 expert_number = layer.mlp.local_expert_indices[index]

@@ -71,7 +71,7 @@ class Registry:
     """All that was said in this process."""
 
     def __init__(self) -> None:
-        self.axes: dict[str, Axis] = {}
+        self.axes: dict[str, str] = {}  # by group name; several axes joined by +
         self.coordinates: dict[str, int] = {}
         self.modules: weakref.WeakKeyDictionary[torch.nn.Module, ModuleLabel] = weakref.WeakKeyDictionary()
         self.tensors: list[NamedTensor] = []
@@ -95,12 +95,12 @@ _NOTHING_SAID = Context()
 REGISTRY = Registry()
 
 
-def group(process_group: ProcessGroup, axis: Axis) -> None:
-    """Say which axis of the parallel strategy a process group is. Local; any rank of the group; does not synchronise.
+def group(process_group: ProcessGroup, *axes: Axis) -> None:
+    """Say which axis of the parallel strategy a process group is, or which axes it spans together.
 
-    A group that serves two axes (tp and etp of one size, say) keeps the axis said first.
+    Local; any rank of the group may say it; does not synchronise. What is said first of a group stays.
     """
-    REGISTRY.axes.setdefault(process_group.group_name, axis)
+    REGISTRY.axes.setdefault(process_group.group_name, "+".join(axes))
 
 
 def rank(**coordinates: int) -> None:

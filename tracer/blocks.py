@@ -5,7 +5,7 @@ An operator's role is what it is to the tokens' way through a layer: `experts` c
 layers and phases come from labels that the program told; nothing is added that was not observed.
 
 Ranks of a stage and microbatches run the same blocks (a block is a layer in a phase), so their segments are folded
-together: by block, role, and how many of the block's communications came before. Whether the microbatches really are
+together: by block, role, and how many communications and changes of role the program has passed in it. Whether the microbatches really are
 alike is looked at, not assumed. Where that fold has a cycle, steps and then microbatches are kept apart, and at last
 every segment for itself, which is always a DAG.
 """
@@ -13,8 +13,9 @@ every segment for itself, which is always a DAG.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
 
 from truedag.tracer.errors import GraphError
@@ -28,9 +29,9 @@ _PART = (*BLOCK, "role", "what", "place", "experts", "passed")
 _LADDER: tuple[tuple[str, Sequence[str]], ...] = (
     ("ranks and microbatches", _PART),
     ("ranks and microbatches", (*_PART, "occurrence")),
-    ("ranks and microbatches of a step", (*_PART, "occurrence", "step", "decode_step")),
-    ("ranks", (*_PART, "occurrence", *_CALL)),
-    ("nothing but a rank's segments", ("fold",)),
+    ("ranks and microbatches of a step", (*_PART, "step", "decode_step")),
+    ("ranks", (*_PART, *_CALL)),
+    ("ranks", (*_PART, *_CALL, "occurrence")),
 )
 
 
@@ -45,7 +46,7 @@ class Blocks:
         edges: the dataset's data and p2p edges.
         folded: what is folded together, in words.
         num_microbatches: how many microbatches are folded together.
-        num_unlike: how many of them differ in their nodes, operators or edges from the first.
+        num_unlike: how many of them pass other folded nodes or edges than the first.
     """
 
     fold: Fold
@@ -64,7 +65,8 @@ def fold_blocks(graph: Graph) -> Blocks:
     """
     participants = graph.participants.collect()
     groups = graph.groups.select(pl.col("group").cast(pl.Int64), "axis").collect()
-    edges = graph.edges.filter(pl.col("kind") != "order").collect()
+    all_edges = graph.edges.collect()
+    edges = all_edges.filter(pl.col("kind") != "order")
     first_group = participants.group_by("node").agg(
         pl.col("group").first().cast(pl.Int64), lead=pl.col("rank").min().cast(pl.Int64)
     )
@@ -74,37 +76,30 @@ def fold_blocks(graph: Graph) -> Blocks:
         .join(groups, on="group", how="left")
         .with_columns(lead=pl.coalesce("lead", pl.col("rank").cast(pl.Int64)))
     )
-    nodes = _add_parts(_add_where(_add_role(nodes)), participants)
+    nodes = _add_parts(_add_where(_add_role(nodes)), all_edges)
     fine = fold(nodes, edges, participants, [*_CALL, *_PART, "group", "lead"])
-    scope = [*_CALL, *_PART, "group", "lead"]
-    counted = fine.nodes.with_columns(occurrence=pl.int_range(pl.len()).over(["kind", *scope]))
-    fine = Fold(nodes=counted, edges=fine.edges, members=fine.members, num_inner_edges=fine.num_inner_edges)
+    # What ran outside all phases is of one part only if it is of the same operators.
+    of_ops = pl.when(pl.col("phase").is_null() & pl.col("what").is_null()).then(pl.col("ops").list.join(" "))
+    segments = fine.nodes.with_columns(
+        what=of_ops.otherwise("what"), occurrence=pl.int_range(pl.len()).over("kind", *_CALL, *_PART, "group", "lead")
+    )
+    folded, coarse = _coarsen(replace(fine, nodes=segments))
+    times = _communication_times(coarse, participants)
+    coarse = replace(coarse, nodes=coarse.nodes.join(times, on="fold", how="left").sort("fold"))
+    num, num_unlike = _compare_microbatches(nodes, edges, coarse) if "microbatches" in folded else (0, 0)
+    return Blocks(
+        fold=coarse, nodes=nodes, edges=edges, folded=folded, num_microbatches=num, num_unlike=num_unlike
+    )
+
+
+def _coarsen(fine: Fold) -> tuple[str, Fold]:
+    """Fold as much together as still makes a DAG; say what that is."""
     for folded, by in _LADDER:
         try:
-            coarse = coarsen(fine, by) if by != ("fold",) else fine
+            return folded, coarsen(fine, by)
         except GraphError:
             continue
-        columns = fine.nodes.select("fold", *_PART)
-        if by != ("fold",):
-            first = fine.members.join(coarse.members, on="node", suffix="_coarse")
-            columns = (
-                first.group_by("fold_coarse")
-                .agg(pl.col("fold").min())
-                .join(columns, on="fold")
-                .drop("fold")
-                .rename({"fold_coarse": "fold"})
-            )
-        lacking = [name for name in columns.columns if name not in coarse.nodes.columns]
-        timed = coarse.nodes.join(columns.select("fold", *lacking), on="fold") if lacking else coarse.nodes
-        timed = timed.join(_communication_times(coarse, participants), on="fold", how="left").sort("fold")
-        coarse = Fold(
-            nodes=timed, edges=coarse.edges, members=coarse.members, num_inner_edges=coarse.num_inner_edges
-        )
-        alike = _compare_microbatches(nodes, edges, coarse) if "microbatches" in folded else (0, 0)
-        return Blocks(
-            fold=coarse, nodes=nodes, edges=edges, folded=folded, num_microbatches=alike[0], num_unlike=alike[1]
-        )
-    raise GraphError("the dataset's own edges make a cycle: it is broken, merge its traces again")
+    return "nothing but a rank's segments", fine
 
 
 def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:
@@ -153,7 +148,7 @@ def _add_where(nodes: pl.DataFrame) -> pl.DataFrame:
     return joined.with_columns(where=where).drop("low", "high", "step_low", "step_high")
 
 
-def _add_parts(nodes: pl.DataFrame, participants: pl.DataFrame) -> pl.DataFrame:
+def _add_parts(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
     """Add what folds together: what and place (communications), experts, passed communications of the block."""
     is_communication = pl.col("role") == "communication"
     held = (
@@ -166,21 +161,29 @@ def _add_parts(nodes: pl.DataFrame, participants: pl.DataFrame) -> pl.DataFrame:
     nodes = nodes.with_columns(
         what=pl.when(is_communication).then("label"), place=pl.when(is_communication).then("module")
     )
-    met = participants.select("node", on=pl.col("rank").cast(pl.Int64))
-    own = nodes.filter(pl.col("role") != "communication").select("node", on="lead")
-    block = ["on", *_CALL, *BLOCK]
-    timeline = (
-        pl.concat([met, own])
-        .join(nodes.select("node", "role", *_CALL, *BLOCK), on="node")
-        .sort("on", "node")
-        .with_columns(passed=is_communication.cum_sum().over(block) - is_communication)
-    )
-    # The participants of a collective may have come different ways: the first one's count stands for it.
-    passed = timeline.group_by("node").agg(pl.col("passed").first().cast(pl.Int64))
-    ends = ["parameter", "input", "output"]
-    return nodes.join(passed, on="node", how="left").with_columns(
-        passed=pl.when(pl.col("kind").is_in(ends)).then(0).otherwise("passed")
-    )
+    return nodes.sort("node").with_columns(passed=_count_passed(nodes.sort("node"), edges))
+
+
+def _count_passed(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.Series:
+    """Count the communications and changes of role on the longest way through its block to each node.
+
+    By the ways of data and of the program, not by time: what overlaps with a communication ran before it here and after
+    it there. Any edge between two parts of a block then leads to a higher count.
+    """
+    blocks = nodes.select(pl.struct(*_CALL, *BLOCK[1:]).rank("dense")).to_series().to_numpy()
+    roles = nodes["role"].rank("dense").to_numpy()
+    is_communication = (nodes["role"] == "communication").to_numpy()
+    src, dst = (np.searchsorted(nodes["node"].to_numpy(), edges[end].to_numpy()) for end in ("src", "dst"))
+    inside = blocks[src] == blocks[dst]
+    src, dst = src[inside], dst[inside]
+    along = np.argsort(src, kind="stable")
+    src, dst = src[along], dst[along]
+    steps = ((roles[src] != roles[dst]) | is_communication[src]).astype(np.int64)
+    passed = [0] * len(nodes)
+    for one, other, more in zip(src.tolist(), dst.tolist(), steps.tolist(), strict=True):
+        if passed[one] + more > passed[other]:
+            passed[other] = passed[one] + more
+    return pl.Series(passed, dtype=pl.Int64)
 
 
 def _communication_times(coarse: Fold, participants: pl.DataFrame) -> pl.DataFrame:
@@ -201,10 +204,10 @@ def _communication_times(coarse: Fold, participants: pl.DataFrame) -> pl.DataFra
 
 
 def _compare_microbatches(nodes: pl.DataFrame, edges: pl.DataFrame, coarse: Fold) -> tuple[int, int]:
-    """Count the microbatches, and those unlike the first in folded nodes, their operators, or edges between them."""
-    labels = nodes.select("node", "microbatch", "op").join(coarse.members, on="node")
+    """Count the microbatches, and those that pass other folded nodes or edges than the first."""
+    labels = nodes.select("node", "microbatch").join(coarse.members, on="node")
     inside = labels.filter(pl.col("microbatch") >= 0)
-    ops = inside.group_by("microbatch", "fold", "op").len().sort("microbatch", "fold", "op")
+    parts = inside.select("microbatch", "fold").unique().sort("microbatch", "fold")
     lead, tail = (
         inside.select(pl.col("node").alias(end), pl.col("microbatch").alias(mb), pl.col("fold").alias(to))
         for end, mb, to in (("src", "microbatch", "from"), ("dst", "mb", "to"))
@@ -220,7 +223,7 @@ def _compare_microbatches(nodes: pl.DataFrame, edges: pl.DataFrame, coarse: Fold
     )
     numbers = inside["microbatch"].unique().sort().to_list()
     pictures = [
-        (ops.filter(pl.col("microbatch") == number).drop("microbatch").rows(),
+        (parts.filter(pl.col("microbatch") == number).drop("microbatch").rows(),
          links.filter(pl.col("microbatch") == number).drop("microbatch").rows())
         for number in numbers
     ]  # fmt: skip

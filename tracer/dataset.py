@@ -20,7 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from truedag.tracer.align import Clock
-from truedag.tracer.assembly import EDGE_KINDS, Assembly
+from truedag.tracer.columns import EDGE_KINDS, Assembly
 from truedag.tracer.errors import MergeError
 from truedag.tracer.match import Matched
 from truedag.tracer.rank_graph import RankGraph

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from truedag.tracer.align import align_clocks
-from truedag.tracer.assembly import Assembly, assemble, label_by_dataflow
+from truedag.tracer.assembly import assemble, label_by_dataflow
+from truedag.tracer.columns import Assembly
 from truedag.tracer.dataset import write_dataset
 from truedag.tracer.errors import CycleError, MergeError
 from truedag.tracer.match import match_communications

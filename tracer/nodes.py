@@ -302,6 +302,7 @@ class _Builder:
         )
 
 
-def describe_tensor(layout: Layout) -> str:
-    """Write a tensor's type as `float32[2,64,512]`."""
-    return f"{layout.dtype}[{','.join(map(str, layout.sizes))}]"
+def describe_tensors(layouts: Mapping[int, Layout], numbers: Sequence[int]) -> str:
+    """Write tensors' types as `float32[2,64,512] int64[64]`."""
+    known = (layouts[number] for number in numbers if number)
+    return " ".join(f"{layout.dtype}[{','.join(map(str, layout.sizes))}]" for layout in known)

@@ -9,6 +9,7 @@ import networkx as nx
 import polars as pl
 import pytest
 from command_line import truedag
+
 from truedag.parallel.strategy import parse_strategy
 from truedag.tracer.graph import Graph
 
@@ -121,7 +122,7 @@ def test_dispatch_and_combine_are_there_for_each_layer_and_microbatch(collective
     found = Counter(exchanges.select("layer", "microbatch").iter_rows())
     # On each of a stage's two EP groups: tokens and their probabilities out to the experts, tokens back.
     groups_per_stage = len(STRATEGY.groups("ep")) // STRATEGY.pp
-    wanted = {key: 3 * groups_per_stage for key in itertools.product(range(NUM_LAYERS), range(NUM_MICROBATCHES))}
+    wanted = dict.fromkeys(itertools.product(range(NUM_LAYERS), range(NUM_MICROBATCHES)), 3 * groups_per_stage)
     assert found == wanted
 
 

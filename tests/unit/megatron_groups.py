@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 
 from truedag.parallel.environment import prepare_process
 
@@ -27,7 +28,7 @@ def ask(notation: str, rank: int) -> dict[str, object]:
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=strategy.world_size)
     annotate.REGISTRY.axes.clear()
     annotate.REGISTRY.coordinates.clear()
-    collection = init_groups(strategy)
+    collection = init_groups(strategy, timedelta(minutes=1))
     answer: dict[str, object] = {"rank": rank, "coordinates": dict(annotate.REGISTRY.coordinates)}
     for field in FIELDS:
         group = getattr(collection, field)

@@ -201,7 +201,7 @@ def test_every_group_is_megatron_cores(notation: str, answers: dict[str, list[di
         assert answer["coordinates"] == strategy.coordinates(answer["rank"])
 
 
-def test_groups_beside_the_axes_are_said_where_they_span_one(answers: dict[str, list[dict[str, Any]]]) -> None:
+def test_groups_beside_the_axes_are_said_to_be_what_they_span(answers: dict[str, list[dict[str, Any]]]) -> None:
     said = {field: answers["TP2-PP2-DP2-EP2-ETP1"][0][field]["axis"] for field in ("mp", "embd", "tp_ep", "dp_cp")}
-    assert said == {"mp": None, "embd": "pp", "tp_ep": "ep", "dp_cp": "dp"}
+    assert said == {"mp": "tp+pp", "embd": "pp", "tp_ep": "ep", "dp_cp": "dp"}
     assert answers["TP1-PP3-DP4-EP2-ETP1"][0]["mp"]["axis"] == "pp"

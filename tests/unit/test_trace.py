@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,28 @@ def test_a_killed_process_loses_no_completed_record(tmp_path: Path) -> None:
     names = [trace.ops[int(op)]["name"] for op in events["op"]]
     assert names[0] == "aten::zeros"
     assert set(names[1:]) == {"aten::add_"}
+
+
+def _record_beyond_the_limit(path: Path, told: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9 << 20, resource.RLIM_INFINITY))
+    total = torch.zeros(4)
+    with record(path, synchronize=False) as recording:
+        for _ in range(120_000):
+            total.add_(1)
+    told.send((total.tolist(), recording.switched_off))
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rank-00000.trace"
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_record_beyond_the_limit, args=(path, theirs))
+    child.start()
+    assert mine.poll(100)
+    total, why = mine.recv()
+    child.join()
+    assert child.exitcode == 0
+    assert total == [120_000.0] * 4
+    assert "no room for the trace" in why
+    assert capfd.readouterr().err.count("recording stopped, the program runs on") == 1
+    assert len(read_trace(path).threads[0].events) > 20_000

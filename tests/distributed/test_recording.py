@@ -1,0 +1,135 @@
+"""Recording the executor: both recorders agree on every rank, and the graph follows the model that ran."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from megatron_ranks import run_ranks
+from recorder_comparison import assert_same_graph
+
+from truedag.model.config import ModelConfig
+from truedag.parallel.strategy import Strategy, parse_strategy
+from truedag.parallel.training import TrainingConfig
+from truedag.tracer.graph import Graph
+from truedag.tracer.merge import merge_traces
+from truedag.tracer.rank_graph import build_rank_graph
+from truedag.tracer.recording import RecorderName, record
+from truedag.tracer.trace import read_trace
+
+MODEL = ModelConfig(
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_experts=4,
+    expert_hidden_size=32,
+    attention="unfused",
+    experts="sequential",
+)
+TRAINING = TrainingConfig(global_batch_size=8, micro_batch_size=1, sequence_length=16)
+DEMO_LAYOUT = parse_strategy("TP2-PP2-DP2-EP2-ETP1")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_bytes(np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8).tobytes())
+    return path
+
+
+def record_step(
+    folder: Path, recorder: RecorderName, strategy: Strategy, text: Path, *, residual: bool = True
+) -> float:
+    from torch import distributed
+
+    from truedag.model import specs
+    from truedag.parallel.train import build_trainer
+
+    if not residual:  # the one line: what a block computed is no longer added to what went in
+        specs.get_bias_dropout_add = lambda training, fused: lambda x_and_bias, _residual, _probability: x_and_bias[0]
+    trainer = build_trainer(MODEL, strategy, TRAINING, text=text, device=torch.device("cpu"))
+    trainer.step(0)
+    path = folder / f"rank-{distributed.get_rank():05d}.trace"
+    with record(path, recorder=recorder, watch=trainer.model_chunks) as recording:
+        result = trainer.step(1)
+    assert recording.switched_off == ""
+    trainer.close()
+    return result.loss
+
+
+def test_both_recorders_find_the_same_graph_on_every_rank(text: Path, tmp_path: Path) -> None:
+    losses = {}
+    for recorder in ("native", "python"):
+        (tmp_path / recorder).mkdir()
+        losses[recorder] = run_ranks(8, record_step, tmp_path / recorder, recorder, DEMO_LAYOUT, text, timeout_s=150)
+    assert losses["native"] == losses["python"]
+    for rank in range(8):
+        native, python = (
+            build_rank_graph(read_trace(tmp_path / recorder / f"rank-{rank:05d}.trace")) for recorder in losses
+        )
+        assert len(native.nodes.op) > 1000
+        assert_same_graph(native, python)
+
+
+def merged(folder: Path, strategy: Strategy, text: Path, *, residual: bool) -> Graph:
+    traces = folder / "traces"
+    traces.mkdir(parents=True)
+    run_ranks(strategy.world_size, _record_with, traces, strategy, text, residual, timeout_s=120)
+    merge_traces(traces, folder / "dag")
+    return Graph.open(folder)
+
+
+def _record_with(folder: Path, strategy: Strategy, text: Path, residual: bool) -> float:
+    return record_step(folder, "native", strategy, text, residual=residual)
+
+
+def test_a_model_without_residuals_has_another_graph(text: Path, tmp_path: Path) -> None:
+    strategy = parse_strategy("TP1-PP2-DP1")
+    usual = merged(tmp_path / "usual", strategy, text, residual=True)
+    changed = merged(tmp_path / "changed", strategy, text, residual=False)
+
+    def adds(graph: Graph) -> Counter[int]:
+        own = pl.col("module").str.contains(r"^decoder\.layers\.\d+$")
+        rows = graph.nodes.filter(own & (pl.col("op") == "aten::add") & (pl.col("phase") == "forward"))
+        return Counter(rows.collect()["layer"].to_list())
+
+    per_layer = 2 * TRAINING.num_microbatches(strategy.dp)  # after attention and after the experts
+    assert adds(usual) == dict.fromkeys(range(MODEL.num_layers), per_layer)
+    assert adds(changed) == {}
+    # Without it nothing of a layer's input bypasses its attention.
+    assert bypasses(usual) == set(range(MODEL.num_layers))
+    assert bypasses(changed) == set()
+
+
+def bypasses(graph: Graph) -> set[int]:
+    """Layers in which what goes into the first norm also goes somewhere else in the layer, forward."""
+    nodes = graph.nodes.filter(pl.col("phase") == "forward").select("node", "module", "layer").collect()
+    edges = graph.edges.filter((pl.col("kind") == "data") & (pl.col("bytes") > 0)).select("src", "dst").collect()
+    into_norm = nodes.filter(pl.col("module").str.ends_with("input_layernorm"))
+    sources = edges.join(into_norm, left_on="dst", right_on="node").select("src", "layer").unique()
+    inside = sources.join(
+        nodes.filter(pl.col("module").str.ends_with("input_layernorm")), left_on="src", right_on="node", how="anti"
+    )
+    beside = nodes.filter(~pl.col("module").str.ends_with("input_layernorm"))
+    reached = inside.join(edges, on="src").join(beside, left_on="dst", right_on="node", suffix="_reached")
+    return set(reached.filter(pl.col("layer") == pl.col("layer_reached"))["layer"].to_list())
+
+
+def test_ranks_that_were_not_recorded_are_named_and_nothing_is_guessed(text: Path, tmp_path: Path) -> None:
+    strategy = parse_strategy("TP1-PP2-DP1")
+    graph = merged(tmp_path / "whole", strategy, text, residual=True)
+    assert graph.meta["num_unmatched"] == 0
+    (tmp_path / "whole" / "traces" / "rank-00001.trace").unlink()
+    summary = merge_traces(tmp_path / "whole" / "traces", tmp_path / "part")
+    assert summary.missing_ranks == (1,)
+    part = Graph.open(tmp_path / "part")
+    assert {rank for told in part.meta["unmatched"] for rank in told["missing_ranks"]} == {1}
+    messages = 2 * TRAINING.num_microbatches(strategy.dp)
+    assert sum(told["what"].startswith(("send", "receive")) for told in part.meta["unmatched"]) == messages
+    lone = part.nodes.filter(pl.col("kind").is_in(["send", "recv", "collective"]) & (pl.col("rank") >= 0)).collect()
+    assert len(lone) == part.meta["num_unmatched"]
+    assert part.edges.filter(pl.col("kind") == "p2p").collect().is_empty()
