@@ -47,6 +47,18 @@ def _load_merge() -> Command:
     return Command(description=merge.__doc__ or "", configure=merge.configure, execute=merge.execute)
 
 
+def _load_report() -> Command:
+    from truedag.launch.commands import report
+
+    return Command(description=report.__doc__ or "", configure=report.configure, execute=report.execute)
+
+
+def _load_view() -> Command:
+    from truedag.launch.commands import view
+
+    return Command(description=view.__doc__ or "", configure=view.configure, execute=view.execute)
+
+
 def _load_deployments() -> Command:
     from truedag.launch.commands import deployments
 
@@ -62,6 +74,8 @@ def _load_doctor() -> Command:
 COMMANDS: Mapping[str, Entry] = {
     "run": Entry(summary="Run a deployment on this machine and build its DAG.", load=_load_run),
     "merge": Entry(summary="Build the DAG from recorded traces.", load=_load_merge),
+    "report": Entry(summary="Say what a run was and how it spent its time.", load=_load_report),
+    "view": Entry(summary="Draw a run's graph.", load=_load_view),
     "deployments": Entry(summary="List the deployments that ship with truedag.", load=_load_deployments),
     "doctor": Entry(summary="Say what truedag finds on this machine and what it misses.", load=_load_doctor),
 }

@@ -66,6 +66,13 @@ def print_result(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
+def print_report(dag: Path) -> None:
+    """The report of a dataset for a person, on stdout."""
+    from truedag.tracer.report import make_report
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(make_report(dag).render())
+
+
 def print_json(result: Mapping[str, object]) -> None:
     """A result for a program, on stdout; what JSON does not know is written as its text."""
     sys.stdout.write(json.dumps(result, indent=2, default=str) + "\n")

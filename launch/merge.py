@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], 
     from truedag.tracer.merge import merge_traces
 
     record = _read_record(RunFolder(root=traces.absolute().parent))
-    if out.exists():
-        shutil.rmtree(out)
     merged = merge_traces(
         traces,
         out,

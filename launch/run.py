@@ -50,6 +50,8 @@ class RunResult:
     views: Path | None = None
     """The folder of the pictures."""
     pictures: list[Path] = field(default_factory=list)
+    not_drawn: str = ""
+    """Why there are no pictures, where there should be."""
     merge: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     seconds: float
@@ -71,7 +73,7 @@ def run_deployment(
         FolderError: the output folder is in the way.
         LaunchError: the recorder could not be built.
         RunError: a rank failed, the run took too long or was interrupted.
-        TruedagError: the traces could not be merged or drawn.
+        TruedagError: the traces could not be merged.
     """
     started = time.monotonic()
     source, deployment = load_deployment(name_or_path, overrides)
@@ -144,6 +146,7 @@ def _run_ranks(deployment: Deployment, folder: RunFolder, progress: Progress) ->
 
 def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
     from truedag.tracer.draw import draw
+    from truedag.tracer.errors import DrawError
     from truedag.tracer.merge import merge_traces
     from truedag.tracer.report import write_report
 
@@ -152,7 +155,11 @@ def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]
         folder.traces, folder.dag, deployment=result.deployment, strategy=result.strategy, progress=show
     )
     show("drawing")
-    draw(folder.dag, folder.views)
+    try:
+        draw(folder.dag, folder.views)
+        not_drawn = ""
+    except DrawError as error:  # the graph is there all the same
+        not_drawn = str(error)
     show("reporting")
     write_report(folder.dag, folder.root)
     return dataclasses.replace(
@@ -160,6 +167,7 @@ def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]
         dag=folder.dag,
         views=folder.views,
         pictures=sorted(folder.views.glob("*.svg")),
+        not_drawn=not_drawn,
         merge=dataclasses.asdict(merged),
         report=json.loads((folder.root / "report.json").read_text()),
     )

@@ -1,13 +1,13 @@
 """What the layer-level drawing shows: the graph folded into the parts of layers, over ranks and microbatches alike.
 
-An operator's role is what it is to the tokens' way through a layer: `experts` carry an expert's number, `router` decides,
-`routing` is what the module does that exchanges tokens over the expert axis, everything else is `computation`. Roles,
-layers and phases come from labels that the program told; nothing is added that was not observed.
+An operator's role is what it is to the tokens' way through a layer: `experts` carry an expert's number, `router`
+decides, `routing` is what the module does that exchanges tokens over the expert axis, everything else is `computation`.
+Roles, layers and phases come from labels that the program told; nothing is added that was not observed.
 
 Ranks of a stage and microbatches run the same blocks (a block is a layer in a phase), so their segments are folded
-together: by block, role, and how many communications and changes of role the program has passed in it. Whether the microbatches really are
-alike is looked at, not assumed. Where that fold has a cycle, steps and then microbatches are kept apart, and at last
-every segment for itself, which is always a DAG.
+together: by block, role, and how many communications and changes of role the program has passed in it. Whether the
+microbatches really are alike is looked at, not assumed. Where that fold has a cycle, steps and then microbatches are
+kept apart, and at last every segment for itself, which is always a DAG.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def fold_blocks(graph: Graph) -> Blocks:
     times = _communication_times(coarse, participants)
     coarse = replace(coarse, nodes=coarse.nodes.join(times, on="fold", how="left").sort("fold"))
     num, num_unlike = _compare_microbatches(nodes, edges, coarse) if "microbatches" in folded else (0, 0)
-    return Blocks(
-        fold=coarse, nodes=nodes, edges=edges, folded=folded, num_microbatches=num, num_unlike=num_unlike
-    )
+    return Blocks(fold=coarse, nodes=nodes, edges=edges, folded=folded, num_microbatches=num, num_unlike=num_unlike)
 
 
 def _coarsen(fine: Fold) -> tuple[str, Fold]:

@@ -31,5 +31,5 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     for name, value in summary.items():
         print_result(f"  {name.replace('_', ' ')}: {value}")
-    print_result(f"next: ls -l {shlex.quote(str(arguments.out))}")
+    print_result(f"next: truedag report {shlex.quote(str(arguments.out))}")
     return 0

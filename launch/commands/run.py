@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.console import Progress, print_json, print_report, print_result, shorten
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,9 @@ def execute(arguments: argparse.Namespace) -> int:
         traced = shlex.quote(f"{shorten(result.out)}-traced")
         print_result(f"next: truedag run {shlex.quote(arguments.deployment)} --out {traced}")
         return 0
-    print_result(f"\n{(result.out / 'report.md').read_text().rstrip()}\n")
+    print_report(result.dag)
+    if result.not_drawn:
+        print_result(f"Nothing was drawn: {result.not_drawn}")
     places = f"The DAG is in {shorten(result.dag)}, its pictures in {shorten(result.views)}."
     print_result(f"{result.seconds:.0f} s in all. {places}")
     opener = "open" if sys.platform == "darwin" else "xdg-open"
