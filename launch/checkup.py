@@ -7,8 +7,10 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from truedag.launch.deployment import PACKAGES, installed_version
 
@@ -72,9 +74,10 @@ def _gloo() -> str:
 
 
 def _graphviz() -> str:
-    import pygraphviz
+    from truedag.tracer.render import render
 
-    graph = pygraphviz.AGraph(directed=True)
-    graph.add_edge("here", "there")
-    drawn = graph.draw(format="svg", prog="dot")
-    return f"draws ({len(drawn)} bytes of SVG for two nodes)"
+    with tempfile.TemporaryDirectory(prefix="truedag-doctor-") as folder:
+        dot, picture = Path(folder) / "two.dot", Path(folder) / "two.svg"
+        dot.write_text('digraph { here [pos="0,0"]; there [pos="100,0"]; here -> there }')
+        render(dot, [picture], dpi=72)
+        return f"draws ({picture.stat().st_size} bytes of SVG for two nodes)"

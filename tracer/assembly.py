@@ -62,7 +62,7 @@ def _add_rank(
     nodes, rank = graph.nodes, graph.rank
     layouts = nodes.trace.layouts
     stage = nodes.trace.meta["coordinates"].get("pp")
-    sizes = {number: layout.num_bytes for number, layout in layouts.items()}
+    sizes = {0: 0} | {number: layout.num_bytes for number, layout in layouts.items()}  # 0: sparse, say
     describe = _Describer(layouts)
     comms = {record.node: record for record in nodes.comms}
     begin = (int(nodes.start_ns[0]) if len(nodes.start_ns) else 0) + offset
@@ -88,7 +88,7 @@ def _add_rank(
             thread=int(nodes.thread[node]),
             start_ns=start,
             end_ns=end,
-            flops=count_flops(op, [layouts[i] for i in nodes.inputs[node]], [layouts[i] for i in nodes.outputs[node]]),
+            flops=_count_flops(op, layouts, nodes.inputs[node], nodes.outputs[node]),
             bytes_read=sum(sizes[i] for i in nodes.inputs[node]),
             bytes_written=sum(sizes[i] for i in nodes.outputs[node]),
             inputs=describe(nodes.inputs[node]),
@@ -117,6 +117,14 @@ def _add_rank(
     lookup = np.concatenate((place, sources[::-1]))  # a source's place is counted from the end
     edges.add(lookup[flow.src], lookup[flow.dst], DATA, flow.num_bytes, layout_place[flow.layout], flow.is_update)
     _chain_threads(edges, nodes.thread, place, comms)
+
+
+def _count_flops(
+    op: str, layouts: Mapping[int, Layout], inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> int | None:
+    if 0 in inputs or 0 in outputs:
+        return None  # of a tensor that has no strides
+    return count_flops(op, [layouts[i] for i in inputs], [layouts[i] for i in outputs])
 
 
 def _add_source(

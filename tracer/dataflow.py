@@ -1,11 +1,12 @@
 """One rank's dataflow: who reads what whom last wrote (DESIGN rule 3).
 
-Theory of operation. A storage's life is cut into generations: a fresh result begins one, and so does the same memory
-reappearing under another size. Within a generation accesses are in program order. Where every write covers all that
-is ever touched, which is nearly always, a read depends on the write before it, and NumPy finds that for all storages
-at once. Where writes are partial (gradient buckets, caches, slices) the bytes are followed exactly: a map from byte
-runs to their last writer. What was read before anything wrote it comes from before the recording: it gets a source
-node, one for each named tensor (parameter, gradient, state) and one for what is left of a storage.
+Theory of operation. The life of a StorageImpl is cut into generations: a fresh result begins one, and so does memory
+that came from outside the dispatcher. A storage that moves, grows or shrinks stays what it was, with its writers.
+Within a generation accesses are in program order. Where every write covers all that is ever touched, which is nearly
+always, a read depends on the write before it, and NumPy finds that for all storages at once. Where writes are partial
+(gradient buckets, caches, slices) the bytes are followed exactly (`last_writers`). What was read before anything wrote
+it comes from before the recording, or, in memory that was made empty, from code that the dispatcher does not see: it
+gets a source node, one for each named tensor (parameter, gradient, state) and one for what is left of a storage.
 
 An empty tensor and a destination that is overwritten carry no bytes, yet the operator can't run before they exist:
 that is an edge of 0 bytes from the node that made the storage.
@@ -13,15 +14,15 @@ that is an edge of 0 bytes from the node that made the storage.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from truedag.tracer.nodes import FRESH, HANDLE, READ, UPDATE, WRITE, Accesses
-from truedag.tracer.regions import Runs, num_bytes, runs
+from truedag.tracer.last_writers import LastWriters, Place
+from truedag.tracer.nodes import CUT, EMPTY, FRESH, HANDLE, READ, TOUCH, UPDATE, WRITE, Accesses
+from truedag.tracer.regions import Extent, extent
 from truedag.tracer.trace import Layout
 
 
@@ -80,14 +81,12 @@ def trace_dataflow(
     order, generation = _generations(accesses, storages)
     kind, node = accesses.kind[order], accesses.node[order]
     storage, layout, offset = accesses.storage[order], accesses.layout[order], accesses.offset[order]
-    begin, end, dense, size = _hulls(layout, offset, layouts)
-    flow = _Flow(layouts)
+    extents = {number: extent(one) for number, one in layouts.items()}
+    begin, end, dense, size = _hulls(layout, offset, extents)
+    flow = _Flow(layouts, extents)
     starts = np.flatnonzero(np.diff(generation, prepend=-1))
     stops = np.append(starts[1:], len(generation)) if len(starts) else starts
-    by_storage: dict[int, list[NamedRegion]] = {}
-    for region in named:
-        by_storage.setdefault(region.storage, []).append(region)
-    first_of_storage = _first_generations(storage, starts)
+    initial = _initial_regions(kind, storage, starts, storages, named)
 
     simple = np.zeros(len(generation), bool)
     if len(generation):
@@ -96,73 +95,83 @@ def trace_dataflow(
         is_write = (kind == WRITE) | (kind == FRESH)
         lengths = stops - starts
         covering = ~is_write | (dense & (begin <= np.repeat(low, lengths)) & (end >= np.repeat(high, lengths)))
-        begins_fresh = kind[starts] == FRESH
-        fast = np.logical_and.reduceat(covering, starts) & begins_fresh & (not exact)
+        written = np.maximum.accumulate(np.where(is_write, np.arange(len(kind)), -1)) >= np.repeat(starts, lengths)
+        known = ~np.isin(kind, (READ, UPDATE, TOUCH)) | (size == 0) | written
+        begins_fresh = np.isin(kind[starts], (FRESH, EMPTY))
+        fast = np.logical_and.reduceat(covering & known, starts) & begins_fresh & (not exact)
         simple = np.repeat(fast, lengths)
         _simple_edges(flow, simple, generation, kind, node, layout, size)
-    for start, stop in zip(starts, stops, strict=True):
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         if simple[start]:
             continue
-        initial = by_storage.get(int(storage[start]), []) if first_of_storage[int(storage[start])] == start else []
         _exact_edges(
             flow,
             kind[start:stop].tolist(),
             node[start:stop].tolist(),
             layout[start:stop].tolist(),
             offset[start:stop].tolist(),
-            initial,
+            initial.pop(start, []),
         )
-    touched = {int(storage[start]) for start in starts if first_of_storage[int(storage[start])] == start}
-    for place, regions in by_storage.items():
-        if place not in touched:
-            for region in regions:
-                if region.role == "parameter":
-                    flow.add_source(region.role, region.name, region.layout)
+    for regions in initial.values():
+        for region in regions:
+            if region.role == "parameter":
+                flow.add_source(region.role, region.name, region.layout)
     return flow.finish()
+
+
+def _impls(storages: Mapping[int, tuple[int, int, int]]) -> NDArray[np.int64]:
+    """Number the StorageImpl of every storage."""
+    impl_of = np.zeros(max(storages, default=0) + 1, np.int64)
+    numbers: dict[int, int] = {}
+    for number, (address, _, _) in storages.items():
+        impl_of[number] = numbers.setdefault(address, len(numbers))
+    return impl_of
 
 
 def _generations(
     accesses: Accesses, storages: Mapping[int, tuple[int, int, int]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Order the accesses by memory, then time, and number the generations."""
-    impl_of = np.zeros(max(storages, default=0) + 1, np.int64)
-    numbers: dict[int, int] = {}
-    for number, (address, _, _) in storages.items():
-        impl_of[number] = numbers.setdefault(address, len(numbers))
-    impl = impl_of[accesses.storage]
+    impl = _impls(storages)[accesses.storage]
     order = np.lexsort((np.arange(len(impl)), impl))
-    impl, storage, kind = impl[order], accesses.storage[order], accesses.kind[order]
-    boundary = np.ones(len(impl), bool)
-    boundary[1:] = (impl[1:] != impl[:-1]) | (storage[1:] != storage[:-1]) | (kind[1:] == FRESH)
+    impl, kind = impl[order], accesses.kind[order]
+    boundary = np.isin(kind, (FRESH, EMPTY, CUT))
+    boundary[:1] = True
+    boundary[1:] |= impl[1:] != impl[:-1]
     return order, np.cumsum(boundary) - 1
 
 
-def _first_generations(storage: NDArray[np.int64], starts: NDArray[np.int64]) -> dict[int, int]:
-    """Where each storage's first generation starts: only that one can hold what was there before."""
+def _initial_regions(
+    kind: NDArray[np.int64],
+    storage: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    storages: Mapping[int, tuple[int, int, int]],
+    named: Sequence[NamedRegion],
+) -> dict[int, list[NamedRegion]]:
+    """Named tensors by where the generation starts that they were there before, or by -1 - n if there is none.
+
+    It is the first of their StorageImpl, unless that one begins with new memory already.
+    """
+    impl_of = _impls(storages)
     first: dict[int, int] = {}
-    for start in starts.tolist():
-        first.setdefault(int(storage[start]), start)
-    return first
+    for start, impl in zip(starts.tolist(), impl_of[storage[starts]].tolist(), strict=True):
+        first.setdefault(impl, start if kind[start] not in (FRESH, EMPTY, CUT) else -1 - start)
+    found: dict[int, list[NamedRegion]] = {}
+    for region in named:
+        impl = int(impl_of[region.storage])
+        found.setdefault(first.get(impl, -1 - len(kind) - impl), []).append(region)
+    return found
 
 
 def _hulls(
-    layout: NDArray[np.int64], offset: NDArray[np.int64], layouts: Mapping[int, Layout]
+    layout: NDArray[np.int64], offset: NDArray[np.int64], extents: Mapping[int, Extent]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
     """First byte, byte after the last, whether nothing lies between them that is not the tensor's, and its bytes."""
-    top = max(layouts, default=0) + 1
-    low, high, dense, size = (
-        np.zeros(top, np.int64),
-        np.zeros(top, np.int64),
-        np.zeros(top, bool),
-        np.zeros(top, np.int64),
-    )
-    for number, one in layouts.items():
-        region = runs(one, 0)
-        if region:
-            low[number], high[number] = region[0][0], region[-1][1]
-        dense[number] = len(region) == 1
-        size[number] = num_bytes(region)
-    return offset + low[layout], np.where(size[layout] > 0, offset + high[layout], 0), dense[layout], size[layout]
+    table = np.zeros((max(extents, default=0) + 1, 3), np.int64)
+    for number, one in extents.items():
+        table[number] = one.low, one.high, one.num_bytes
+    low, high, size = table[layout].T
+    return offset + low, np.where(size > 0, offset + high, 0), (size > 0) & (size == high - low), size
 
 
 def _simple_edges(
@@ -174,12 +183,12 @@ def _simple_edges(
     layout: NDArray[np.int64],
     size: NDArray[np.int64],
 ) -> None:
-    """Every read depends on the last write before it, every handle on the generation's first."""
+    """Every read depends on the last write before it, every handle on the node that began the generation."""
     is_write = (kind == WRITE) | (kind == FRESH)
     position = np.arange(len(kind))
     last_write = np.maximum.accumulate(np.where(is_write, position, -1))
     first = np.searchsorted(generation, generation, side="left")
-    reads = simple & ((kind == READ) | (kind == UPDATE))
+    reads = simple & np.isin(kind, (READ, UPDATE, TOUCH))
     source = np.where(size > 0, last_write, first)
     flow.extend(node[source[reads]], node[reads], size[reads], layout[reads], kind[reads])
     handles = simple & (kind == HANDLE)
@@ -196,92 +205,62 @@ def _exact_edges(
     initial: Sequence[NamedRegion],
 ) -> None:
     """Follow one generation byte by byte."""
-    owners = _LastWriters()
+    owners = LastWriters()
     maker: int | None = None
+    is_empty = False
     for tensor in initial:
         source = flow.add_source(tensor.role, tensor.name, tensor.layout)
-        owners.write(flow.region(tensor.layout, tensor.offset), source)
+        owners.write(flow.place(tensor.layout, tensor.offset), source)
     rest: int | None = None
     for kind, node, layout, offset in zip(kinds, nodes, layouts, offsets, strict=True):
-        region = flow.region(layout, offset)
+        place = flow.place(layout, offset)
+        if kind in (FRESH, EMPTY):
+            maker, is_empty = node, kind == EMPTY
         if kind in (WRITE, FRESH):
-            if kind == FRESH:
-                maker = node
-            owners.write(region, node)
-        elif kind == HANDLE or not region:
+            owners.write(place, node)
+        elif kind in (EMPTY, CUT):
+            continue
+        elif kind == HANDLE or place.num_bytes == 0:
             if maker is not None:
                 flow.add(maker, node, 0, layout, kind)
         else:
-            found, unknown = owners.read(region)
-            if unknown and maker is not None:
-                found[maker] = found.get(maker, 0) + unknown  # made without content there: empty memory
+            found, unknown = owners.read(place)
+            if unknown and kind == TOUCH and maker is not None:
+                found.setdefault(maker, 0)  # it may only have written there
+            elif unknown and maker is not None and not is_empty:
+                found[maker] = found.get(maker, 0) + unknown  # a fresh result that does not fill its storage
             elif unknown:
                 if rest is None:
                     rest = flow.add_source("input", None, layout)
                 found[rest] = found.get(rest, 0) + unknown
+                if maker is not None:
+                    found.setdefault(maker, 0)
             for writer, count in found.items():
                 flow.add(writer, node, count, layout, kind)
-
-
-class _LastWriters:
-    """A map from byte runs to who wrote them last: sorted, disjoint."""
-
-    def __init__(self) -> None:
-        self._begins: list[int] = []
-        self._ends: list[int] = []
-        self._writers: list[int] = []
-
-    def write(self, region: Runs, writer: int) -> None:
-        for begin, end in region:
-            low, high = self._span(begin, end)
-            begins, ends, writers = [begin], [end], [writer]
-            if low < high and self._begins[low] < begin:
-                begins.insert(0, self._begins[low])
-                ends.insert(0, begin)
-                writers.insert(0, self._writers[low])
-            if low < high and self._ends[high - 1] > end:
-                begins.append(end)
-                ends.append(self._ends[high - 1])
-                writers.append(self._writers[high - 1])
-            self._begins[low:high], self._ends[low:high], self._writers[low:high] = begins, ends, writers
-
-    def read(self, region: Runs) -> tuple[dict[int, int], int]:
-        """Return the bytes read of each writer, and the bytes that nobody wrote."""
-        found: dict[int, int] = {}
-        unknown = 0
-        for begin, end in region:
-            covered = 0
-            low, high = self._span(begin, end)
-            for i in range(low, high):
-                count = min(end, self._ends[i]) - max(begin, self._begins[i])
-                found[self._writers[i]] = found.get(self._writers[i], 0) + count
-                covered += count
-            unknown += end - begin - covered
-        return found, unknown
-
-    def _span(self, begin: int, end: int) -> tuple[int, int]:
-        """Return the range of runs that overlap [begin, end)."""
-        low = bisect_right(self._ends, begin)
-        high = low
-        while high < len(self._begins) and self._begins[high] < end:
-            high += 1
-        return low, high
 
 
 class _Flow:
     """Collects edges and sources."""
 
-    def __init__(self, layouts: Mapping[int, Layout]) -> None:
+    def __init__(self, layouts: Mapping[int, Layout], extents: Mapping[int, Extent]) -> None:
         self._layouts = layouts
-        self._regions: dict[tuple[int, int], Runs] = {}
+        self._extents = extents
+        self._places: dict[tuple[int, int], Place] = {}
         self._columns: list[tuple[NDArray[np.int64], ...]] = []
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._sources: list[Source] = []
 
-    def region(self, layout: int, offset: int) -> Runs:
-        known = self._regions.get((layout, offset))
+    def place(self, layout: int, offset: int) -> Place:
+        known = self._places.get((layout, offset))
         if known is None:
-            known = self._regions[layout, offset] = runs(self._layouts[layout], offset)
+            where = self._extents[layout]
+            known = self._places[layout, offset] = Place(
+                layout=self._layouts[layout],
+                offset=offset,
+                begin=offset + where.low,
+                end=offset + where.high,
+                num_bytes=where.num_bytes,
+            )
         return known
 
     def add_source(self, role: str, name: str | None, layout: int) -> int:
@@ -306,7 +285,7 @@ class _Flow:
             dst=dst[keep][order],
             num_bytes=count[keep][order],
             layout=layout[keep][order],
-            is_update=kind[keep][order] == UPDATE,
+            is_update=np.isin(kind[keep][order], (UPDATE, TOUCH)),
             sources=sources,
         )
 

@@ -44,6 +44,8 @@ class _Call:
     num_inputs: int = 0
     flags: int = 0
     sequence: int = -1
+    backward_sequence: int = -1
+    label: int = 0
     comm: int = 0
     made: list[torch.Tensor] = field(default_factory=list)
 
@@ -62,6 +64,7 @@ class PythonRecorder:
         self._groups: dict[int, int] = {}
         self._orders: dict[tuple[int, bool], int] = {}
         self._last_sequence = -1
+        self._task_labels: dict[int, int] = {}  # the label when each backward pass began
         self._label = 0
         self._context = 0
         self._failure = ""
@@ -140,7 +143,7 @@ class PythonRecorder:
         for index in sorted(given):
             self._add(call.refs, given[index], index)
         call.num_inputs = len(call.refs)
-        call.flags, call.sequence = self._sequence()
+        self._place(call)
         if func.namespace == "c10d" and "process_group" in position:
             call.comm = self._comm(func, {argument.name: given.get(index) for index, argument in enumerate(arguments)})
         return call
@@ -153,23 +156,27 @@ class PythonRecorder:
         if call.comm:
             self._watch_work(outputs, func, call.comm, start)
         first_ref, num_outputs = len(self._records[ChunkKind.REFS]), len(call.refs) - call.num_inputs
-        event = (start, end, call.sequence, 0, first_ref, self._op(func), self._label, self._context, call.flags,
-                 call.num_inputs, num_outputs, call.comm, 0)  # fmt: skip
+        event = (start, end, call.sequence, call.backward_sequence, 0, first_ref, self._op(func), call.label,
+                 self._context, call.flags, call.num_inputs, num_outputs, call.comm, 0)  # fmt: skip
         self._records[ChunkKind.REFS].extend(call.refs)
         self._records[ChunkKind.EVENTS].append(event)
 
-    def _sequence(self) -> tuple[int, int]:
-        node = torch._C._current_autograd_node()
-        if node is not None:
-            number = int(node._sequence_nr())
-            return int(EventFlags.IN_BACKWARD), number if number < 2**63 else -1
-        if torch._C._current_graph_task_id() != -1:
-            return int(EventFlags.IN_BACKWARD), -1
+    def _place(self, call: _Call) -> None:
+        """Say where in the program an operator runs, as far as autograd and the labels tell."""
         newest = _next_sequence() - 1
-        if newest <= self._last_sequence:
-            return 0, -1
-        self._last_sequence = newest
-        return 0, newest
+        if newest > self._last_sequence:
+            self._last_sequence = call.sequence = newest
+        call.label = self._label
+        task = torch._C._current_graph_task_id()
+        if task == -1:
+            return
+        # A label from around the backward pass says nothing of what runs in it; one set inside (recomputation) does.
+        if self._task_labels.setdefault(task, self._label) == self._label:
+            call.label = 0
+        call.flags = int(EventFlags.IN_BACKWARD)
+        node = torch._C._current_autograd_node()
+        if node is not None and int(node._sequence_nr()) < 2**63:
+            call.backward_sequence = int(node._sequence_nr())
 
     def _op(self, func: Any) -> int:
         name = func._schema.name

@@ -80,6 +80,7 @@ EVENT = np.dtype(
         ("start_ns", "<i8"),
         ("end_ns", "<i8"),
         ("sequence", "<i8"),
+        ("backward_sequence", "<i8"),
         ("fwd_thread", "<u8"),
         ("first_ref", "<u8"),
         ("op", "<u4"),

@@ -54,15 +54,14 @@ def add_collective(
 ) -> int:
     """Add the node of a collective and its participants; return the node's place."""
     spans, last = _spans(collective.records, by_rank, clocks)
-    first_rank = collective.group[0]
-    first = by_rank[first_rank].nodes
-    record = collective.records[first_rank]
+    record = collective.records[collective.group[0]]
+    nodes = [(by_rank[rank].nodes, one.node) for rank, one in collective.records.items()]
     labels = _agree([by_rank[rank].nodes.labels[one.node] for rank, one in collective.records.items()])
     stages = {by_rank[rank].nodes.trace.meta["coordinates"].get("pp") for rank in collective.group}
     axis = axes.get((collective.group_name, collective.group), "")
     arrivals = [span.arrive_ns for span in spans.values()]
     ends = [span.end_ns for span in spans.values() if span.end_ns != NO_TIME]
-    sizes = {rank: _moved(by_rank[rank], one) for rank, one in collective.records.items()}
+    sizes = {rank: (one.sent_bytes, one.received_bytes) for rank, one in collective.records.items()}
     node = out.add(
         rank=-1,
         kind="collective",
@@ -75,8 +74,9 @@ def add_collective(
         end_ns=max(ends) if len(ends) == len(spans) else None,
         bytes_read=sum(sent for sent, _ in sizes.values()),
         bytes_written=sum(received for _, received in sizes.values()),
-        inputs=describe_tensors(first.trace.layouts, first.inputs[record.node]),
-        outputs=describe_tensors(first.trace.layouts, first.outputs[record.node]),
+        # As the first rank has them that has any: a broadcast's root receives nothing, the others send nothing.
+        inputs=next((text for of, at in nodes if (text := describe_tensors(of.trace.layouts, of.inputs[at]))), ""),
+        outputs=next((text for of, at in nodes if (text := describe_tensors(of.trace.layouts, of.outputs[at]))), ""),
     )
     sequences = {one.backend_sequence for one in collective.records.values()}
     for rank, span in spans.items():
@@ -133,16 +133,6 @@ def _agree(labels: Sequence[Label]) -> Label:
     )
 
 
-def _moved(graph: RankGraph, record: CommRecord) -> tuple[int, int]:
-    """Bytes a rank gives to a communication, and gets from it."""
-    layouts = graph.nodes.trace.layouts
-    sent = sum(layouts[i].num_bytes for i in graph.nodes.inputs[record.node])
-    received = sum(layouts[i].num_bytes for i in graph.nodes.outputs[record.node])
-    if record.op == "c10d::send":
-        return sent, 0
-    return (0, received) if record.is_p2p else (sent, received)
-
-
 def _participate(
     out: Assembly,
     node: int,
@@ -181,8 +171,7 @@ def join_message(
     send = int(place[message.source][message.send.node])
     receive = int(place[message.destination][message.receive.node])
     graph = by_rank[message.destination]
-    sent = _moved(by_rank[message.source], message.send)[0]
-    received = _moved(graph, message.receive)[1]
+    sent, received = message.send.sent_bytes, message.receive.received_bytes
     layout = graph.nodes.outputs[message.receive.node][0]
     number = len(out.layouts)
     out.layouts.append(graph.nodes.trace.layouts[layout])
@@ -221,6 +210,14 @@ def participate_alone(
     for unmatched in matched.unmatched:
         for rank, record in unmatched.records.items():
             spans, _ = _spans({rank: record}, by_rank, clocks)
-            sent, received = _moved(by_rank[rank], record)
-            node = int(place[rank][record.node])
-            _participate(out, node, rank, record.group_name, record.group, record.order, spans[rank], sent, received)
+            _participate(
+                out,
+                int(place[rank][record.node]),
+                rank,
+                record.group_name,
+                record.group,
+                unmatched.order,
+                spans[rank],
+                record.sent_bytes,
+                record.received_bytes,
+            )

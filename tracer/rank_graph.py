@@ -11,7 +11,7 @@ import numpy as np
 
 from truedag.tracer.dataflow import Dataflow, NamedRegion, trace_dataflow
 from truedag.tracer.nodes import READ, WRITE, Accesses, Label, RankNodes, extract_nodes
-from truedag.tracer.regions import runs
+from truedag.tracer.regions import extent
 from truedag.tracer.trace import Trace
 
 
@@ -52,7 +52,7 @@ def build_rank_graph(trace: Trace) -> RankGraph:
             offset=told["offset_bytes"],
         )
         for told in trace.named_tensors
-        if told["time_ns"] <= begin and told["role"] != "output"
+        if told["time_ns"] <= begin and told["role"] != "output" and not told.get("final")
     ]
     accesses, outputs = _with_outputs(nodes, named)
     flow = trace_dataflow(accesses, layouts=trace.layouts, storages=trace.storages, named=named)
@@ -67,12 +67,17 @@ def _with_outputs(nodes: RankNodes, named: list[NamedRegion]) -> tuple[Accesses,
     rows: list[tuple[int, int, int, int, int]] = []
     access_times = nodes.start_ns[nodes.accesses.node] if len(nodes.start_ns) else np.zeros(0, np.int64)
     end = int(nodes.end_ns.max()) if len(nodes.end_ns) else 0
-    wanted = [
-        (told["name"], told["storage"], told["layout"], told["offset_bytes"], told["time_ns"])
-        for told in nodes.trace.named_tensors
-        if told["role"] == "output"
-    ]
-    wanted += [(one.name, one.storage, one.layout, one.offset, end + 1) for one in named if one.role == "parameter"]
+    wanted = []
+    final = []  # parameters where they lie at the end, in other memory perhaps than at the beginning
+    for told in nodes.trace.named_tensors:
+        place = (told["name"], told["storage"], told["layout"], told["offset_bytes"])
+        if told.get("final"):
+            final.extend([(*place, end + 1)] if told["role"] == "parameter" else [])
+        elif told["role"] == "output":
+            wanted.append((*place, told["time_ns"]))
+    if not any(told.get("final") for told in nodes.trace.named_tensors):
+        final = [(one.name, one.storage, one.layout, one.offset, end + 1) for one in named if one.role == "parameter"]
+    wanted += final
     last_step = nodes.labels[-1].step if nodes.labels else None
     for name, in_storage, in_layout, at, time in wanted:
         rows.append((len(nodes.op) + len(outputs), READ, in_storage, in_layout, at))
@@ -90,8 +95,8 @@ def _label_gradients(nodes: RankNodes, named: list[NamedRegion]) -> list[Label]:
     layouts = nodes.trace.layouts
     owners: dict[tuple[int, int], NamedRegion] = {}
     for one in named:
-        if one.role == "gradient" and (region := runs(layouts[one.layout], one.offset)):
-            owners[one.storage, region[0][0]] = one
+        if one.role == "gradient" and (where := extent(layouts[one.layout])).num_bytes:
+            owners[one.storage, one.offset + where.low] = one
     modules = {str(told["module"]): told for told in nodes.trace.labels.values()}
     labels = list(nodes.labels)
     accesses = nodes.accesses

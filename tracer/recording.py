@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -71,14 +72,14 @@ def record(
     """Record all operators and communications of this process inside the block into a new file.
 
     Every rank that shall be in the graph calls it, each with a path of its own. With `synchronize` and a process group
-    initialised, all ranks meet in a barrier before the block and after it, neither of which is recorded; messages
-    between ranks are then counted from the same point everywhere.
+    initialised, all ranks meet in a barrier before the block, which is not recorded: messages between ranks are then
+    counted from the same point everywhere. What is in flight when recording begins is reported as unmatched.
 
     Args:
         path: the trace file; its folder exists, it does not.
         recorder: "native", or "python" (slow: the fallback and the oracle).
-        watch: models by name; their modules' forward passes label the operators, their parameters are named.
-        synchronize: meet the other ranks in barriers.
+        watch: models by name; their modules' forward passes label the operators.
+        synchronize: meet the other ranks in a barrier first.
 
     Raises:
         RecordError: the file cannot be made, or a recording is running already.
@@ -86,8 +87,7 @@ def record(
     """
     engine = _load(recorder)
     recording = Recording(path)
-    meet = synchronize and dist.is_available() and dist.is_initialized()
-    if meet:
+    if synchronize and dist.is_available() and dist.is_initialized():
         dist.barrier()
     try:
         engine.start(str(path))
@@ -107,11 +107,12 @@ def record(
             scopes.detach()
             said.end()
             _write_groups(engine)
-            engine.write(TableKind.META, 1, json.dumps({"clock_end": _clock_sample()}).encode())
-        recording.num_events, why = engine.stop()
-        recording.switched_off = recording.switched_off or why
-    if meet:
-        dist.barrier()
+            # The process group may have been made, or have changed, inside the block.
+            place = _place() if dist.is_available() and dist.is_initialized() else {}
+            engine.write(TableKind.META, 1, json.dumps(place | {"clock_end": _clock_sample()}).encode())
+        with _shield(recording):
+            recording.num_events, why = engine.stop()
+            recording.switched_off = recording.switched_off or why
 
 
 @contextmanager
@@ -141,27 +142,37 @@ class _Said:
     def __init__(self, engine: Recorder) -> None:
         self._engine = engine
         self._contexts: dict[Context, int] = {}
+        self._lock = threading.Lock()
 
     def begin(self) -> None:
         if REGISTRY.listener is not None:
             raise RecordError("a recording is running in this process already; end it before the next")
+        REGISTRY.tensors[:] = [named for named in REGISTRY.tensors if named.tensor() is not None]
         for named in REGISTRY.tensors:
             self.on_tensor(named)
         REGISTRY.listener = self
         self.on_context(REGISTRY.context)
 
     def end(self) -> None:
-        if REGISTRY.listener is self:
-            REGISTRY.listener = None
+        if REGISTRY.listener is not self:
+            return
+        REGISTRY.listener = None
+        for named in REGISTRY.tensors:  # a parameter's memory may have been swapped for other memory
+            if named.role == "parameter":
+                self._write(named, final=True)
 
     def on_context(self, context: Context) -> None:
-        known = self._contexts.get(context)
-        if known is None:
-            known = self._contexts[context] = len(self._contexts) + 1
-            self._engine.write(TableKind.CONTEXT, known, json.dumps(asdict(context)).encode())
+        with self._lock:
+            known = self._contexts.get(context)
+            if known is None:
+                known = self._contexts[context] = len(self._contexts) + 1
+                self._engine.write(TableKind.CONTEXT, known, json.dumps(asdict(context)).encode())
         self._engine.set_context(known)
 
     def on_tensor(self, named: NamedTensor) -> None:
+        self._write(named, final=False)
+
+    def _write(self, named: NamedTensor, *, final: bool) -> None:
         tensor = named.tensor()
         if tensor is None:
             return
@@ -175,24 +186,33 @@ class _Said:
             "layout": layout,
             "offset_bytes": offset,
             "time_ns": time.monotonic_ns(),
+            "final": final,
         }
         self._engine.write(TableKind.NAMED_TENSOR, 0, json.dumps(told).encode())
 
 
 def _write_meta(engine: Recorder, recorder: RecorderName) -> None:
-    meta: dict[str, Any] = {
-        "rank": dist.get_rank() if dist.is_initialized() else 0,
-        "world_size": dist.get_world_size() if dist.is_initialized() else 1,
+    meta = _place() | {
         "host": platform.node(),
         "boot_id": _boot_id(),
         "pid": os.getpid(),
-        "device": "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu",
         "torch": torch.__version__,
         "recorder": recorder,
         "coordinates": dict(REGISTRY.coordinates),
         "clock_begin": _clock_sample(),
     }
     engine.write(TableKind.META, 0, json.dumps(meta).encode())
+
+
+def _place() -> dict[str, Any]:
+    """Say which rank this is; before there is a process group, as torchrun told it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        rank, world_size = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
+        )
+        return {"rank": rank, "world_size": world_size, "device": "cpu"}
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return {"rank": dist.get_rank(), "world_size": dist.get_world_size(), "device": device}
 
 
 def _write_groups(engine: Recorder) -> None:

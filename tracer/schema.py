@@ -2,15 +2,19 @@
 
 The alias annotations of a schema say which arguments it writes and which results are views: `Tensor(a!) self` is
 written, `-> Tensor(a)` shares memory with the argument of the same letter. What they do not say is in tables
-here: which operators overwrite what they write without reading it first, which look at an argument's shape only, and
-what c10d's operators do (theirs carry no annotations).
+here: which operators overwrite what they write without reading it first, which look at an argument's shape only, which
+allocate memory and leave it empty, which write without saying so, and what c10d's operators do (theirs carry no
+annotations, and what a root does differs from what the others do).
+
+Outside of `aten`, annotations say that an argument is written but not whether it is read first, and a result may lie in
+an argument's memory that the operator has just filled. Such an operator is taken to do both.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,16 +26,27 @@ class OpSchema:
     unread: frozenset[int]  # arguments whose content does not matter: overwritten, or asked for their shape only
     is_view: bool  # aliases and moves nothing: no node
     fresh: frozenset[int]  # results that are new tensors by contract
+    rewritten: tuple[tuple[int, int], ...] = ()  # (result, argument): the result is the argument, after it was written
+    is_empty: bool = False  # its results are memory without content
+    in_training: frozenset[int] = frozenset()  # of `writes`: only where the second result has elements
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what it reads and writes is known, and not merely bounded."""
+        return self.name.startswith(("aten::", "c10d::"))
 
 
-# In place, without reading what was there. Out-variants are recognised by their schema.
+# In place, without reading what was there. Out-variants of aten are recognised by their schema.
 _OVERWRITING = frozenset(
     f"aten::{name}"
     for name in (
         "copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_", "uniform_", "normal_", "random_", "bernoulli_",
         "exponential_", "geometric_", "log_normal_", "cauchy_", "eye_",
     )
-)  # fmt: skip
+) | {"fsdp::split_with_sizes_copy", "fsdp::chunk_cat"}  # fmt: skip
+
+# Write one argument that they never read: the noise that a later backward pass reads.
+_UNREAD = {"aten::rrelu_with_noise": {1}, "aten::rrelu_with_noise_": {1}}
 
 # Makes a tensor like another one: looks at its shape, dtype and device.
 _LIKE = frozenset(
@@ -41,6 +56,34 @@ _LIKE = frozenset(
         "zeros_like", "rand_like", "randn_like", "randint_like",
     )
 )  # fmt: skip
+
+# Allocates and writes nothing. Who fills the memory may be code that the dispatcher does not see.
+_EMPTY = frozenset(
+    f"aten::{name}"
+    for name in (
+        "empty", "empty_like", "empty_permuted", "empty_quantized", "empty_strided", "new_empty", "new_empty_strided",
+        "_empty_affine_quantized", "_empty_per_channel_affine_quantized",
+    )
+)  # fmt: skip
+
+# Write running statistics without saying so; the first four only in training, and then they save the batch's mean,
+# which is a tensor without elements otherwise. Source: aten/src/ATen/native/Normalization.cpp.
+_STATISTICS_IN_TRAINING = {
+    "aten::native_batch_norm": (3, 4),
+    "aten::_native_batch_norm_legit": (3, 4),
+    "aten::cudnn_batch_norm": (3, 4),
+    "aten::miopen_batch_norm": (3, 4),
+}
+_STATISTICS = {
+    "aten::batch_norm_update_stats": (1, 2),
+    "aten::batch_norm_gather_stats": (3, 4),
+    "aten::batch_norm_gather_stats_with_counts": (3, 4),
+}
+
+# Wait for what is under way in their argument, or tell the allocator of a stream that uses it; nothing is moved.
+_MOVING_NOTHING = frozenset(
+    {"_c10d_functional::wait_tensor", "_c10d_functional::_wrap_tensor_autograd", "aten::record_stream"}
+)
 
 # c10d: the arguments it writes, and those of them that it reads as well. Source: torch/csrc/distributed/c10d/Ops.cpp.
 _C10D_WRITES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -75,21 +118,31 @@ def parse_schema(text: str, *, name: str, inplace_view: bool) -> OpSchema:
         return _c10d_schema(name)
     arguments, results = _split(text)
     letters = [_alias(argument) for argument in arguments]
-    written = frozenset(i for i, (_, is_written) in enumerate(letters) if is_written)
     keyword_only = arguments.index("*") if "*" in arguments else len(arguments)
-    positions = [i for i, argument in enumerate(arguments) if argument != "*"]
-    place = {i: position for position, i in enumerate(positions)}  # the star takes no position
-    out = frozenset(i for i in written if i > keyword_only)
-    unread = written if name in _OVERWRITING else out
-    result_letters = [_alias(result) for result in results]
-    fresh = frozenset(i for i, (letter, _) in enumerate(result_letters) if letter is None)
+    # The star takes no position.
+    written = {i - (i > keyword_only): letter for i, (letter, is_written) in enumerate(letters) if is_written}
+    out = {i for i in written if i >= keyword_only} if name.startswith("aten::") else set()
+    unread = {0} if name in _LIKE else set(written) if name in _OVERWRITING else out | _UNREAD.get(name, set())
+    result_letters = [_alias(result)[0] for result in results]
+    argument_of = {letter: i for i, letter in written.items()}
+    fresh = frozenset(i for i, letter in enumerate(result_letters) if letter is None)
+    statistics = frozenset(_STATISTICS_IN_TRAINING.get(name, ()))
+    unsaid = frozenset(_STATISTICS.get(name, ())) | statistics
     return OpSchema(
         name=name,
-        writes=frozenset(place[i] for i in written),
-        unread=frozenset({0}) if name in _LIKE else frozenset(place[i] for i in unread),
-        is_view=inplace_view or (bool(results) and not written and not fresh),
+        writes=frozenset(written) | unsaid,
+        unread=frozenset(unread),
+        is_view=inplace_view or name in _MOVING_NOTHING or (bool(results) and not written and not fresh),
         fresh=fresh,
+        rewritten=tuple((i, argument_of[letter]) for i, letter in enumerate(result_letters) if letter in argument_of),
+        is_empty=name in _EMPTY and not out,
+        in_training=statistics,
     )
+
+
+def without_training(schema: OpSchema) -> OpSchema:
+    """Return what the operator does when its running statistics are not written."""
+    return replace(schema, writes=schema.writes - schema.in_training)
 
 
 def _c10d_schema(name: str) -> OpSchema:
@@ -102,6 +155,20 @@ def _c10d_schema(name: str) -> OpSchema:
         is_view=False,
         fresh=frozenset(),
     )
+
+
+def in_role(schema: OpSchema, *, is_root: bool) -> OpSchema:
+    """Return what an operation of c10d does on a rank that is its root, or is not.
+
+    A broadcast reads at its root and overwrites elsewhere; a reduction updates its root's tensor and reads the others.
+    The lists that only the root of a gather writes and of a scatter reads are empty on other ranks.
+    """
+    if schema.name == "c10d::broadcast_":
+        written, unread = (frozenset[int](), frozenset[int]()) if is_root else (frozenset({0}), frozenset({0}))
+        return replace(schema, writes=written, unread=unread)
+    if schema.name == "c10d::reduce_" and not is_root:
+        return replace(schema, writes=frozenset())
+    return schema
 
 
 def _split(text: str) -> tuple[list[str], list[str]]:

@@ -133,3 +133,33 @@ def test_ranks_that_were_not_recorded_are_named_and_nothing_is_guessed(text: Pat
     lone = part.nodes.filter(pl.col("kind").is_in(["send", "recv", "collective"]) & (pl.col("rank") >= 0)).collect()
     assert len(lone) == part.meta["num_unmatched"]
     assert part.edges.filter(pl.col("kind") == "p2p").collect().is_empty()
+
+
+def all_reduce_with_a_callback(folder: Path) -> None:
+    """The program's own code runs on the backend's thread when the communication is done."""
+    from torch import distributed
+
+    path = folder / f"rank-{distributed.get_rank():05d}.trace"
+    with record(path):
+        work = distributed.all_reduce(torch.ones(2), async_op=True)
+        tripled = work.get_future().then(lambda future: future.value()[0].mul(3))
+        assert tripled.wait().tolist() == [6.0, 6.0]
+        tripled.wait().sum()
+
+
+def test_what_a_callback_computes_on_a_communication_is_in_the_graph(tmp_path: Path) -> None:
+    (tmp_path / "traces").mkdir()
+    run_ranks(2, all_reduce_with_a_callback, tmp_path / "traces", timeout_s=60)
+    merge_traces(tmp_path / "traces", tmp_path / "dag")
+    graph = Graph.open(tmp_path)
+    nodes = graph.nodes.select("node", "op", "rank").collect()
+    edges = graph.edges.filter((pl.col("kind") == "data") & (pl.col("bytes") > 0)).select("src", "dst").collect()
+    named = edges.join(nodes, left_on="src", right_on="node").join(nodes, left_on="dst", right_on="node", suffix="_to")
+    found = Counter(named.select("op", "op_to", "rank_to").iter_rows())
+    assert found == {
+        ("aten::ones", "c10d::allreduce_", -1): 2,
+        ("c10d::allreduce_", "aten::mul", 0): 1,
+        ("c10d::allreduce_", "aten::mul", 1): 1,
+        ("aten::mul", "aten::sum", 0): 1,
+        ("aten::mul", "aten::sum", 1): 1,
+    }

@@ -1,18 +1,21 @@
 """Dataflow by memory, against a byte-by-byte oracle."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from truedag.tracer import last_writers
 from truedag.tracer.dataflow import Dataflow, NamedRegion, trace_dataflow
-from truedag.tracer.nodes import FRESH, HANDLE, READ, UPDATE, WRITE, Accesses
+from truedag.tracer.nodes import CUT, EMPTY, FRESH, HANDLE, READ, TOUCH, UPDATE, WRITE, Accesses
 from truedag.tracer.regions import runs
 from truedag.tracer.trace import Layout
 
 SIZES = {1: (8,), 2: (4,), 3: (2,), 4: (2, 2), 5: (0,)}
 STRIDES = {1: (1,), 2: (1,), 3: (3,), 4: (4, 1), 5: (1,)}
 LAYOUTS = {i: Layout(dtype="uint8", device="cpu", itemsize=1, sizes=SIZES[i], strides=STRIDES[i]) for i in SIZES}
-STORAGES = {1: (100, 1, 8), 2: (200, 2, 8), 3: (100, 3, 16)}  # 1 and 3 are one StorageImpl under two sizes
+# 1 and 3 are one StorageImpl that moves and grows.
+STORAGES = {1: (100, 1, 8), 2: (200, 2, 8), 3: (100, 3, 16), 4: (400, 4, 8)}
 
 Row = tuple[int, int, int, int, int]
 
@@ -29,15 +32,15 @@ def programs(draw: st.DrawFn) -> list[Row]:
     rows: list[Row] = []
     for node in range(draw(st.integers(1, 12))):
         for _ in range(draw(st.integers(0, 3))):
-            kind = draw(st.sampled_from([READ, READ, UPDATE, HANDLE]))
+            kind = draw(st.sampled_from([READ, READ, UPDATE, TOUCH, HANDLE, CUT]))
             layout = draw(st.sampled_from(list(LAYOUTS)))
             offset = (
                 draw(st.integers(0, 8 - (4 if layout in (2, 3) else 6 if layout == 4 else 0))) if layout != 1 else 0
             )
             rows.append((node, kind, draw(st.sampled_from([1, 2, 3])), layout, min(offset, 2)))
         for _ in range(draw(st.integers(0, 2))):
-            kind = draw(st.sampled_from([WRITE, FRESH]))
-            layout = 1 if kind == FRESH else draw(st.sampled_from([1, 2, 3, 4]))
+            kind = draw(st.sampled_from([WRITE, WRITE, FRESH, EMPTY]))
+            layout = 1 if kind in (FRESH, EMPTY) else draw(st.sampled_from([1, 2, 3, 4]))
             rows.append((node, kind, draw(st.sampled_from([1, 2, 3])), layout, 0 if layout == 1 else 2))
     return rows
 
@@ -46,29 +49,41 @@ def oracle(rows: list[Row]) -> tuple[dict[tuple[int, int], int], set[tuple[int, 
     """Bytes between nodes, and zero-byte dependencies, one byte at a time."""
     memory: dict[int, dict[int, int]] = {}
     maker: dict[int, int] = {}
-    current: dict[int, int] = {}
+    filled: set[int] = set()  # memory whose maker gave it content
     data: dict[tuple[int, int], int] = {}
     handles: set[tuple[int, int]] = set()
     for node, kind, storage, layout, offset in rows:
         impl = STORAGES[storage][0]
-        if kind == FRESH or current.get(impl, storage) != storage:
+        if kind in (FRESH, EMPTY, CUT):
             memory[impl] = {}
             maker.pop(impl, None)
-        current[impl] = storage
-        if kind == FRESH:
+            filled.discard(impl)
+        if kind in (FRESH, EMPTY):
             maker[impl] = node
+        if kind == FRESH:
+            filled.add(impl)
         cells = memory.setdefault(impl, {})
-        touched = [byte for begin, end in runs(LAYOUTS[layout], offset) for byte in range(begin, end)]
+        touched = [byte for begin, end in runs(LAYOUTS[layout], offset).tolist() for byte in range(begin, end)]
         if kind in (WRITE, FRESH):
             cells.update(dict.fromkeys(touched, node))
+        elif kind in (EMPTY, CUT):
+            continue
         elif kind == HANDLE or not touched:
-            if impl in maker and maker[impl] != node:
-                handles.add((maker[impl], node))
+            handles |= {(maker[impl], node)} if impl in maker else set()
         else:
+            unwritten = any(byte not in cells for byte in touched)
+            if unwritten and impl in maker and (kind == TOUCH or impl not in filled):
+                handles |= {(maker[impl], node)} - {(cells.get(byte), node) for byte in touched}
             for byte in touched:
-                writer = cells.get(byte, maker.get(impl, -1))
+                if byte in cells:
+                    writer = cells[byte]
+                elif impl in maker and (kind == TOUCH or impl not in filled):
+                    writer = node if kind == TOUCH else -1
+                else:
+                    writer = maker.get(impl, -1)
                 if writer != node:
-                    data[writer if writer >= 0 else -1, node] = data.get((writer if writer >= 0 else -1, node), 0) + 1
+                    data[writer, node] = data.get((writer, node), 0) + 1
+    handles = {(src, dst) for src, dst in handles if src != dst}
     return data, handles
 
 
@@ -115,7 +130,7 @@ def test_what_was_there_before_comes_from_named_sources() -> None:
     named = [
         NamedRegion(name="weight", role="parameter", storage=1, layout=2, offset=0),
         NamedRegion(name="idle", role="parameter", storage=2, layout=1, offset=0),
-        NamedRegion(name="unread", role="gradient", storage=3, layout=1, offset=0),
+        NamedRegion(name="unread", role="gradient", storage=4, layout=1, offset=0),
     ]
     rows = [(0, READ, 1, 1, 0)]
     flow = trace_dataflow(make(rows), layouts=LAYOUTS, storages=STORAGES, named=named)
@@ -126,3 +141,28 @@ def test_what_was_there_before_comes_from_named_sources() -> None:
     assert by_source == {"weight": 4, None: 4}
     assert {source.name for source in flow.sources if source.role == "parameter"} == {"weight", "idle"}
     assert "unread" not in {source.name for source in flow.sources}
+
+
+def test_a_storage_that_moved_keeps_its_writers_and_its_name() -> None:
+    named = [NamedRegion(name="weight", role="parameter", storage=1, layout=1, offset=0)]
+    rows = [(0, READ, 3, 1, 0), (1, WRITE, 1, 1, 0), (2, READ, 3, 1, 0), (3, FRESH, 1, 1, 0), (4, READ, 3, 1, 0)]
+    flow = trace_dataflow(make(rows), layouts=LAYOUTS, storages=STORAGES, named=named)
+    assert found(flow)[0] == {(-1, 0): 8, (1, 2): 8, (3, 4): 8}
+    assert [source.name for source in flow.sources] == ["weight"]
+
+
+def test_what_was_made_empty_was_filled_from_outside() -> None:
+    rows = [(0, EMPTY, 1, 1, 0), (1, UPDATE, 1, 1, 0), (1, WRITE, 1, 1, 0), (2, READ, 1, 1, 0)]
+    flow = trace_dataflow(make(rows), layouts=LAYOUTS, storages=STORAGES, named=[])
+    assert found(flow) == ({(-1, 1): 8, (1, 2): 8}, {(0, 1)})
+    assert [source.role for source in flow.sources] == ["input"]
+
+
+def test_columns_of_a_large_matrix_are_followed_without_listing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_writers, "runs", None)
+    sizes = (1 << 20, 1 << 10)
+    matrix = Layout(dtype="x", device="cpu", itemsize=4, sizes=sizes, strides=(1 << 11, 2))
+    whole = Layout(dtype="x", device="cpu", itemsize=4, sizes=(1 << 31,), strides=(1,))
+    rows = [(0, FRESH, 1, 2, 0), (1, UPDATE, 1, 1, 0), (1, WRITE, 1, 1, 0), (2, READ, 1, 1, 0), (3, WRITE, 1, 2, 0)]
+    flow = trace_dataflow(make([*rows, (4, READ, 1, 2, 0)]), layouts={1: matrix, 2: whole}, storages=STORAGES, named=[])
+    assert found(flow)[0] == {(0, 1): 4 << 30, (1, 2): 4 << 30, (3, 4): 8 << 30}

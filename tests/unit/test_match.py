@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,20 +12,35 @@ from truedag.tracer.match import match_communications
 from truedag.tracer.nodes import CommRecord
 
 
-def record(op: str, group: tuple[int, ...], order: int, *, name: str = "g", peer: int = -1, tag: int = 0) -> CommRecord:
+def record(
+    op: str,
+    group: tuple[int, ...],
+    order: int,
+    *,
+    name: str = "g",
+    peer: int = -1,
+    tag: int = 0,
+    sequence: int = -1,
+    sent: int = 0,
+    received: int = 0,
+    incarnation: int = 0,
+) -> CommRecord:
     return CommRecord(
         node=order,
         op=op,
         group=group,
         group_name=name,
         order=order,
-        backend_sequence=-1,
+        backend_sequence=sequence,
         peer=peer,
         tag=tag,
         reduce_op=0,
         is_async=False,
         work_start_ns=None,
         work_end_ns=None,
+        sent_bytes=sent,
+        received_bytes=received,
+        incarnation=incarnation,
     )
 
 
@@ -86,4 +103,115 @@ def test_a_receive_from_anybody_is_listed_and_not_guessed() -> None:
     lone = dataclasses.replace(record("c10d::recv_any_source_", (0, 1), 0), peer=-1)
     matched = match_communications({0: [lone], 1: [record("c10d::send", (0, 1), 0, peer=0)]})
     assert matched.messages == []
-    assert {one.what for one in matched.unmatched} == {"receive from any source", "send without receive"}
+    assert {one.what for one in matched.unmatched} == {
+        "receive from any source",
+        "ambiguous: a receive from any source came before",
+    }
+
+
+def test_after_a_receive_from_anybody_only_what_came_before_is_joined() -> None:
+    group = (0, 1, 2)
+    ranks = {
+        0: [record("c10d::send", group, order, peer=2) for order in range(3)]
+        + [record("c10d::send", group, 3, peer=2, tag=1)],
+        1: [record("c10d::send", group, 0, peer=2)],
+        2: [
+            record("c10d::recv_", group, 0, peer=0),
+            record("c10d::recv_any_source_", group, 1),
+            record("c10d::recv_", group, 2, peer=0),
+            record("c10d::recv_", group, 3, peer=0, tag=1),
+        ],
+    }
+    matched = match_communications(ranks)
+    assert [(one.source, one.send.node, one.receive.node) for one in matched.messages] == [(0, 0, 0), (0, 3, 3)]
+    told = sorted((one.present, one.records[one.present[0]].node) for one in matched.unmatched)
+    assert told == [((0,), 1), ((0,), 2), ((1,), 0), ((2,), 1), ((2,), 2)]
+
+
+def test_a_message_whose_ends_differ_in_bytes_is_not_joined_nor_are_later_ones() -> None:
+    ranks = {
+        0: [record("c10d::send", (0, 1), order, peer=1, sent=count) for order, count in enumerate((8, 8, 12, 8))],
+        1: [record("c10d::recv_", (0, 1), order, peer=0, received=count) for order, count in enumerate((8, 12, 8, 8))],
+    }
+    matched = match_communications(ranks)
+    assert [one.order for one in matched.messages] == [0]
+    assert len(matched.unmatched) == 6
+    assert {"send and receive differ in bytes: 8 and 12"} <= {one.what for one in matched.unmatched}
+
+
+@pytest.mark.parametrize(
+    ("op", "good", "bad"),
+    [
+        ("allreduce_", [(8, 8), (8, 8)], [(8, 8), (4, 4)]),
+        ("reduce_", [(8, 8), (8, 0)], [(8, 8), (4, 0)]),
+        ("broadcast_", [(8, 0), (0, 8)], [(8, 0), (0, 4)]),
+        ("allgather_", [(4, 12), (8, 12)], [(4, 12), (8, 8)]),
+        ("_allgather_base_", [(0, 0), (0, 0)], [(4, 8), (4, 4)]),
+        ("reduce_scatter_", [(12, 4), (12, 8)], [(12, 4), (8, 8)]),
+        ("alltoall_base_", [(0, 4), (12, 8)], [(8, 4), (12, 8)]),
+        ("gather_", [(4, 8), (4, 0)], [(4, 8), (8, 0)]),
+        ("scatter_", [(8, 4), (0, 4)], [(8, 4), (0, 8)]),
+        ("barrier", [(0, 0), (0, 0)], None),
+    ],
+)
+def test_bytes_must_agree(op: str, good: list[tuple[int, int]], bad: list[tuple[int, int]] | None) -> None:
+    for counts in (good, bad):
+        if counts is None:
+            continue
+        peer = 0 if op in ("broadcast_", "reduce_", "gather_", "scatter_") else -1
+        ranks = {
+            rank: [record(f"c10d::{op}", (0, 1), 0, sent=sent, received=received, peer=peer)]
+            for rank, (sent, received) in enumerate(counts)
+        }
+        matched = match_communications(ranks)
+        assert len(matched.collectives) == (counts is good)
+        assert all("bytes" in one.what for one in matched.unmatched)
+
+
+def test_a_collective_begun_before_the_recording_does_not_shift_the_later_ones() -> None:
+    late = [record("c10d::allreduce_", (0, 1), order, sequence=order + 1) for order in range(2)]
+    early = [record("c10d::allreduce_", (0, 1), order, sequence=order) for order in range(3)]
+    matched = match_communications({0: late, 1: early})
+    assert [{one.node for one in joined.records.values()} for joined in matched.collectives] == [{0, 1}, {1, 2}]
+    (alone,) = matched.unmatched
+    assert (alone.order, alone.present, alone.missing) == (0, (1,), (0,))
+
+
+def test_a_backend_that_counts_messages_is_not_relied_on() -> None:
+    for message in (True, False):  # in the recording, or before it
+        first = [record("c10d::allreduce_", (0, 1), order, sequence=order + 7) for order in range(2)]
+        second = [record("c10d::allreduce_", (0, 1), order, sequence=order + 6) for order in range(2)]
+        if message:
+            first.insert(0, record("c10d::send", (0, 1), 0, peer=1))
+            second.append(record("c10d::recv_", (0, 1), 0, peer=0))
+        matched = match_communications({0: first, 1: second})
+        assert [one.order for one in matched.collectives] == [0, 1]
+        assert matched.unmatched == []
+
+
+def test_groups_made_again_under_one_name_stay_apart() -> None:
+    ranks = {
+        rank: [
+            record("c10d::allreduce_", (0, 1), 0, sent=8 * (1 + again), received=8, incarnation=again)
+            for again in range(2)
+        ]
+        for rank in range(2)
+    }
+    matched = match_communications(ranks)
+    assert [one.records[0].sent_bytes for one in matched.collectives] == [8, 16]
+    assert matched.unmatched == []
+
+
+def test_a_record_is_never_put_in_place_of_another() -> None:
+    twice = [record("c10d::allreduce_", (0, 1), 0), dataclasses.replace(record("c10d::allreduce_", (0, 1), 0), node=9)]
+    matched = match_communications({0: twice, 1: twice[:1]})
+    assert [one.records[0].node for one in matched.collectives] == [0]
+    assert [(one.what, one.records[0].node) for one in matched.unmatched] == [("recorded twice", 9)]
+
+
+def test_many_collectives_are_joined_fast() -> None:
+    group = tuple(range(8))
+    ranks = {rank: [record("c10d::allreduce_", group, i, sent=8, received=8) for i in range(1600)] for rank in group}
+    begin = time.perf_counter()
+    assert len(match_communications(ranks).collectives) == 1600
+    assert time.perf_counter() - begin < 1

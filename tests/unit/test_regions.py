@@ -2,11 +2,13 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truedag.tracer.regions import num_bytes, runs
+from truedag.tracer import regions
+from truedag.tracer.regions import extent, num_bytes, runs
 from truedag.tracer.trace import Layout
 
 
@@ -33,8 +35,20 @@ def test_runs_hold_exactly_the_bytes_of_the_elements(case: tuple[Layout, int]) -
     for element in elements:
         begin = offset + element * layout.itemsize
         touched |= set(range(begin, begin + layout.itemsize))
-    region = runs(layout, offset)
+    region = runs(layout, offset).tolist()
     assert {byte for begin, end in region for byte in range(begin, end)} == touched
-    assert num_bytes(region) == len(touched)
-    assert list(region) == sorted(region)
+    assert num_bytes(runs(layout, offset)) == len(touched)
+    assert region == sorted(region)
     assert all(before[1] < after[0] for before, after in itertools.pairwise(region))
+    where = extent(layout)
+    assert where.num_bytes == len(touched)
+    assert where.is_dense == (len(region) == 1)
+    assert not touched or (offset + where.low, offset + where.high) == (min(touched), max(touched) + 1)
+
+
+def test_a_large_strided_tensor_is_measured_without_listing_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "runs", None)
+    layout = Layout(dtype="x", device="cpu", itemsize=4, sizes=(1 << 20, 1 << 20), strides=(1 << 21, 2))
+    where = extent(layout)
+    assert (where.low, where.num_bytes, where.is_dense) == (0, 4 << 40, False)
+    assert where.high == 4 * (((1 << 20) - 1) * ((1 << 21) + 2) + 1)

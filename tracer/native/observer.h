@@ -3,9 +3,15 @@
 // recorded, what runs inside that is not looked at.
 #pragma once
 
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
 #include <ATen/record_function.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
+
+#include <algorithm>
+#include <thread>
 
 #include "session.h"
 
@@ -16,25 +22,93 @@ inline std::atomic<uint64_t> session_generation{0};
 
 // A thread's place in the running session, and what Python said last on it.
 struct ThreadSlot {
+  std::atomic<bool> busy{false};  // in a callback: the session it found there must stay
   uint64_t generation = 0;
   ThreadState* state = nullptr;
   uint32_t label = 0;
   uint32_t context = 0;
+  uint64_t comm_generation = 0;  // of the session whose communication is open on this thread; 0: none
 };
-inline thread_local ThreadSlot slot;
+
+// All threads' slots, so that stopping can wait until nobody is in a callback.
+struct SlotList {
+  std::mutex mutex;
+  std::vector<ThreadSlot*> slots;
+};
+inline SlotList* slot_list = new SlotList();  // outlives every thread
+inline SlotList& all_slots() { return *slot_list; }
+
+struct SlotHolder {
+  SlotHolder() : slot(new ThreadSlot()) {
+    std::lock_guard<std::mutex> guard(all_slots().mutex);
+    all_slots().slots.push_back(slot);
+  }
+  ~SlotHolder();
+  ThreadSlot* slot;
+};
+inline thread_local ThreadSlot* this_slot = nullptr;
+inline thread_local bool thread_ends = false;
+
+inline SlotHolder::~SlotHolder() {
+  this_slot = nullptr;
+  thread_ends = true;
+  std::lock_guard<std::mutex> guard(all_slots().mutex);
+  auto& slots = all_slots().slots;
+  slots.erase(std::remove(slots.begin(), slots.end(), slot), slots.end());
+  delete slot;
+}
+
+// Null once the thread is being torn down.
+inline ThreadSlot* thread_slot() {
+  if (this_slot == nullptr && !thread_ends) {
+    static thread_local SlotHolder holder;
+    this_slot = holder.slot;
+  }
+  return this_slot;
+}
+
+// Holds the running session for as long as a callback looks at it.
+class SessionHold {
+ public:
+  explicit SessionHold(ThreadSlot* slot) : slot_(slot) {
+    if (slot_ == nullptr) return;
+    slot_->busy.store(true, std::memory_order_seq_cst);
+    session_ = active_session.load(std::memory_order_seq_cst);
+  }
+  ~SessionHold() {
+    if (slot_ != nullptr) slot_->busy.store(false, std::memory_order_release);
+  }
+  SessionHold(const SessionHold&) = delete;
+  SessionHold& operator=(const SessionHold&) = delete;
+  Session* get() const { return session_; }
+
+ private:
+  ThreadSlot* slot_;
+  Session* session_ = nullptr;
+};
+
+// Ends the session for all threads: returns when none is in a callback any more.
+inline void quiesce() {
+  active_session.store(nullptr, std::memory_order_seq_cst);
+  std::lock_guard<std::mutex> guard(all_slots().mutex);
+  for (const auto* slot : all_slots().slots) {
+    while (slot->busy.load(std::memory_order_acquire)) std::this_thread::yield();
+  }
+}
 
 // Why the recorder switched itself off; the program runs on.
 inline void switch_off(const std::string& why) {
   Session* session = active_session.exchange(nullptr);
   if (session == nullptr) return;
-  session->error = why;
+  session->failure = why;
   std::fprintf(stderr, "truedag: recording stopped, the program runs on: %s\n", why.c_str());
 }
 
-inline ThreadState* thread_state(Session* session) {
+inline ThreadState* thread_state(Session* session, ThreadSlot& slot) {
   if (slot.generation != session->generation) {
     slot.state = session->join();
     slot.generation = session->generation;
+    slot.label = slot.context = 0;  // what was said to an earlier recording
   }
   return slot.state;
 }
@@ -52,15 +126,18 @@ struct CommInfo : public c10::DebugInfoBase {
 struct WorkContext : public at::ObserverContext {
   Work work{};
   uint64_t generation = 0;
-  ThreadState* worker = nullptr;  // the backend's thread that runs it, whose own operators are the work's business
+  ThreadState* worker = nullptr;  // the backend's thread that runs it
 };
 
-inline bool runs_python(const at::Tensor& tensor) {
-  return tensor.defined() && tensor.key_set().has(c10::DispatchKey::Python);
+constexpr c10::DispatchKeySet kWrapperKeys({c10::DispatchKey::Python, c10::DispatchKey::FuncTorchBatched,
+                                            c10::DispatchKey::FuncTorchGradWrapper});
+
+inline bool is_wrapper(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.key_set().has_any(kWrapperKeys);
 }
 
 inline void add_ref(Session& session, ThreadState& state, std::vector<Ref>& refs, const at::Tensor& tensor,
-                    uint16_t arg, uint16_t element) {
+                    uint16_t arg, uint16_t element, bool is_input) {
   // A number that became a tensor on the way is a constant of the call, not data that flowed.
   if (!tensor.defined() || tensor.unsafeGetTensorImpl()->is_wrapped_number()) return;
   Ref ref{};
@@ -69,12 +146,13 @@ inline void add_ref(Session& session, ThreadState& state, std::vector<Ref>& refs
   const auto* impl = tensor.unsafeGetTensorImpl();
   if (impl->has_storage() && impl->layout() == c10::kStrided && !tensor.is_nested() &&
       !impl->has_symbolic_sizes_strides()) {
-    const auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
-    const void* data = const_cast<c10::StorageImpl*>(storage)->_mutable_data_ptr_no_checks().get();
+    auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
+    const void* data = storage->_mutable_data_ptr_no_checks().get();
     const uint64_t bytes = storage->nbytes();
     auto& known = state.storages[(reinterpret_cast<uint64_t>(storage) >> 5) % ThreadState::kCacheSize];
     if (known.impl != storage || known.data != data || known.bytes != bytes) {
-      known = {storage, data, bytes, session.storages.find(storage, data, bytes, session.tables, session.error)};
+      known = {storage, data, bytes,
+               session.storages.find(storage, data, bytes, is_input, session.tables, state.error)};
     }
     ref.storage = known.id;
     const auto dtype = static_cast<int32_t>(tensor.scalar_type());
@@ -86,7 +164,7 @@ inline void add_ref(Session& session, ThreadState& state, std::vector<Ref>& refs
     const uint64_t hash = hash_layout(dtype, device, sizes, strides);
     auto& layout = state.layouts[hash % ThreadState::kCacheSize];
     if (layout.entry == nullptr || layout.hash != hash || !layout.entry->same(dtype, device, sizes, strides)) {
-      layout = {hash, session.layouts.find(hash, dtype, device, itemsize, sizes, strides, session.tables, session.error)};
+      layout = {hash, session.layouts.find(hash, dtype, device, itemsize, sizes, strides, session.tables, state.error)};
     }
     ref.layout = layout.entry->id;
   }
@@ -94,28 +172,31 @@ inline void add_ref(Session& session, ThreadState& state, std::vector<Ref>& refs
 }
 
 inline void add_refs(Session& session, ThreadState& state, std::vector<Ref>& refs, const c10::IValue& value,
-                     uint16_t arg, uint16_t& element) {
+                     uint16_t arg, uint16_t& element, bool is_input) {
   if (value.isTensor()) {
-    add_ref(session, state, refs, value.toTensor(), arg, element++);
+    add_ref(session, state, refs, value.toTensor(), arg, element++, is_input);
   } else if (value.isList()) {
     for (const auto& item : value.toListRef()) {
       if (!item.isTensor() && !item.isList() && !item.isNone()) break;
-      add_refs(session, state, refs, item, arg, element);
+      add_refs(session, state, refs, item, arg, element, is_input);
     }
   } else if (value.isTuple()) {
-    for (const auto& item : value.toTupleRef().elements()) add_refs(session, state, refs, item, arg, element);
+    for (const auto& item : value.toTupleRef().elements()) add_refs(session, state, refs, item, arg, element, is_input);
   }
 }
 
-// A tensor subclass (DTensor) or a dispatch mode answers this call in Python: the operators are what it calls.
-inline bool answered_in_python(c10::ArrayRef<const c10::IValue> inputs) {
+// A tensor subclass (DTensor), a dispatch mode or a functorch transform answers this call: the operators are what it
+// calls.
+inline bool answered_elsewhere(c10::ArrayRef<const c10::IValue> inputs) {
   if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return true;
+  const auto keys = c10::impl::tls_local_dispatch_key_set();
+  if ((keys.included_ - keys.excluded_).has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return true;
   for (const auto& value : inputs) {
     if (value.isTensor()) {
-      if (runs_python(value.toTensor())) return true;
+      if (is_wrapper(value.toTensor())) return true;
     } else if (value.isTensorList()) {
       for (const auto& item : value.toListRef()) {
-        if (item.isTensor() && runs_python(item.toTensor())) return true;
+        if (item.isTensor() && is_wrapper(item.toTensor())) return true;
       }
     }
   }
@@ -145,21 +226,21 @@ inline void open_comm(Session& session, ThreadState& state, const OpEntry& op,
   comm.id = session.next_comm_id.fetch_add(1);
   {
     std::lock_guard<std::mutex> guard(session.groups.mutex);
-    auto* entry = session.groups.find(*group, session.tables, session.error);
+    auto* entry = session.groups.find(*group, session.tables, state.error);
     comm.group = entry->id;
     comm.order = op.p2p ? entry->num_p2p++ : entry->num_collectives++;
   }
   state.open_comm = comm;
   state.has_comm = true;
   c10::ThreadLocalDebugInfo::_push(kCommInfo, std::make_shared<CommInfo>(session.generation, comm.id));
-  state.debug_pushed = true;
+  this_slot->comm_generation = session.generation;
 }
 
 inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFunction& fn) {
   const char* name = fn.name();
   auto& known = state.ops[(reinterpret_cast<uint64_t>(name) >> 4) % state.ops.size()];
-  if (known.name == name && known.entry->stable) return known.entry;
-  OpEntry* entry = session.ops.find(fn, session.tables, session.error);
+  if (known.name == name && known.entry->name == name) return known.entry;
+  OpEntry* entry = session.ops.find(fn, session.tables, state.error);
   if (entry->stable) known = {name, entry};
   return entry;
 }
@@ -171,9 +252,9 @@ inline std::unique_ptr<at::ObserverContext> start_work(Session& session, ThreadS
   auto context = std::make_unique<WorkContext>();
   context->generation = session.generation;
   context->work.comm_id = info->id;
-  context->work.op = session.ops.find(fn, session.tables, session.error)->id;
+  context->work.op = session.ops.find(fn, session.tables, state.error)->id;
   if (state.inside == 0) {
-    state.inside = 1;
+    state.muted = true;
     state.has_comm = false;
     context->worker = &state;
   }
@@ -181,49 +262,61 @@ inline std::unique_ptr<at::ObserverContext> start_work(Session& session, ThreadS
   return context;
 }
 
-inline void push_frame(ThreadState& state, Frame frame) {
-  if (state.depth < ThreadState::kMaxDepth) state.frames[state.depth] = frame;
-  ++state.depth;
+// Where an event belongs: what was said on its thread, and what autograd knows of it.
+inline void set_place(Event& event, const ThreadState& state, const ThreadSlot& slot, const at::RecordFunction& fn) {
+  event.label = slot.label;
+  event.context = slot.context;
+  event.sequence = fn.seqNr();
+  event.backward_sequence = -1;
+  if (state.backward.empty() && state.engine_labels.empty()) return;
+  // A label from around the backward pass says nothing of what runs in it; one set inside (recomputation) does.
+  if (!state.engine_labels.empty() && state.engine_labels.back() == slot.label) event.label = 0;
+  // The engine's own work on what a node gave (sums to the right shape, additions of gradients) is that node's.
+  const auto& node = state.backward.empty() ? state.engine_node : state.backward.back();
+  event.flags |= kInBackward;
+  event.backward_sequence = node.sequence;
+  event.fwd_thread = node.fwd_thread;
 }
 
-inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState& state, const at::RecordFunction& fn) {
+inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState& state, const ThreadSlot& slot,
+                                                  const at::RecordFunction& fn) {
   const auto scope = fn.scope();
   if (scope == at::RecordScope::USER_SCOPE) {
     // A backend announces the work of the communication in whose name it runs; other user scopes pass.
     return c10::ThreadLocalDebugInfo::get(kCommInfo) == nullptr ? nullptr : start_work(session, state, fn);
   }
-  if (state.inside > 0) {
+  // A backend's worker has a Python thread state only while a callback of the communication's future runs on it, and
+  // that is the program's.
+  if (state.inside > 0 || (state.muted && PyGILState_GetThisThreadState() == nullptr)) {
     ++state.inside;
-    push_frame(state, Frame::kInside);
+    state.frames.push_back(Frame::kInside);
     return nullptr;
   }
   if (scope == at::RecordScope::BACKWARD_FUNCTION) {
     state.backward.push_back({fn.seqNr(), fn.forwardThreadId()});
-    push_frame(state, Frame::kBackward);
+    state.frames.push_back(Frame::kBackward);
     return nullptr;
   }
   OpEntry* op = find_op(session, state, fn);
   switch (op->kind) {
     case OpClass::kTransparent:
-      push_frame(state, Frame::kTransparent);
+      state.frames.push_back(Frame::kTransparent);
       return nullptr;
     case OpClass::kEngine:
-      ++state.engine_depth;
+      state.engine_labels.push_back(slot.label);
       state.engine_node = {-1, 0};
-      push_frame(state, Frame::kEngine);
+      state.frames.push_back(Frame::kEngine);
       return nullptr;
     case OpClass::kFunction: {
-      push_frame(state, Frame::kTransparent);
-      if (fn.seqNr() >= 0 && state.engine_depth == 0) {
+      state.frames.push_back(Frame::kTransparent);
+      if (fn.seqNr() >= 0) {
         Event event{};
         event.start_ns = event.end_ns = now_ns();
-        event.sequence = fn.seqNr();
         event.op = op->id;
-        event.label = slot.label;
-        event.context = slot.context;
-        event.flags = kRange;
+        set_place(event, state, slot, fn);
+        event.flags |= kRange;
         event.first_ref = state.refs.count();
-        if (!state.events.append(&event, sizeof(event), session.error)) switch_off(session.error);
+        if (!state.events.append(&event, sizeof(event), state.error)) switch_off(state.error);
       }
       return nullptr;
     }
@@ -232,52 +325,43 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
       break;
   }
   const auto inputs = fn.inputs();
-  if (answered_in_python(inputs)) {
-    push_frame(state, Frame::kTransparent);
+  if (answered_elsewhere(inputs)) {
+    state.frames.push_back(Frame::kTransparent);
     return nullptr;
   }
   state.open = Event{};
   auto& event = state.open;
   event.op = op->id;
-  event.label = slot.label;
-  event.context = slot.context;
-  event.sequence = fn.seqNr();
-  if (!state.backward.empty()) {
-    event.flags |= kInBackward;
-    event.sequence = state.backward.back().sequence;
-    event.fwd_thread = state.backward.back().fwd_thread;
-  } else if (state.engine_depth > 0) {
-    // The engine's own work on what a node gave (sums to the right shape, additions of gradients) is that node's.
-    event.flags |= kInBackward;
-    event.sequence = state.engine_node.sequence;
-    event.fwd_thread = state.engine_node.fwd_thread;
-  }
+  set_place(event, state, slot, fn);
   state.open_refs.clear();
   state.scratch_refs.clear();
   for (size_t i = 0; i < inputs.size(); ++i) {
     uint16_t element = 0;
-    add_refs(session, state, state.open_refs, inputs[i], static_cast<uint16_t>(i), element);
+    add_refs(session, state, state.open_refs, inputs[i], static_cast<uint16_t>(i), element, true);
   }
   event.num_inputs = static_cast<uint32_t>(state.open_refs.size());
   state.has_comm = false;
   if (op->kind == OpClass::kComm) open_comm(session, state, *op, inputs);
   state.inside = 1;
-  push_frame(state, Frame::kLeaf);
+  state.frames.push_back(Frame::kLeaf);
   event.start_ns = now_ns();
   return nullptr;
+}
+
+inline void close_comm(ThreadSlot& slot) {
+  if (slot.comm_generation == 0) return;
+  c10::ThreadLocalDebugInfo::_pop(kCommInfo);
+  slot.comm_generation = 0;
 }
 
 inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunction& fn) {
   auto& event = state.open;
   event.end_ns = now_ns();
-  if (state.debug_pushed) {
-    c10::ThreadLocalDebugInfo::_pop(kCommInfo);
-    state.debug_pushed = false;
-  }
+  if (state.has_comm) close_comm(*this_slot);
   const auto& outputs = fn.outputs();
   for (size_t i = 0; i < outputs.size(); ++i) {
     uint16_t element = 0;
-    add_refs(session, state, state.open_refs, outputs[i], static_cast<uint16_t>(i), element);
+    add_refs(session, state, state.open_refs, outputs[i], static_cast<uint16_t>(i), element, false);
   }
   state.open_refs.insert(state.open_refs.end(), state.scratch_refs.begin(), state.scratch_refs.end());
   event.num_outputs = static_cast<uint32_t>(state.open_refs.size()) - event.num_inputs;
@@ -285,71 +369,80 @@ inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunct
   event.first_ref = state.refs.count();
   bool written = true;
   if (state.has_comm) {
-    written = state.comms.append(&state.open_comm, sizeof(Comm), session.error);
+    written = state.comms.append(&state.open_comm, sizeof(Comm), state.error);
     event.comm = static_cast<uint32_t>(state.comms.count());
   }
   const size_t ref_bytes = state.open_refs.size() * sizeof(Ref);
-  if (ref_bytes > 0) written = written && state.refs.append(state.open_refs.data(), ref_bytes, session.error);
-  written = written && state.events.append(&event, sizeof(event), session.error);
-  if (!written) switch_off(session.error);
+  if (ref_bytes > 0) written = written && state.refs.append(state.open_refs.data(), ref_bytes, state.error);
+  written = written && state.events.append(&event, sizeof(event), state.error);
+  if (!written || !state.error.empty()) switch_off(state.error);  // an event whose names are lost is no event
 }
 
 inline std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& fn) {
-  Session* session = active_session.load(std::memory_order_acquire);
+  ThreadSlot* slot = thread_slot();
+  const SessionHold hold(slot);
+  Session* session = hold.get();
   if (session == nullptr) return nullptr;
   try {
-    return start(*session, *thread_state(session), fn);
+    return start(*session, *thread_state(session, *slot), *slot, fn);
   } catch (const std::exception& failure) {
     switch_off(failure.what());
     return nullptr;
   }
 }
 
-inline void on_end(const at::RecordFunction& fn, at::ObserverContext* context) {
-  Session* session = active_session.load(std::memory_order_acquire);
-  if (session == nullptr) {
-    if (slot.state != nullptr && slot.state->debug_pushed) {  // switched off inside a communication
-      c10::ThreadLocalDebugInfo::_pop(kCommInfo);
-      slot.state->debug_pushed = false;
-    }
-    return;
-  }
-  try {
-    ThreadState& state = *thread_state(session);
-    if (context != nullptr) {
-      auto* work = static_cast<WorkContext*>(context);
-      if (work->generation != session->generation) return;
-      work->work.end_ns = now_ns();
-      if (work->worker == &state) state.inside = 0;
-      if (!state.works.append(&work->work, sizeof(Work), session->error)) switch_off(session->error);
+inline void end_work(Session& session, ThreadState& state, WorkContext& context) {
+  if (context.generation != session.generation) return;
+  context.work.end_ns = now_ns();
+  if (context.worker == &state) state.muted = false;
+  if (!state.works.append(&context.work, sizeof(Work), state.error)) switch_off(state.error);
+}
+
+inline void end_frame(Session& session, ThreadState& state, const at::RecordFunction& fn) {
+  const Frame frame = state.frames.back();
+  state.frames.pop_back();
+  switch (frame) {
+    case Frame::kTransparent:
       return;
-    }
-    if (fn.scope() == at::RecordScope::USER_SCOPE || state.depth == 0) return;  // began before this recording
-    --state.depth;
-    const Frame frame = state.depth < ThreadState::kMaxDepth ? state.frames[state.depth] : Frame::kInside;
-    switch (frame) {
-      case Frame::kTransparent:
-        return;
-      case Frame::kInside:
-        --state.inside;
-        if (state.has_comm) {
-          uint16_t element = 0;
-          for (const auto& output : fn.outputs()) {
-            add_refs(*session, state, state.scratch_refs, output, kScratchArg, element);
-          }
+    case Frame::kInside:
+      --state.inside;
+      if (state.has_comm) {
+        uint16_t element = 0;
+        for (const auto& output : fn.outputs()) {
+          add_refs(session, state, state.scratch_refs, output, kScratchArg, element, false);
         }
-        return;
-      case Frame::kBackward:
-        state.engine_node = state.backward.back();
-        state.backward.pop_back();
-        return;
-      case Frame::kEngine:
-        --state.engine_depth;
-        return;
-      case Frame::kLeaf:
-        state.inside = 0;
-        end_leaf(*session, state, fn);
-        return;
+      }
+      return;
+    case Frame::kBackward:
+      state.engine_node = state.backward.back();
+      state.backward.pop_back();
+      return;
+    case Frame::kEngine:
+      state.engine_labels.pop_back();
+      return;
+    case Frame::kLeaf:
+      state.inside = 0;
+      end_leaf(session, state, fn);
+      state.has_comm = false;
+      return;
+  }
+}
+
+inline void on_end(const at::RecordFunction& fn, at::ObserverContext* context) {
+  ThreadSlot* slot = thread_slot();
+  const SessionHold hold(slot);
+  if (slot == nullptr) return;
+  Session* session = hold.get();
+  if (slot->comm_generation != 0 && (session == nullptr || slot->comm_generation != session->generation)) {
+    close_comm(*slot);  // the recording ended inside a communication
+  }
+  if (session == nullptr) return;
+  try {
+    ThreadState& state = *thread_state(session, *slot);
+    if (context != nullptr) {
+      end_work(*session, state, *static_cast<WorkContext*>(context));
+    } else if (fn.scope() != at::RecordScope::USER_SCOPE && !state.frames.empty()) {
+      end_frame(*session, state, fn);  // an empty stack: it began before this recording
     }
   } catch (const std::exception& failure) {
     switch_off(failure.what());

@@ -28,7 +28,6 @@ struct Session;
 enum class Frame : uint8_t { kTransparent, kLeaf, kInside, kBackward, kEngine };
 
 struct ThreadState {
-  static constexpr size_t kMaxDepth = 1024;
   static constexpr size_t kCacheSize = 4096;
 
   struct OpSlot {
@@ -55,23 +54,24 @@ struct ThreadState {
         refs(file, kRefs, index, sizeof(Ref), size_t{256} << 10),
         comms(file, kComms, index, sizeof(Comm), size_t{16} << 10),
         works(file, kWorks, index, sizeof(Work), size_t{16} << 10) {
+    frames.reserve(1024);
     open_refs.reserve(256);
     backward.reserve(64);
   }
 
   Stream events, refs, comms, works;
-  size_t depth = 0;
-  size_t inside = 0;  // frames below the open leaf, itself included
-  std::array<Frame, kMaxDepth> frames{};
+  std::vector<Frame> frames;
+  size_t inside = 0;   // frames below the open leaf, itself included
+  bool muted = false;  // a backend's worker runs a communication here: its own operators are not the program's
   std::vector<Backward> backward;
-  size_t engine_depth = 0;
-  Backward engine_node{-1, 0};  // the last node that ran inside the engine's current frame
+  std::vector<uint32_t> engine_labels;  // the label when each of the engine's open frames began
+  Backward engine_node{-1, 0};          // the last node that ran inside the engine's current frame
+  std::string error;
   Event open{};
   std::vector<Ref> open_refs;
   std::vector<Ref> scratch_refs;  // what a communication made for itself inside
   Comm open_comm{};
   bool has_comm = false;
-  bool debug_pushed = false;
   std::array<OpSlot, 1024> ops{};
   std::array<LayoutSlot, kCacheSize> layouts{};
   std::array<StorageSlot, kCacheSize> storages{};
@@ -101,7 +101,8 @@ struct Session {
   uint64_t generation = 0;
   std::mutex mutex;
   std::vector<std::unique_ptr<ThreadState>> threads;
-  std::string error;
+  std::string error;    // of opening and of what Python writes
+  std::string failure;  // why it switched itself off
 };
 
 }  // namespace truedag

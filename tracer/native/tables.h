@@ -209,13 +209,24 @@ class LayoutTable {
 // a fresh output shows that the memory was given out anew. Payload: three uint64.
 class StorageTable {
  public:
-  uint32_t find(const void* impl, const void* data, uint64_t bytes, TableWriter& tables, std::string& error) {
+  ~StorageTable() {
+    for (auto* impl : held_) c10::raw::weak_intrusive_ptr::decref(impl);
+  }
+
+  // `is_input`: it was there before any operator was seen to make it. Such a storage's address is kept from being
+  // given out again, since nothing would show that another storage has come to lie there.
+  uint32_t find(c10::StorageImpl* impl, const void* data, uint64_t bytes, bool is_input, TableWriter& tables,
+                std::string& error) {
     std::lock_guard<std::mutex> guard(mutex_);
     auto& bucket = entries_[mix(mix(reinterpret_cast<uint64_t>(impl), reinterpret_cast<uint64_t>(data)), bytes)];
     for (const auto& entry : bucket) {
       if (entry.impl == impl && entry.data == data && entry.bytes == bytes) return entry.id;
     }
     bucket.push_back({impl, data, bytes, ++count_});
+    if (is_input) {
+      c10::raw::weak_intrusive_ptr::incref(impl);
+      held_.push_back(impl);
+    }
     const uint64_t words[3] = {reinterpret_cast<uint64_t>(impl), reinterpret_cast<uint64_t>(data), bytes};
     tables.write(kStorage, count_, std::string(reinterpret_cast<const char*>(words), sizeof(words)), error);
     return count_;
@@ -231,6 +242,7 @@ class StorageTable {
   std::mutex mutex_;
   uint32_t count_ = 0;
   std::unordered_map<uint64_t, std::vector<Entry>> entries_;
+  std::vector<c10::StorageImpl*> held_;
 };
 
 struct GroupEntry {
@@ -242,6 +254,10 @@ struct GroupEntry {
 
 class GroupTable {
  public:
+  ~GroupTable() {
+    for (auto* group : held_) c10::raw::weak_intrusive_ptr::decref(group);
+  }
+
   // The group's entry, and this operation's place in the recorder's own count.
   GroupEntry* find(c10d::ProcessGroup& group, TableWriter& tables, std::string& error) {
     const std::string& name = group.getGroupName();
@@ -251,6 +267,8 @@ class GroupTable {
       slot = std::make_unique<GroupEntry>();
       slot->id = static_cast<uint32_t>(entries_.size());
       slot->name = name;
+      c10::raw::weak_intrusive_ptr::incref(&group);  // its address is not given out again while we go by it
+      held_.push_back(&group);
       std::string ranks;
       try {
         for (const auto rank : group.getBackend(group.getBackendType())->getBackendOptions()->global_ranks_in_group) {
@@ -273,6 +291,7 @@ class GroupTable {
 
  private:
   std::unordered_map<std::string, std::unique_ptr<GroupEntry>> entries_;
+  std::vector<c10d::ProcessGroup*> held_;
 };
 
 }  // namespace truedag

@@ -57,7 +57,7 @@ struct ChunkHeader {
 static_assert(sizeof(ChunkHeader) == 64);
 
 enum EventFlags : uint32_t {
-  kInBackward = 1,   // ran inside an autograd node
+  kInBackward = 1,   // ran inside autograd's engine
   kRange = 2,        // an autograd function, not a dispatcher operator: it carries a label to its backward pass
   kFailed = 4,       // raised: there are no outputs
 };
@@ -65,8 +65,9 @@ enum EventFlags : uint32_t {
 struct Event {
   int64_t start_ns;
   int64_t end_ns;
-  int64_t sequence;      // autograd's: of the node made here, or of the forward operator this belongs to; -1: none
-  uint64_t fwd_thread;   // in the backward pass: the forward operator's autograd thread
+  int64_t sequence;           // the number that autograd gives a node made here; -1: it makes none
+  int64_t backward_sequence;  // in the backward pass: the number of the node it runs in; -1: none
+  uint64_t fwd_thread;        // and the autograd thread that made that node
   uint64_t first_ref;    // in this thread's refs
   uint32_t op;
   uint32_t label;
@@ -77,7 +78,7 @@ struct Event {
   uint32_t comm;         // in this thread's comms, plus 1; 0: none
   uint32_t reserved;
 };
-static_assert(sizeof(Event) == 72);
+static_assert(sizeof(Event) == 80);
 
 struct Ref {
   int64_t offset_bytes;  // of the first element in its storage
@@ -132,6 +133,10 @@ class TraceFile {
   // A zeroed chunk of at least `bytes`, or null when the disk has no room.
   ChunkHeader* grab(ChunkKind kind, uint32_t thread, uint32_t record_bytes, size_t bytes, std::string& error) {
     std::lock_guard<std::mutex> guard(mutex_);
+    if (fd_ < 0) {
+      error = "the trace is closed";
+      return nullptr;
+    }
     bytes = (bytes + 4095) & ~size_t{4095};
     while (segments_.empty() || position_ + bytes > segments_.back().file_offset + segments_.back().bytes) {
       if (!segments_.empty()) {
@@ -180,11 +185,7 @@ class TraceFile {
   }
 
   bool extend(std::string& error, size_t at_least = 0) {
-    if (fd_ < 0) {
-      error = "the trace is closed";
-      return false;
-    }
-    const size_t bytes = (std::max(at_least, kSegmentBytes) + 4095) & ~size_t{4095};
+    const size_t bytes = (std::max(at_least, size_t{1}) + kSegmentBytes - 1) / kSegmentBytes * kSegmentBytes;
     const size_t offset = segments_.empty() ? 0 : segments_.back().file_offset + segments_.back().bytes;
     // Blocks are taken now: a full disk is an error here and not a SIGBUS in the middle of the program.
     const int code = ::posix_fallocate(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes));
@@ -194,6 +195,7 @@ class TraceFile {
     }
     void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, static_cast<off_t>(offset));
     if (base == MAP_FAILED) return fail(error, "cannot map the trace");
+    ::madvise(base, bytes, MADV_DONTFORK);  // a forked child has no business here
     segments_.push_back({static_cast<char*>(base), offset, bytes});
     return true;
   }
