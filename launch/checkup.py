@@ -59,7 +59,7 @@ def _compiler() -> str:
 
 
 def _recorder() -> str:
-    from truedag.tracer.native.build import recorder_path
+    from truedag.tracer.record.native.build import recorder_path
 
     path = recorder_path()
     return f"built, {path}" if path.exists() else f"not built yet; the first run builds {path}"
@@ -74,7 +74,7 @@ def _gloo() -> str:
 
 
 def _graphviz() -> str:
-    from truedag.tracer.render import render
+    from truedag.tracer.views.render import render
 
     with tempfile.TemporaryDirectory(prefix="truedag-doctor-") as folder:
         dot, picture = Path(folder) / "two.dot", Path(folder) / "two.svg"

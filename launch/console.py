@@ -68,7 +68,7 @@ def print_result(text: str) -> None:
 
 def print_report(dag: Path) -> None:
     """The report of a dataset for a person, on stdout."""
-    from truedag.tracer.report import make_report
+    from truedag.tracer.analysis.report import make_report
 
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(make_report(dag).render())
 

@@ -24,7 +24,7 @@ def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], 
     if not any(traces.glob("*.trace")):
         raise FolderError(f"{traces} holds no *.trace files: name the traces folder of a run")
     _check_free(out, replace=replace)
-    from truedag.tracer.merge import merge_traces
+    from truedag.tracer.merge.merging import merge_traces
 
     record = _read_record(RunFolder(root=traces.absolute().parent))
     merged = merge_traces(

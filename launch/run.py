@@ -102,7 +102,9 @@ def run_deployment(
 
 def _build_recorder() -> None:
     """Build the native recorder before eight ranks want it at once; a child does it, to keep torch out of here."""
-    build = subprocess.run([sys.executable, "-m", "truedag.tracer.native"], capture_output=True, text=True, check=False)
+    build = subprocess.run(
+        [sys.executable, "-m", "truedag.tracer.record.native"], capture_output=True, text=True, check=False
+    )
     if build.returncode != 0:
         raise LaunchError(build.stderr.strip().removeprefix("truedag: "))
 
@@ -145,10 +147,10 @@ def _run_ranks(deployment: Deployment, folder: RunFolder, progress: Progress) ->
 
 
 def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
-    from truedag.tracer.draw import draw
+    from truedag.tracer.analysis.report import write_report
     from truedag.tracer.errors import DrawError
-    from truedag.tracer.merge import merge_traces
-    from truedag.tracer.report import write_report
+    from truedag.tracer.merge.merging import merge_traces
+    from truedag.tracer.views.draw import draw
 
     show("merging the traces")
     merged = merge_traces(

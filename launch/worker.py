@@ -103,7 +103,7 @@ def _step(step: int, trainer: Trainer, deployment: Deployment, folder: RunFolder
 
 
 def _recording(trainer: Trainer, deployment: Deployment, path: Path) -> AbstractContextManager[object]:
-    from truedag.tracer.recording import record
+    from truedag.tracer.record.recording import record
 
     assert deployment.trace.recorder != "off"
     return record(path, recorder=deployment.trace.recorder, watch=trainer.model_chunks)

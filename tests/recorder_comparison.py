@@ -10,7 +10,7 @@ A TorchDispatchMode changes the program it watches, in two ways that are named h
 
 from collections import Counter
 
-from truedag.tracer.rank_graph import RankGraph
+from truedag.tracer.merge.rank_graph import RankGraph
 
 _SAME = {"aten::new_zeros": "aten::zeros"}
 _HIDDEN_IN_TORCH_TENSOR = ("aten::empty", "aten::_local_scalar_dense")

@@ -10,8 +10,10 @@ from typing import Any
 import networkx as nx
 import polars as pl
 
-from truedag.tracer.dataset import FORMAT_VERSION, TABLES
 from truedag.tracer.errors import GraphError
+
+FORMAT_VERSION = 1
+TABLES = ("nodes", "edges", "participants", "groups", "ranks")
 
 
 @dataclass(frozen=True, slots=True)

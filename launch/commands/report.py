@@ -26,7 +26,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.json:
         from dataclasses import asdict
 
-        from truedag.tracer.report import make_report
+        from truedag.tracer.analysis.report import make_report
 
         print_json(asdict(make_report(dag)))
         return 0

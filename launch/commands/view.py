@@ -24,8 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run it."""
-    from truedag.tracer.draw import draw
     from truedag.tracer.graph import Graph
+    from truedag.tracer.views.draw import draw
 
     dag = Graph.open(arguments.run).path
     views = arguments.out if arguments.out is not None else dag.absolute().parent / "views"

@@ -16,10 +16,10 @@ from truedag.model.config import ModelConfig
 from truedag.parallel.strategy import Strategy, parse_strategy
 from truedag.parallel.training import TrainingConfig
 from truedag.tracer.graph import Graph
-from truedag.tracer.merge import merge_traces
-from truedag.tracer.rank_graph import build_rank_graph
-from truedag.tracer.recording import RecorderName, record
-from truedag.tracer.trace import read_trace
+from truedag.tracer.merge.merging import merge_traces
+from truedag.tracer.merge.rank_graph import build_rank_graph
+from truedag.tracer.record.recording import RecorderName, record
+from truedag.tracer.record.trace import read_trace
 
 MODEL = ModelConfig(
     num_layers=4,

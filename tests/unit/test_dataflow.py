@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truedag.tracer import last_writers
-from truedag.tracer.dataflow import Dataflow, NamedRegion, trace_dataflow
-from truedag.tracer.nodes import CUT, EMPTY, FRESH, HANDLE, READ, TOUCH, UPDATE, WRITE, Accesses
-from truedag.tracer.regions import runs
-from truedag.tracer.trace import Layout
+from truedag.tracer.merge import last_writers
+from truedag.tracer.merge.dataflow import Dataflow, NamedRegion, trace_dataflow
+from truedag.tracer.merge.nodes import CUT, EMPTY, FRESH, HANDLE, READ, TOUCH, UPDATE, WRITE, Accesses
+from truedag.tracer.merge.regions import runs
+from truedag.tracer.record.trace import Layout
 
 SIZES = {1: (8,), 2: (4,), 3: (2,), 4: (2, 2), 5: (0,)}
 STRIDES = {1: (1,), 2: (1,), 3: (3,), 4: (4, 1), 5: (1,)}

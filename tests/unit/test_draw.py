@@ -11,13 +11,14 @@ import pygraphviz
 import pytest
 from small_dag import SmallDag, pipeline
 
-from truedag.tracer import render
-from truedag.tracer.blocks import fold_blocks
-from truedag.tracer.boxes import STEP, make_boxes
-from truedag.tracer.captions import write_bytes, write_ranks, write_runs, write_shapes, write_time
-from truedag.tracer.draw import MAX_PIXELS, draw
+from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
 from truedag.tracer.errors import DrawError, GraphError
 from truedag.tracer.graph import Graph
+from truedag.tracer.views import render
+from truedag.tracer.views.blocks import fold_blocks
+from truedag.tracer.views.boxes import STEP, make_boxes
+from truedag.tracer.views.captions import write_ranks, write_shapes
+from truedag.tracer.views.draw import MAX_PIXELS, draw
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_unknown_times_are_written_as_unknown(tmp_path):
 
 def test_the_same_graph_gives_the_same_bytes(tmp_path):
     path = pipeline().write(tmp_path / "dag")
-    code = "import sys; from pathlib import Path; from truedag.tracer.draw import draw; draw(*map(Path, sys.argv[1:]))"
+    code = "import sys, pathlib; from truedag.tracer.views.draw import draw; draw(*map(pathlib.Path, sys.argv[1:]))"
     for seed in ("1", "2"):
         subprocess.run(
             [sys.executable, "-c", code, str(path), str(tmp_path / seed)], check=True, env={"PYTHONHASHSEED": seed}

@@ -16,6 +16,15 @@ ALLOWED = {
     "model": {"model"},
     "tracer": {"tracer"},
 }
+# Inside the tracer data goes forward only, and the graph on disk is the meeting point.
+FORWARD = {
+    "record": {"record", "annotate", "errors"},
+    "merge": {"merge", "record", "graph", "topology", "errors"},
+    "graph.py": {"errors"},
+    "topology.py": set(),
+    "analysis": {"analysis", "graph", "topology", "errors"},
+    "views": {"views", "analysis", "graph", "errors"},
+}
 # The executor tells the tracer what no observer can see, as any program may.
 ANNOTATIONS = ("parallel", "truedag.tracer.annotate")
 
@@ -49,6 +58,16 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
     assert wrong == {}
 
 
+@pytest.mark.parametrize("part", FORWARD)
+def test_inside_the_tracer_nothing_looks_back(part: str) -> None:
+    place = ROOT / "tracer" / part
+    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    assert files
+    for path in files:
+        imported = {name.split(".")[2] for name in imported_modules(path) if name.startswith("truedag.tracer.")}
+        assert imported <= FORWARD[part], path
+
+
 @pytest.mark.parametrize(
     ("folder", "source"),
     [
@@ -56,7 +75,7 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
         ("tracer", "import truedag.model.config"),
         ("model", "from truedag import tracer"),
         ("model", "from truedag.tracer.annotate import scope"),
-        ("parallel", "from truedag.tracer.merge import merge_traces"),
+        ("parallel", "from truedag.tracer.merge.merging import merge_traces"),
         ("parallel", "def late() -> None:\n    from truedag.launch import run"),
     ],
 )

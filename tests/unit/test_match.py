@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truedag.tracer.match import match_communications
-from truedag.tracer.nodes import CommRecord
+from truedag.tracer.merge.match import match_communications
+from truedag.tracer.merge.nodes import CommRecord
 
 
 def record(

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from truedag.tracer import annotate
-from truedag.tracer.rank_graph import RankGraph, build_rank_graph
-from truedag.tracer.recording import record
-from truedag.tracer.trace import read_trace
+from truedag.tracer.merge.rank_graph import RankGraph, build_rank_graph
+from truedag.tracer.record.recording import record
+from truedag.tracer.record.trace import read_trace
 
 Record = Callable[[Callable[[], object]], RankGraph]
 

@@ -9,9 +9,9 @@ from recorder_comparison import assert_same_graph
 from torch import nn
 
 from truedag.tracer import annotate
-from truedag.tracer.rank_graph import RankGraph, build_rank_graph
-from truedag.tracer.recording import RecorderName, record
-from truedag.tracer.trace import read_trace
+from truedag.tracer.merge.rank_graph import RankGraph, build_rank_graph
+from truedag.tracer.record.recording import RecorderName, record
+from truedag.tracer.record.trace import read_trace
 
 Program = Callable[[], None]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from truedag.tracer import annotate
-from truedag.tracer.rank_graph import build_rank_graph
-from truedag.tracer.recording import record
-from truedag.tracer.trace import read_trace
+from truedag.tracer.merge.rank_graph import build_rank_graph
+from truedag.tracer.record.recording import record
+from truedag.tracer.record.trace import read_trace
 
 
 def operators(path: Path) -> list[str]:
@@ -30,8 +30,8 @@ def test_starting_and_stopping_while_other_threads_run_operators(tmp_path: Path)
     text = """
 import threading, time, torch
 from pathlib import Path
-from truedag.tracer.recording import record
-from truedag.tracer.trace import read_trace
+from truedag.tracer.record.recording import record
+from truedag.tracer.record.trace import read_trace
 running = True
 def work():
     tensors = [torch.ones(4) for _ in range(30)]
@@ -56,7 +56,7 @@ def test_a_forked_child_leaves_the_recording_alone_and_can_make_its_own(tmp_path
 import os, sys, torch
 from pathlib import Path
 from truedag.tracer import annotate
-from truedag.tracer.recording import record
+from truedag.tracer.record.recording import record
 with record(Path("parent.trace"), synchronize=False):
     torch.ones(2)
     child = os.fork()

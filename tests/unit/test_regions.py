@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truedag.tracer import regions
-from truedag.tracer.regions import extent, num_bytes, runs
-from truedag.tracer.trace import Layout
+from truedag.tracer.merge import regions
+from truedag.tracer.merge.regions import extent, num_bytes, runs
+from truedag.tracer.record.trace import Layout
 
 
 @st.composite

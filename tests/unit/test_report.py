@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 from small_dag import SmallDag, pipeline
 
+from truedag.tracer.analysis.report import ExpertPlace, make_report, write_report
+from truedag.tracer.analysis.shares import union
 from truedag.tracer.errors import GraphError
-from truedag.tracer.report import ExpertPlace, make_report, write_report
-from truedag.tracer.shares import union
 
 
 def two_ranks() -> SmallDag:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from truedag.tracer.schema import _STATISTICS, _STATISTICS_IN_TRAINING, in_role, parse_schema
+from truedag.tracer.merge.schema import _STATISTICS, _STATISTICS_IN_TRAINING, in_role, parse_schema
 
 ALL_SCHEMAS = torch._C._jit_get_all_schemas()
 
@@ -33,7 +33,7 @@ def test_every_operator_of_c10d_is_known() -> None:
     names = {schema.name for schema in ALL_SCHEMAS if schema.name.startswith("c10d::")}
     assert len(names) > 15
     # An unknown one would be taken to read and write its first argument.
-    from truedag.tracer.schema import _C10D_WRITES
+    from truedag.tracer.merge.schema import _C10D_WRITES
 
     assert {name.removeprefix("c10d::") for name in names} <= set(_C10D_WRITES)
 

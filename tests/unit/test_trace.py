@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truedag.tracer import format as layout
 from truedag.tracer.errors import RecordError, TraceError
-from truedag.tracer.native.build import load_recorder
-from truedag.tracer.recording import record
-from truedag.tracer.trace import read_trace
+from truedag.tracer.record import format as layout
+from truedag.tracer.record.native.build import load_recorder
+from truedag.tracer.record.recording import record
+from truedag.tracer.record.trace import read_trace
 
 
 def record_something(path: Path) -> None:

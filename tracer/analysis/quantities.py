@@ -1,0 +1,44 @@
+"""How times, bytes and lists of numbers are written for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"))
+
+
+def write_time(nanoseconds: float | None) -> str:
+    """Write a duration with three digits: 1.24 ms; unknown if it is."""
+    if nanoseconds is None:
+        return "unknown"
+    for size, unit in _UNITS:
+        if nanoseconds >= 0.9995 * size:
+            value = nanoseconds / size
+            return (
+                f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
+            )
+    return f"{nanoseconds:.0f} ns"
+
+
+def write_bytes(count: float | None) -> str:
+    """Write a number of bytes in binary units; unknown if it is."""
+    if count is None:
+        return "unknown"
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << power:
+            value = count / (1 << power)
+            return f"{value:.{0 if value >= 100 else 1}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def write_runs(numbers: Iterable[int]) -> str:
+    """Write numbers as runs: 0-3,8."""
+    text: list[str] = []
+    ordered = sorted(set(numbers))
+    begin = 0
+    for i, number in enumerate(ordered):
+        if i + 1 == len(ordered) or ordered[i + 1] != number + 1:
+            low = ordered[begin]
+            text.append(str(low) if low == number else f"{low},{number}" if number == low + 1 else f"{low}-{number}")
+            begin = i + 1
+    return ",".join(text)

@@ -1,0 +1,126 @@
+"""Merge the traces of all ranks into the one graph.
+
+Read every trace, build each rank's part, join the communications, set the clocks, number the nodes topologically,
+write the dataset. Each step is a module of its own; this one puts them in order and lays the parts side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from truedag.tracer.errors import CycleError, MergeError
+from truedag.tracer.merge.align import align_clocks
+from truedag.tracer.merge.assembly import assemble, label_by_dataflow
+from truedag.tracer.merge.columns import Assembly
+from truedag.tracer.merge.dataset import write_dataset
+from truedag.tracer.merge.match import match_communications
+from truedag.tracer.merge.rank_graph import RankGraph, build_rank_graph
+from truedag.tracer.record.trace import read_trace
+from truedag.tracer.topology import number_nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSummary:
+    """What a merge found."""
+
+    num_ranks: int
+    missing_ranks: tuple[int, ...]
+    num_nodes: int
+    num_edges: int
+    num_collectives: int
+    num_messages: int
+    num_unmatched: int
+
+
+def merge_traces(
+    traces_dir: Path,
+    out_dir: Path,
+    *,
+    deployment: str | None = None,
+    strategy: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> MergeSummary:
+    """Merge a folder of traces (`rank-*.trace`) into a dataset.
+
+    Ranks that are missing are named in `meta.json`, and their communications are unmatched there.
+
+    Args:
+        traces_dir: where the traces lie.
+        out_dir: the dataset's folder; made new, an earlier dataset in it is replaced.
+        deployment: what `meta.json` is to call the run.
+        strategy: the parallel strategy, for `meta.json`.
+        progress: hears what is being done.
+
+    Raises:
+        TraceError: a trace is broken.
+        MergeError: there are no traces, or they are not of one run.
+        CycleError: the operations depend on each other in a circle.
+    """
+    say = progress or (lambda _: None)
+    # An empty file is a rank that was killed before it wrote anything: it is missing.
+    paths = [path for path in sorted(traces_dir.glob("rank-*.trace")) if path.stat().st_size > 0]
+    if not paths:
+        raise MergeError(f"{traces_dir} holds no traces (rank-*.trace): name the folder that a run recorded into")
+    say(f"reading {len(paths)} traces")
+    graphs = [build_rank_graph(read_trace(path)) for path in paths]
+    world_size = _check_one_run(graphs)
+    say("joining communications")
+    matched = match_communications({graph.rank: graph.nodes.comms for graph in graphs})
+    clocks = align_clocks([graph.nodes.trace for graph in graphs])
+    assembly = assemble(graphs, matched, clocks)
+    say("numbering nodes")
+    number, cycle = number_nodes(assembly.time_ns, assembly.src, assembly.dst)
+    if cycle:
+        raise CycleError(_describe_cycle(assembly, cycle))
+    label_by_dataflow(assembly, number)
+    present = {graph.rank for graph in graphs}
+    missing = tuple(rank for rank in range(world_size) if rank not in present)
+    say("writing the dataset")
+    write_dataset(
+        out_dir,
+        assembly,
+        number,
+        graphs=graphs,
+        clocks=clocks,
+        matched=matched,
+        missing_ranks=missing,
+        deployment=deployment,
+        strategy=strategy,
+    )
+    return MergeSummary(
+        num_ranks=len(graphs),
+        missing_ranks=missing,
+        num_nodes=len(number),
+        num_edges=len(assembly.src),
+        num_collectives=len(matched.collectives),
+        num_messages=len(matched.messages),
+        num_unmatched=len(matched.unmatched),
+    )
+
+
+def _check_one_run(graphs: list[RankGraph]) -> int:
+    sizes = {int(graph.nodes.trace.meta["world_size"]) for graph in graphs}
+    by_rank: dict[int, Path] = {}
+    for graph in graphs:
+        other = by_rank.setdefault(graph.rank, graph.nodes.trace.path)
+        if other != graph.nodes.trace.path:
+            raise MergeError(f"{other} and {graph.nodes.trace.path} both say they are rank {graph.rank}: keep one")
+    if len(sizes) > 1:
+        raise MergeError(
+            f"the traces are of different runs: world sizes {sorted(sizes)}; merge each run in a folder of its own"
+        )
+    return sizes.pop()
+
+
+def _describe_cycle(assembly: Assembly, cycle: list[int]) -> str:
+    def describe(node: int) -> str:
+        rank = int(assembly.rank[node])
+        return f"{assembly.op[node]} on {'all its ranks' if rank < 0 else f'rank {rank}'} [{assembly.label[node]}]"
+
+    steps = "\n  -> ".join(describe(node) for node in [*cycle, cycle[0]])
+    return (
+        "the operations depend on each other in a circle, which is a deadlock in the program or a bug in truedag:\n  "
+        + steps
+    )

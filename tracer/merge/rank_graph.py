@@ -1,0 +1,145 @@
+"""One rank's part of the graph: its nodes, what was there before them, what came out, and the edges among them.
+
+Local numbers: operators 0..n-1 in program order, outputs from n on, sources -1, -2, ... (`Dataflow.sources`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from truedag.tracer.merge.dataflow import Dataflow, NamedRegion, trace_dataflow
+from truedag.tracer.merge.nodes import READ, WRITE, Accesses, Label, RankNodes, extract_nodes
+from truedag.tracer.merge.regions import extent
+from truedag.tracer.record.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A value that the program named as a result, or a parameter as the recording left it."""
+
+    name: str
+    layout: int
+    time_ns: int
+    context: Label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankGraph:
+    """One rank's part of the graph."""
+
+    nodes: RankNodes
+    flow: Dataflow
+    outputs: list[Output]
+
+    @property
+    def rank(self) -> int:
+        """The rank."""
+        return self.nodes.trace.rank
+
+
+def build_rank_graph(trace: Trace) -> RankGraph:
+    """Turn one rank's trace into its part of the graph."""
+    nodes = extract_nodes(trace)
+    begin = int(nodes.start_ns[0]) if len(nodes.start_ns) else 0
+    named = [
+        NamedRegion(
+            name=told["name"],
+            role=told["role"],
+            storage=told["storage"],
+            layout=told["layout"],
+            offset=told["offset_bytes"],
+        )
+        for told in trace.named_tensors
+        if told["time_ns"] <= begin and told["role"] != "output" and not told.get("final")
+    ]
+    accesses, outputs = _with_outputs(nodes, named)
+    flow = trace_dataflow(accesses, layouts=trace.layouts, storages=trace.storages, named=named)
+    nodes = replace(nodes, labels=_label_gradients(nodes, named))
+    return _keep_written_outputs(RankGraph(nodes=nodes, flow=flow, outputs=outputs))
+
+
+def _with_outputs(nodes: RankNodes, named: list[NamedRegion]) -> tuple[Accesses, list[Output]]:
+    """Add a read for every named result when it was named, and for every parameter at the end."""
+    outputs: list[Output] = []
+    places: list[int] = []
+    rows: list[tuple[int, int, int, int, int]] = []
+    access_times = nodes.start_ns[nodes.accesses.node] if len(nodes.start_ns) else np.zeros(0, np.int64)
+    end = int(nodes.end_ns.max()) if len(nodes.end_ns) else 0
+    wanted = []
+    final = []  # parameters where they lie at the end, in other memory perhaps than at the beginning
+    for told in nodes.trace.named_tensors:
+        place = (told["name"], told["storage"], told["layout"], told["offset_bytes"])
+        if told.get("final"):
+            final.extend([(*place, end + 1)] if told["role"] == "parameter" else [])
+        elif told["role"] == "output":
+            wanted.append((*place, told["time_ns"]))
+    if not any(told.get("final") for told in nodes.trace.named_tensors):
+        final = [(one.name, one.storage, one.layout, one.offset, end + 1) for one in named if one.role == "parameter"]
+    wanted += final
+    last_step = nodes.labels[-1].step if nodes.labels else None
+    for name, in_storage, in_layout, at, time in wanted:
+        rows.append((len(nodes.op) + len(outputs), READ, in_storage, in_layout, at))
+        outputs.append(Output(name=name, layout=in_layout, time_ns=time, context=Label(step=last_step)))
+        places.append(int(np.searchsorted(access_times, time)))
+    columns = np.array(rows, np.int64).reshape(-1, 5)
+    old = nodes.accesses
+    parts = (old.node, old.kind, old.storage, old.layout, old.offset)
+    node, kind, storage, layout, offset = (np.insert(part, places, columns[:, i]) for i, part in enumerate(parts))
+    return Accesses(node=node, kind=kind, storage=storage, layout=layout, offset=offset), outputs
+
+
+def _label_gradients(nodes: RankNodes, named: list[NamedRegion]) -> list[Label]:
+    """Name the gradient that a node adds to; where it belongs to no module otherwise, it belongs to the parameter's."""
+    layouts = nodes.trace.layouts
+    owners: dict[tuple[int, int], NamedRegion] = {}
+    for one in named:
+        if one.role == "gradient" and (where := extent(layouts[one.layout])).num_bytes:
+            owners[one.storage, one.offset + where.low] = one
+    modules = {str(told["module"]): told for told in nodes.trace.labels.values()}
+    labels = list(nodes.labels)
+    accesses = nodes.accesses
+    for i in np.flatnonzero(accesses.kind == WRITE).tolist():
+        node = int(accesses.node[i])
+        owner = owners.get((int(accesses.storage[i]), int(accesses.offset[i])))
+        if owner is None or not nodes.in_backward[node]:
+            continue
+        if layouts[int(accesses.layout[i])].num_bytes != layouts[owner.layout].num_bytes:
+            continue
+        labels[node] = replace(labels[node], gradient=owner.name)
+        if labels[node].module is not None:
+            continue
+        module = owner.name.rpartition(".")[0]
+        told = modules.get(module, {})
+        labels[node] = replace(
+            labels[node],
+            module=module,
+            layer=told.get("layer"),
+            expert=told.get("expert"),
+            category=told.get("category"),
+        )
+    return labels
+
+
+def _keep_written_outputs(graph: RankGraph) -> RankGraph:
+    """Drop outputs that the recording did not write: a parameter that stayed what it was is no result."""
+    first = len(graph.nodes.op)
+    flow = graph.flow
+    into = flow.dst >= first
+    written = sorted(set(flow.dst[into & (flow.src >= 0)].tolist()))
+    number = {old: first + new for new, old in enumerate(written)}
+    keep = ~into | np.isin(flow.dst, written)
+    dst = np.array([number.get(node, node) for node in flow.dst[keep].tolist()], np.int64)
+    return RankGraph(
+        nodes=graph.nodes,
+        flow=replace(
+            flow,
+            src=flow.src[keep],
+            dst=dst,
+            num_bytes=flow.num_bytes[keep],
+            layout=flow.layout[keep],
+            is_update=flow.is_update[keep],
+        ),
+        outputs=[graph.outputs[old - first] for old in written],
+    )

@@ -1,0 +1,1 @@
+"""On every rank: watch the program, write what happened into a trace file."""

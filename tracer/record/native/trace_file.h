@@ -1,0 +1,258 @@
+// The trace file: chunks of fixed records in a memory-mapped file. record/format.py holds the same layout for readers;
+// tests/unit/test_trace.py compares the two. A chunk belongs to one thread and one kind of record, so nobody waits for
+// anybody; what a chunk's header counts as used is complete, also after SIGKILL.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace truedag {
+
+constexpr char kFileMagic[8] = {'T', 'R', 'U', 'E', 'D', 'A', 'G', '\0'};
+constexpr uint32_t kFormatVersion = 1;
+constexpr uint32_t kChunkMagic = 0x4b4e4843;  // "CHNK"
+constexpr size_t kFileHeaderBytes = 4096;
+constexpr size_t kSegmentBytes = size_t{8} << 20;
+
+enum ChunkKind : uint32_t { kEvents = 1, kRefs = 2, kComms = 3, kWorks = 4, kTables = 5 };
+
+enum TableKind : uint32_t {
+  kMeta = 1,
+  kThread = 2,
+  kOp = 3,
+  kLayout = 4,
+  kStorage = 5,
+  kGroup = 6,
+  kLabel = 7,
+  kContext = 8,
+  kNamedTensor = 9,
+  kGroupRanks = 10,
+};
+
+struct FileHeader {
+  char magic[8];
+  uint32_t version;
+  uint32_t header_bytes;
+  uint64_t closed;  // 1 once the recorder has stopped in good order
+};
+
+struct ChunkHeader {
+  uint32_t magic;
+  uint32_t kind;
+  uint32_t thread;
+  uint32_t record_bytes;  // 0: framed table entries
+  uint64_t bytes;         // of the chunk, header included
+  uint64_t used;          // of records, header not included
+  uint64_t reserved[4];
+};
+static_assert(sizeof(ChunkHeader) == 64);
+
+enum EventFlags : uint32_t {
+  kInBackward = 1,   // ran inside autograd's engine
+  kRange = 2,        // an autograd function, not a dispatcher operator: it carries a label to its backward pass
+  kFailed = 4,       // raised: there are no outputs
+};
+
+struct Event {
+  int64_t start_ns;
+  int64_t end_ns;
+  int64_t sequence;           // the number that autograd gives a node made here; -1: it makes none
+  int64_t backward_sequence;  // in the backward pass: the number of the node it runs in; -1: none
+  uint64_t fwd_thread;        // and the autograd thread that made that node
+  uint64_t first_ref;    // in this thread's refs
+  uint32_t op;
+  uint32_t label;
+  uint32_t context;
+  uint32_t flags;
+  uint32_t num_inputs;
+  uint32_t num_outputs;
+  uint32_t comm;         // in this thread's comms, plus 1; 0: none
+  uint32_t reserved;
+};
+static_assert(sizeof(Event) == 80);
+
+struct Ref {
+  int64_t offset_bytes;  // of the first element in its storage
+  uint32_t storage;      // 0: memory that cannot be named (sparse, nested, symbolic)
+  uint32_t layout;
+  uint16_t arg;          // position in the schema's arguments, or returns
+  uint16_t element;      // position in a list argument
+  uint32_t reserved;
+};
+static_assert(sizeof(Ref) == 24);
+
+// The arg of a tensor that a communication made inside for its own use. Backends hand such memory on: gloo's
+// reduce-scatter copies its result out of it when it is waited for.
+constexpr uint16_t kScratchArg = 0xffff;
+
+struct Comm {
+  int64_t sequence;  // the backend's own count for the group before this operation; -1: it has none
+  int64_t order;     // this recorder's own count of operations of this kind (collective, p2p) on the group
+  uint32_t group;
+  int32_t peer;      // rank in the group of root, source or destination; -1: none
+  int32_t tag;
+  int32_t reduce_op; // c10d::ReduceOp; -1: none
+  uint32_t async_op;
+  uint32_t id;       // names this communication to its work's record; from 1
+};
+static_assert(sizeof(Comm) == 40);
+
+struct Work {
+  int64_t start_ns;
+  int64_t end_ns;
+  uint32_t comm_id;
+  uint32_t op;  // the name under which the backend announced the work
+};
+static_assert(sizeof(Work) == 24);
+
+// The mapped file. `grab` is the only call that locks, once per chunk.
+class TraceFile {
+ public:
+  // Returns false with `error` set when the file can't be made.
+  bool open(const std::string& path, std::string& error) {
+    fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd_ < 0) return fail(error, "cannot create " + path);
+    if (!extend(error)) return false;
+    auto* header = reinterpret_cast<FileHeader*>(segments_.back().base);
+    std::memcpy(header->magic, kFileMagic, sizeof(kFileMagic));
+    header->version = kFormatVersion;
+    header->header_bytes = kFileHeaderBytes;
+    position_ = kFileHeaderBytes;
+    return true;
+  }
+
+  // A zeroed chunk of at least `bytes`, or null when the disk has no room.
+  ChunkHeader* grab(ChunkKind kind, uint32_t thread, uint32_t record_bytes, size_t bytes, std::string& error) {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (fd_ < 0) {
+      error = "the trace is closed";
+      return nullptr;
+    }
+    bytes = (bytes + 4095) & ~size_t{4095};
+    while (segments_.empty() || position_ + bytes > segments_.back().file_offset + segments_.back().bytes) {
+      if (!segments_.empty()) {
+        auto& last = segments_.back();
+        position_ = last.file_offset + last.bytes;  // a chunk never crosses segments; the rest stays zero
+      }
+      if (!extend(error, bytes)) return nullptr;
+    }
+    auto& segment = segments_.back();
+    auto* chunk = reinterpret_cast<ChunkHeader*>(segment.base + (position_ - segment.file_offset));
+    position_ += bytes;
+    chunk->kind = kind;
+    chunk->thread = thread;
+    chunk->record_bytes = record_bytes;
+    chunk->bytes = bytes;
+    reinterpret_cast<std::atomic<uint32_t>*>(&chunk->magic)->store(kChunkMagic, std::memory_order_release);
+    return chunk;
+  }
+
+  // Marks the file closed and cuts what was reserved and not used. The mapping stays until `unmap`.
+  void close() {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (fd_ < 0) return;
+    reinterpret_cast<FileHeader*>(segments_.front().base)->closed = 1;
+    const int ignored = ::ftruncate(fd_, static_cast<off_t>(position_));
+    (void)ignored;  // a longer file is only a larger one
+    ::close(fd_);
+    fd_ = -1;
+  }
+
+  void unmap() {
+    for (auto& segment : segments_) ::munmap(segment.base, segment.bytes);
+    segments_.clear();
+  }
+
+ private:
+  struct Segment {
+    char* base;
+    size_t file_offset;
+    size_t bytes;
+  };
+
+  bool fail(std::string& error, const std::string& what) {
+    error = what + ": " + std::strerror(errno);
+    return false;
+  }
+
+  bool extend(std::string& error, size_t at_least = 0) {
+    const size_t bytes = (std::max(at_least, size_t{1}) + kSegmentBytes - 1) / kSegmentBytes * kSegmentBytes;
+    const size_t offset = segments_.empty() ? 0 : segments_.back().file_offset + segments_.back().bytes;
+    // Blocks are taken now: a full disk is an error here and not a SIGBUS in the middle of the program.
+    const int code = ::posix_fallocate(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes));
+    if (code != 0) {
+      errno = code;
+      return fail(error, "no room for the trace");
+    }
+    void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, static_cast<off_t>(offset));
+    if (base == MAP_FAILED) return fail(error, "cannot map the trace");
+    ::madvise(base, bytes, MADV_DONTFORK);  // a forked child has no business here
+    segments_.push_back({static_cast<char*>(base), offset, bytes});
+    return true;
+  }
+
+  std::mutex mutex_;
+  std::vector<Segment> segments_;
+  size_t position_ = 0;
+  int fd_ = -1;
+};
+
+// One thread's (or, under a lock, everybody's) records of one kind.
+class Stream {
+ public:
+  Stream(TraceFile& file, ChunkKind kind, uint32_t thread, uint32_t record_bytes, size_t chunk_bytes)
+      : file_(&file), kind_(kind), thread_(thread), record_bytes_(record_bytes), chunk_bytes_(chunk_bytes) {}
+
+  // Room for `bytes`, to be filled and then committed; null when there is none left.
+  char* reserve(size_t bytes, std::string& error) {
+    if (chunk_ == nullptr || cursor_ + bytes > end_) {
+      const size_t wanted = std::max(chunk_bytes_, bytes + sizeof(ChunkHeader));
+      chunk_ = file_->grab(kind_, thread_, record_bytes_, wanted, error);
+      if (chunk_ == nullptr) return nullptr;
+      begin_ = reinterpret_cast<char*>(chunk_) + sizeof(ChunkHeader);
+      cursor_ = begin_;
+      end_ = reinterpret_cast<char*>(chunk_) + chunk_->bytes;
+    }
+    return cursor_;
+  }
+
+  void commit(size_t bytes) {
+    cursor_ += bytes;
+    if (record_bytes_ != 0) count_ += bytes / record_bytes_;
+    reinterpret_cast<std::atomic<uint64_t>*>(&chunk_->used)
+        ->store(static_cast<uint64_t>(cursor_ - begin_), std::memory_order_release);
+  }
+
+  bool append(const void* record, size_t bytes, std::string& error) {
+    char* place = reserve(bytes, error);
+    if (place == nullptr) return false;
+    std::memcpy(place, record, bytes);
+    commit(bytes);
+    return true;
+  }
+
+  uint64_t count() const { return count_; }
+
+ private:
+  TraceFile* file_;
+  ChunkKind kind_;
+  uint32_t thread_;
+  uint32_t record_bytes_;
+  size_t chunk_bytes_;
+  ChunkHeader* chunk_ = nullptr;
+  char* begin_ = nullptr;
+  char* cursor_ = nullptr;
+  char* end_ = nullptr;
+  uint64_t count_ = 0;
+};
+
+}  // namespace truedag

@@ -1,0 +1,275 @@
+"""The drawing's nodes: where each folded node belongs on the page, and what is written on it.
+
+The page has a section per pipeline stage. In it, each phase that runs once per microbatch is a panel of columns, one
+per layer, with what runs before and after the layers at its sides; what runs once per step is a panel of its own below.
+Communications between stages that are no messages stand in a last panel, across the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
+from truedag.tracer.graph import Graph
+from truedag.tracer.views import captions
+from truedag.tracer.views.blocks import Blocks
+
+STEP, ACROSS = "step", "across"
+Column = tuple[int, int]  # (0, 0) before the layers, (1, layer), (2, 0) after them
+_ENDS = ("parameter", "input", "output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """One node of the drawing.
+
+    Attributes:
+        fold: its number in the folded graph.
+        shape: ellipse (communication), box (computation) or parallelogram (routing and aggregation).
+        role: as in `blocks`.
+        stage: -1 across stages, or where none was told.
+        panel: a phase, STEP or ACROSS.
+        column: None in the panels that have none.
+        text: its lines, the first is the title.
+        ranks: its GPUs.
+        experts: the experts it carries.
+        level: how many communications and changes of role its block has passed before it.
+        time_ns: mean time of a call; None is unknown.
+        num_nodes: how many of the dataset's nodes it stands for.
+    """
+
+    fold: int
+    shape: str
+    role: str
+    stage: int
+    panel: str
+    column: Column | None
+    text: tuple[str, ...]
+    ranks: tuple[int, ...]
+    experts: str
+    level: int
+    time_ns: float | None
+    num_nodes: int
+
+
+def make_boxes(graph: Graph, blocks: Blocks) -> list[Box]:
+    """Describe every folded node but what goes in and out of the program, in topological order."""
+    folded = blocks.fold.nodes.filter(~pl.col("kind").is_in(_ENDS))
+    stages = folded.filter(pl.col("stage") >= 0)["stage"].n_unique()
+    falling = _falling_phases(folded)
+    panels = {row["fold"]: _panel(row, stages > 0) for row in folded.to_dicts()}
+    calls = _calls(blocks)
+    groups = _groups(graph, blocks)
+    parts = _parts(blocks)
+    shapes_in, shapes_out = _shapes(blocks, panels)
+    boxes = []
+    sides = _sides_of_experts(folded, falling)
+    for row in folded.to_dicts():
+        number = row["fold"]
+        called = calls[number]
+        texts = [captions.write_shapes(found.get(number, ())) for found in (shapes_in, shapes_out)]
+        if row["role"] == "communication":
+            text = _describe_communication(row, groups.get(number, []), texts, sides.get(number, ""))
+        else:
+            text = _describe_computation(row, parts[number], called, texts, sides.get(number, ""))
+        boxes.append(
+            Box(
+                fold=number,
+                shape={"communication": "ellipse", "router": "parallelogram", "routing": "parallelogram"}.get(
+                    row["role"], "box"
+                ),
+                role=row["role"],
+                stage=row["stage"],
+                panel=panels[number],
+                column=_column(row, falling) if panels[number] not in (STEP, ACROSS) else None,
+                text=tuple(text),
+                ranks=tuple(row["ranks"]),
+                experts=row["experts"] or "",
+                level=row["passed"],
+                time_ns=row["transfer_ns"] if row["role"] == "communication" else called["mean_ns"],
+                num_nodes=row["num_nodes"],
+            )
+        )
+    return boxes
+
+
+def _panel(row: Mapping[str, Any], has_stages: bool) -> str:
+    if row["stage"] < 0 and has_stages:
+        return ACROSS
+    per_microbatch = row["phase"] is not None and (row["is_microbatch"] or row["layer"] >= 0)
+    return str(row["phase"]) if per_microbatch else STEP
+
+
+def _falling_phases(folded: pl.DataFrame) -> set[str]:
+    """Phases that run through the layers from the last to the first."""
+    layered = folded.filter(pl.col("layer") >= 0)
+    ends = layered.group_by("phase").agg(
+        first=pl.col("layer").sort_by("fold").first(), last=pl.col("layer").sort_by("fold").last()
+    )
+    return {row["phase"] for row in ends.to_dicts() if row["first"] > row["last"]}
+
+
+def _column(row: Mapping[str, Any], falling: set[str]) -> Column:
+    if row["layer"] >= 0:
+        return (1, row["layer"])
+    before = (row["where"] == "before") != (row["phase"] in falling)
+    return (0, 0) if before else (2, 0)
+
+
+def _sides_of_experts(folded: pl.DataFrame, falling: set[str]) -> dict[int, str]:
+    """Say of a layer's routing whether it is the way to its experts (dispatch) or from them (combine).
+
+    Gradients go the other way: what leads to the experts in backward is the gradient of the combination.
+    """
+    by = ("stage", "phase", "layer")
+    experts = folded.filter(pl.col("role") == "experts").group_by(by).agg(first=pl.col("fold").min())
+    near = folded.join(experts, on=by, nulls_equal=True).filter(
+        (pl.col("role") == "routing") | pl.col("what").str.ends_with(" ep")
+    )
+    return {
+        row["fold"]: ("dispatch" if (row["fold"] < row["first"]) != (row["phase"] in falling) else "combine")
+        for row in near.select("fold", "first", "phase").to_dicts()
+    }
+
+
+def _calls(blocks: Blocks) -> dict[int, dict[str, Any]]:
+    """Count each folded node's calls (a rank in a step and microbatch) and their mean and longest measured time."""
+    duration = pl.when(pl.col("timing") == "measured").then(pl.col("end_ns") - pl.col("start_ns"))
+    per_call = (
+        blocks.nodes.join(blocks.fold.members, on="node")
+        .group_by("fold", "rank", "step", "decode_step", "microbatch")
+        .agg(num=pl.len(), known=duration.is_not_null().all(), time=duration.sum())
+        .with_columns(time=pl.when("known").then("time"))
+    )
+    rows = per_call.group_by("fold").agg(
+        num_calls=pl.len(), num_ops=pl.col("num").sum(), mean_ns=pl.col("time").mean(), max_ns=pl.col("time").max()
+    )
+    return {row["fold"]: row for row in rows.to_dicts()}
+
+
+def _groups(graph: Graph, blocks: Blocks) -> dict[int, list[list[int]]]:
+    rows = (
+        graph.participants.select("node", "group")
+        .collect()
+        .join(blocks.fold.members, on="node")
+        .select("fold", "group")
+        .unique()
+        .join(graph.groups.select("group", "ranks").collect(), on="group")
+        .sort("fold", pl.col("ranks").list.first())
+        .group_by("fold")
+        .agg("ranks")
+    )
+    return {row["fold"]: row["ranks"] for row in rows.to_dicts()}
+
+
+def _parts(blocks: Blocks) -> dict[int, list[tuple[str | None, str]]]:
+    """Each folded node's modules and operators, in order, each pair once."""
+    rows = (
+        blocks.nodes.filter(~pl.col("kind").is_in(_ENDS))
+        .join(blocks.fold.members, on="node")
+        .sort("node")
+        .select("fold", "module", "op")
+        .unique(maintain_order=True)
+        .group_by("fold", maintain_order=True)
+        .agg("module", "op")
+    )
+    return {row["fold"]: list(zip(row["module"], row["op"], strict=True)) for row in rows.to_dicts()}
+
+
+Shapes = dict[int, set[tuple[str, tuple[int, ...]]]]
+
+
+def _shapes(blocks: Blocks, panels: Mapping[int, str]) -> tuple[Shapes, Shapes]:
+    """What tensors come into each folded node and leave it, along its panel's dataflow where it has one."""
+    lead, tail = (blocks.fold.members.rename({"node": end, "fold": to}) for end, to in (("src", "a"), ("dst", "b")))
+    kinds = blocks.fold.nodes.select(a="fold", kind_a="kind")
+    rows = (
+        blocks.edges.join(lead, on="src")
+        .join(tail, on="dst")
+        .filter((pl.col("a") != pl.col("b")) & pl.col("dtype").is_not_null())
+        .select("a", "b", "dtype", pl.col("shape"))
+        .unique()
+        .join(kinds, on="a")
+        .sort("a", "b", "dtype")
+        .to_dicts()
+    )
+    near: tuple[Shapes, Shapes] = ({}, {})
+    far: tuple[Shapes, Shapes] = ({}, {})
+    for row in rows:
+        a, b, tensor = row["a"], row["b"], (row["dtype"], tuple(row["shape"]))
+        inside = row["kind_a"] != "parameter" and (
+            panels.get(a) == panels.get(b) or ACROSS in (panels.get(a), panels.get(b))
+        )
+        for found in (near, far) if inside else (far,):
+            found[0].setdefault(b, set()).add(tensor)
+            found[1].setdefault(a, set()).add(tensor)
+    told_in, told_out = _told_shapes(blocks)
+    return far[0] | near[0] | told_in, far[1] | near[1] | told_out
+
+
+def _told_shapes(blocks: Blocks) -> tuple[Shapes, Shapes]:
+    """What communications were given and gave, as they were called on the first of their ranks."""
+    rows = (
+        blocks.nodes.filter(pl.col("role") == "communication")
+        .join(blocks.fold.members, on="node")
+        .select("fold", "inputs", "outputs")
+        .unique()
+    )
+    given: Shapes = {}
+    gave: Shapes = {}
+    for row in rows.to_dicts():
+        for found, text in ((given, row["inputs"]), (gave, row["outputs"])):
+            found.setdefault(row["fold"], set()).update(captions.read_tensors(text))
+    return given, gave
+
+
+def _describe_communication(
+    row: Mapping[str, Any], groups: Sequence[Sequence[int]], texts: Sequence[list[str]], side: str
+) -> list[str]:
+    kind = row["kind"]
+    moved = row["recv_bytes"] if kind == "recv" else row["send_bytes"]
+    calls = captions.count(row["num_nodes"], "message" if kind != "collective" else "call")
+    who = captions.write_ranks(row["ranks"]) if kind != "collective" else captions.write_groups(groups)
+    module = side or ("" if row["place"] is None else row["place"].rpartition(".")[2])
+    return [
+        row["what"],
+        f"{module} · {calls}" if module else calls,
+        _in_out(texts),
+        f"{who} · {write_bytes(moved)}",
+        f"{write_time(row['transfer_ns'])}, max {write_time(row['max_transfer_ns'])}",
+        f"wait {write_time(row['wait_ns'])}, max {write_time(row['max_wait_ns'])}",
+    ]
+
+
+def _describe_computation(
+    row: Mapping[str, Any],
+    parts: Sequence[tuple[str | None, str]],
+    called: Mapping[str, Any],
+    texts: Sequence[list[str]],
+    side: str,
+) -> list[str]:
+    if row["experts"]:
+        title = f"experts {write_runs(int(one) for one in row['experts'].split(','))}"
+    else:
+        title = captions.name_computation(parts, row["layer"]) + (f": {side}" if side else "")
+        if row["phase"] is not None and not row["is_microbatch"]:
+            title = f"{row['phase']}: {title}"
+    ops, calls = called["num_ops"], called["num_calls"]
+    each = f"{captions.count(ops // calls, 'op')} x {calls:,}" if ops % calls == 0 else f"{ops:,} ops in {calls:,}"
+    return [
+        title,
+        _in_out(texts),
+        f"{captions.write_ranks(row['ranks'])} · {each}",
+        f"{write_time(called['mean_ns'])}, max {write_time(called['max_ns'])}",
+    ]
+
+
+def _in_out(texts: Sequence[list[str]]) -> str:
+    into, out = texts
+    if len(into) == len(out) == 1 and into[0].partition("[")[0] == out[0].partition("[")[0]:
+        out = ["[" + out[0].partition("[")[2]]  # the same type is written once
+    return f"{' '.join(into)} → {' '.join(out)}" if into or out else ""
