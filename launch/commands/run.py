@@ -51,7 +51,10 @@ def execute(arguments: argparse.Namespace) -> int:
 
         print_json(TypeAdapter(RunResult).dump_python(result, mode="json"))
         return 0
-    print_result(f"{result.deployment}: {result.strategy}")
+    if result.dag is not None:
+        print_report(result.dag)
+    else:
+        print_result(f"{result.deployment} · {result.strategy}")
     for step in result.steps:
         print_result(
             f"  step {step.step}  loss {step.loss:.6f}  gradient norm {step.gradient_norm:.6f}  "
@@ -62,7 +65,6 @@ def execute(arguments: argparse.Namespace) -> int:
         traced = shlex.quote(f"{shorten(result.out)}-traced")
         print_result(f"next: truedag run {shlex.quote(arguments.deployment)} --out {traced}")
         return 0
-    print_report(result.dag)
     if result.not_drawn:
         print_result(f"Nothing was drawn: {result.not_drawn}")
     places = f"The DAG is in {shorten(result.dag)}, its pictures in {shorten(result.views)}."

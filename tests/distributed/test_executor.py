@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from megatron_ranks import run_ranks
+from small_model import SMALL
 
 from truedag.model.config import ModelConfig
 from truedag.parallel.data import TextBatches
@@ -17,15 +18,7 @@ from truedag.parallel.errors import DataError, StrategyError
 from truedag.parallel.strategy import Strategy, parse_strategy
 from truedag.parallel.training import TrainingConfig
 
-MODEL = ModelConfig(
-    num_layers=4,
-    hidden_size=32,
-    num_attention_heads=4,
-    num_experts=4,
-    expert_hidden_size=32,
-    attention="unfused",
-    experts="sequential",
-)
+MODEL = SMALL
 TRAINING = TrainingConfig(global_batch_size=8, micro_batch_size=1, sequence_length=16)
 EXPERTS = {(layer, expert) for layer in range(4) for expert in range(4)}
 
@@ -44,6 +37,7 @@ class Told:
     contexts: list[tuple[int | None, int | None, str | None]] = field(default_factory=list)
     names: dict[str, set[str]] = field(default_factory=dict)
     modules: list[tuple[str | None, int | None, int | None]] = field(default_factory=list)
+    categories: list[tuple[str, str | None]] = field(default_factory=list)
 
     def on_context(self, context: Any) -> None:
         self.contexts.append((context.step, context.microbatch, context.phase))
@@ -68,6 +62,7 @@ def listen(model: ModelConfig, strategy: Strategy, training: TrainingConfig, tex
     for module in chunk.modules():
         if (label := annotate.REGISTRY.modules.get(module)) is not None:
             told.modules.append((label.name, label.layer, label.expert))
+            told.categories.append((type(module).__name__, label.category))
     annotate.REGISTRY.listener = told
     trainer.step(3)
     annotate.REGISTRY.listener = None
@@ -91,7 +86,9 @@ def test_every_layer_and_expert_is_told_where_it_is(told: list[Told]) -> None:
             for layer in layers
             for expert in experts
         ]
-        assert sorted(words.modules, key=repr) == sorted(expected, key=repr)
+        named = [place for place in words.modules if place[0] is not None]
+        assert sorted(named, key=repr) == sorted(expected, key=repr)
+        assert words.categories.count(("MoELayer", "routing")) == len(layers)
 
 
 def test_parameters_gradients_and_states_have_their_names_in_the_whole_model(told: list[Told]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gradients import RankReport, train, whole_gradients
 from megatron_ranks import run_ranks
+from small_model import SMALL
 
 from truedag.model.config import ModelConfig
 from truedag.parallel.strategy import parse_strategy
@@ -17,15 +18,7 @@ from truedag.parallel.training import TrainingConfig
 STEPS = 2
 RELATIVE_ERROR = 1e-5
 
-SPARSE = ModelConfig(
-    num_layers=4,
-    hidden_size=32,
-    num_attention_heads=4,
-    num_experts=4,
-    expert_hidden_size=32,
-    attention="unfused",
-    experts="sequential",
-)
+SPARSE = SMALL
 DENSE = ModelConfig(
     num_layers=4,
     hidden_size=32,

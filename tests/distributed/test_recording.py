@@ -11,8 +11,8 @@ import pytest
 import torch
 from megatron_ranks import run_ranks
 from recorder_comparison import assert_same_graph
+from small_model import SMALL
 
-from truedag.model.config import ModelConfig
 from truedag.parallel.strategy import Strategy, parse_strategy
 from truedag.parallel.training import TrainingConfig
 from truedag.tracer.graph import Graph
@@ -21,15 +21,7 @@ from truedag.tracer.merge.rank_graph import build_rank_graph
 from truedag.tracer.record.recording import RecorderName, record
 from truedag.tracer.record.trace import read_trace
 
-MODEL = ModelConfig(
-    num_layers=4,
-    hidden_size=32,
-    num_attention_heads=4,
-    num_experts=4,
-    expert_hidden_size=32,
-    attention="unfused",
-    experts="sequential",
-)
+MODEL = SMALL
 TRAINING = TrainingConfig(global_batch_size=8, micro_batch_size=1, sequence_length=16)
 DEMO_LAYOUT = parse_strategy("TP2-PP2-DP2-EP2-ETP1")
 

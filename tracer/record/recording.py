@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,31 +25,10 @@ import torch.distributed as dist
 from truedag.tracer.annotate import REGISTRY, Context, NamedTensor
 from truedag.tracer.errors import RecordError
 from truedag.tracer.record.format import TableKind
+from truedag.tracer.record.recorder import Recorder
 from truedag.tracer.record.scopes import ModuleScopes
 
 RecorderName = Literal["native", "python"]
-
-
-class Recorder(Protocol):
-    """What writes the records: `native.recorder.NativeRecorder`'s functions, or `dispatch_mode.PythonRecorder`'s."""
-
-    def start(self, path: str) -> None:
-        """Record this process into a new file."""
-
-    def stop(self) -> tuple[int, str]:
-        """Stop; return the number of events and why the recorder switched itself off, or ''."""
-
-    def write(self, kind: int, id: int, payload: bytes, /) -> None:  # noqa: A002
-        """Add an entry to the tables."""
-
-    def set_label(self, label: int, /) -> int:
-        """Set this thread's label and return the one before."""
-
-    def set_context(self, context: int, /) -> None:
-        """Set this thread's context."""
-
-    def where(self, tensor: torch.Tensor, /) -> tuple[int, int, int]:
-        """Return the tensor's storage, layout and offset in bytes."""
 
 
 @dataclass(slots=True)

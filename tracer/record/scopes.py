@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from truedag.tracer.annotate import REGISTRY, ModuleLabel
 from truedag.tracer.record.format import TableKind
-
-if TYPE_CHECKING:
-    from truedag.tracer.record.recording import Recorder
+from truedag.tracer.record.recorder import Recorder
 
 
 class ModuleScopes:

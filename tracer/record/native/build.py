@@ -21,31 +21,14 @@ from typing import Protocol, cast
 import torch
 
 from truedag.tracer.errors import BuildError
+from truedag.tracer.record.recorder import Recorder
 
 _NAME = "truedag_recorder"
 _FLAGS = ("-O3", "-DNDEBUG", "-std=c++20", "-Wno-unused-parameter")
 
 
-class NativeRecorder(Protocol):
+class NativeRecorder(Recorder, Protocol):
     """The compiled module; its functions are documented in recorder.cpp."""
-
-    def start(self, path: str) -> None:
-        """Record this process into a new file. Raises RuntimeError."""
-
-    def stop(self) -> tuple[int, str]:
-        """Stop; return the number of events and why the recorder switched itself off, or ''."""
-
-    def write(self, kind: int, id: int, payload: bytes, /) -> None:  # noqa: A002
-        """Add an entry to the tables."""
-
-    def set_label(self, label: int, /) -> int:
-        """Set this thread's label and return the one before."""
-
-    def set_context(self, context: int, /) -> None:
-        """Set this thread's context."""
-
-    def where(self, tensor: torch.Tensor, /) -> tuple[int, int, int]:
-        """Return the tensor's storage, layout and offset in bytes."""
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each kind of record."""
