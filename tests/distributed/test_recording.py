@@ -155,3 +155,31 @@ def test_what_a_callback_computes_on_a_communication_is_in_the_graph(tmp_path: P
         ("aten::mul", "aten::sum", 0): 1,
         ("aten::mul", "aten::sum", 1): 1,
     }
+
+
+def all_reduce_inside_an_operator(folder: Path) -> None:
+    from torch import distributed
+
+    def kernel(x: torch.Tensor) -> torch.Tensor:
+        result = x.clone()
+        distributed.all_reduce(result)
+        return result.mul_(2)
+
+    with torch.library._scoped_library("truedag_test", "FRAGMENT") as library:
+        library.define("reduce_twice(Tensor x) -> Tensor")
+        library.impl("reduce_twice", kernel, "CPU")
+        with record(folder / f"rank-{distributed.get_rank():05d}.trace"):
+            distributed.all_reduce(torch.ones(3))
+            torch.ops.truedag_test.reduce_twice(torch.ones(2)).sum()
+            distributed.all_reduce(torch.ones(4))
+
+
+def test_a_communication_inside_an_operator_is_joined_as_well(tmp_path: Path) -> None:
+    (tmp_path / "traces").mkdir()
+    run_ranks(2, all_reduce_inside_an_operator, tmp_path / "traces", timeout_s=60)
+    summary = merge_traces(tmp_path / "traces", tmp_path / "dag")
+    assert (summary.num_collectives, summary.num_unmatched) == (3, 0)
+    nodes = Graph.open(tmp_path).nodes.filter(pl.col("kind") == "collective").collect()
+    assert nodes["inputs"].to_list() == ["float32[3]", "float32[2]", "float32[4]"]
+    ops = Graph.open(tmp_path).nodes.filter(pl.col("rank") == 0).collect()["op"].to_list()
+    assert ops == ["aten::ones", "aten::ones", "truedag_test::reduce_twice", "aten::sum", "aten::ones"]

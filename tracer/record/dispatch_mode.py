@@ -6,6 +6,7 @@ a hundred times slower, and differs from the native one in what a dispatch mode 
 - the mode changes autograd: a gradient accumulates out of place (`add`) under it where it is in place (`add_`) without;
 - forward operators of a node are found by autograd's counter after the operator, not before;
 - which reduction a collective does cannot be unboxed in Python;
+- a communication inside a library's operator is not seen;
 - when a send or a receive really ended is unknown; of a collective, only when it was done.
 """
 

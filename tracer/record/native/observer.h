@@ -278,6 +278,33 @@ inline void set_place(Event& event, const ThreadState& state, const ThreadSlot& 
   event.fwd_thread = node.fwd_thread;
 }
 
+// Begins the record of an operator, or of a communication.
+inline void open_leaf(Session& session, ThreadState& state, const ThreadSlot& slot, const OpEntry& op,
+                      const at::RecordFunction& fn, Frame frame) {
+  const auto inputs = fn.inputs();
+  state.open = Event{};
+  auto& event = state.open;
+  event.op = op.id;
+  set_place(event, state, slot, fn);
+  state.open_refs.clear();
+  state.scratch_refs.clear();
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    uint16_t element = 0;
+    add_refs(session, state, state.open_refs, inputs[i], static_cast<uint16_t>(i), element, true);
+  }
+  event.num_inputs = static_cast<uint32_t>(state.open_refs.size());
+  state.has_comm = false;
+  if (op.kind == OpClass::kComm) open_comm(session, state, op, inputs);
+  state.inside = 1;
+  state.frames.push_back(frame);
+  event.start_ns = now_ns();
+}
+
+// Whether a communication runs inside an operator that is none itself (a library's, whose kernel communicates).
+inline bool is_inner_comm(const ThreadState& state, const at::RecordFunction& fn) {
+  return state.inside > 0 && !state.has_comm && !state.muted && std::strncmp(fn.name(), "c10d::", 6) == 0;
+}
+
 inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState& state, const ThreadSlot& slot,
                                                   const at::RecordFunction& fn) {
   const auto scope = fn.scope();
@@ -288,6 +315,12 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
   // A backend's worker has a Python thread state only while a callback of the communication's future runs on it, and
   // that is the program's.
   if (state.inside > 0 || (state.muted && PyGILState_GetThisThreadState() == nullptr)) {
+    if (is_inner_comm(state, fn) && find_op(session, state, fn)->kind == OpClass::kComm) {
+      // Ranks meet in it whatever it is inside of: the operator around it waits.
+      state.waiting.push_back({state.open, std::move(state.open_refs), state.inside});
+      open_leaf(session, state, slot, *find_op(session, state, fn), fn, Frame::kInnerComm);
+      return nullptr;
+    }
     ++state.inside;
     state.frames.push_back(Frame::kInside);
     return nullptr;
@@ -329,22 +362,7 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
     state.frames.push_back(Frame::kTransparent);
     return nullptr;
   }
-  state.open = Event{};
-  auto& event = state.open;
-  event.op = op->id;
-  set_place(event, state, slot, fn);
-  state.open_refs.clear();
-  state.scratch_refs.clear();
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    uint16_t element = 0;
-    add_refs(session, state, state.open_refs, inputs[i], static_cast<uint16_t>(i), element, true);
-  }
-  event.num_inputs = static_cast<uint32_t>(state.open_refs.size());
-  state.has_comm = false;
-  if (op->kind == OpClass::kComm) open_comm(session, state, *op, inputs);
-  state.inside = 1;
-  state.frames.push_back(Frame::kLeaf);
-  event.start_ns = now_ns();
+  open_leaf(session, state, slot, *op, fn, Frame::kLeaf);
   return nullptr;
 }
 
@@ -425,6 +443,16 @@ inline void end_frame(Session& session, ThreadState& state, const at::RecordFunc
       end_leaf(session, state, fn);
       state.has_comm = false;
       return;
+    case Frame::kInnerComm: {
+      end_leaf(session, state, fn);
+      state.has_comm = false;
+      auto& outer = state.waiting.back();
+      state.open = outer.open;
+      state.open_refs = std::move(outer.refs);
+      state.inside = outer.inside;
+      state.waiting.pop_back();
+      return;
+    }
   }
 }
 

@@ -25,7 +25,7 @@ inline int64_t now_ns() {
 struct Session;
 
 // What a RecordFunction that is still open means to this thread.
-enum class Frame : uint8_t { kTransparent, kLeaf, kInside, kBackward, kEngine };
+enum class Frame : uint8_t { kTransparent, kLeaf, kInnerComm, kInside, kBackward, kEngine };
 
 struct ThreadState {
   static constexpr size_t kCacheSize = 4096;
@@ -49,6 +49,13 @@ struct ThreadState {
     uint64_t fwd_thread;
   };
 
+  // An operator that waits while a communication inside it is recorded.
+  struct Waiting {
+    Event open;
+    std::vector<Ref> refs;
+    size_t inside;
+  };
+
   ThreadState(TraceFile& file, uint32_t index)
       : events(file, kEvents, index, sizeof(Event), size_t{256} << 10),
         refs(file, kRefs, index, sizeof(Ref), size_t{256} << 10),
@@ -70,6 +77,7 @@ struct ThreadState {
   Event open{};
   std::vector<Ref> open_refs;
   std::vector<Ref> scratch_refs;  // what a communication made for itself inside
+  std::vector<Waiting> waiting;
   Comm open_comm{};
   bool has_comm = false;
   std::array<OpSlot, 1024> ops{};
