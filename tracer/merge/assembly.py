@@ -17,8 +17,9 @@ from truedag.tracer.merge.align import Clock
 from truedag.tracer.merge.columns import DATA, ORDER, Assembly, EdgeList
 from truedag.tracer.merge.flops import count_flops
 from truedag.tracer.merge.joining import add_collective, join_message, participate_alone, short_name, told_axes
+from truedag.tracer.merge.labels import Label
 from truedag.tracer.merge.match import Matched
-from truedag.tracer.merge.nodes import CommRecord, Label, describe_tensors
+from truedag.tracer.merge.nodes import CommRecord, describe_tensors
 from truedag.tracer.merge.rank_graph import RankGraph
 from truedag.tracer.record.trace import Layout
 

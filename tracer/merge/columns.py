@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from truedag.tracer.merge.nodes import Label
+from truedag.tracer.merge.labels import Label
 from truedag.tracer.record.trace import Layout
 
 NO_TIME = np.iinfo(np.int64).min

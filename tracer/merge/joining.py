@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from truedag.tracer.merge.align import Clock, Span, split_waiting
 from truedag.tracer.merge.columns import NO_TIME, P2P, Assembly, EdgeList
+from truedag.tracer.merge.labels import Label
 from truedag.tracer.merge.match import Collective, Matched, Message
-from truedag.tracer.merge.nodes import CommRecord, Label, describe_tensors
+from truedag.tracer.merge.nodes import CommRecord, describe_tensors
 from truedag.tracer.merge.rank_graph import RankGraph
 
 

@@ -4,8 +4,7 @@ Theory of operation (DESIGN rules 2 and 3). The recorder has reduced the dispatc
 already; here pure views are dropped (by schema, or because every result of an operator of aten that writes nothing lies
 in an argument's memory), and so are operators on tensors of device meta, which only find out shapes. What is left is
 numbered in program order, labelled, and broken down into accesses: reads of arguments, then writes of arguments and of
-results. An operator that failed wrote nothing. A label is what was said when the operator ran; an operator of the
-backward pass takes module and microbatch from the forward operator with its autograd sequence number.
+results. An operator that failed wrote nothing.
 """
 
 from __future__ import annotations
@@ -17,24 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from truedag.tracer.merge.labels import Label, Labels
 from truedag.tracer.merge.schema import OpSchema, in_role, parse_schema, without_training
 from truedag.tracer.record.format import SCRATCH_ARG, EventFlags
 from truedag.tracer.record.trace import Layout, ThreadTrace, Trace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
-    """What is known of where a node belongs; None is unknown."""
-
-    module: str | None = None
-    layer: int | None = None
-    expert: int | None = None
-    category: str | None = None
-    microbatch: int | None = None
-    phase: str | None = None
-    step: int | None = None
-    decode_step: int | None = None
-    gradient: str | None = None  # the parameter whose gradient this adds to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +94,6 @@ def extract_nodes(trace: Trace) -> RankNodes:
         number: parse_schema(op["schema"], name=op["name"], inplace_view=bool(op.get("inplace_view")))
         for number, op in trace.ops.items()
     }
-    forward = _forward_labels(trace)
     rows: list[tuple[int, int, int]] = []  # start, position of the thread, position of the event
     lifts = [number for number, op in trace.ops.items() if op["name"] == "aten::lift_fresh"]
     num_views = num_shape_ops = 0
@@ -123,7 +107,7 @@ def extract_nodes(trace: Trace) -> RankNodes:
         kept = np.flatnonzero(~(is_view | is_shape_op | ranges) | is_lift)
         rows.extend(zip(thread.events["start_ns"][kept].tolist(), [place] * len(kept), kept.tolist(), strict=True))
     rows.sort()
-    builder = _Builder(trace, schemas, forward)
+    builder = _Builder(trace, schemas)
     for _, thread_place, index in rows:
         thread = trace.threads[thread_place]
         if int(thread.events[index]["op"]) in lifts:
@@ -175,50 +159,11 @@ def _refs_of(
     return np.repeat(chosen, count), ref, place >= np.repeat(num_inputs, count)
 
 
-def _forward_labels(trace: Trace) -> dict[tuple[int, int], tuple[int, int]]:
-    """(thread, position of event) -> (label, context) of the forward operator that a backward one belongs to.
-
-    Autograd numbers its nodes in each thread; an operator that makes one carries its number, and what runs in the
-    backward pass carries the number and thread of its node. Operators that make none carry the next number as well, so
-    the last to carry a number before the node runs is the one that made it. An operator of a backward pass can itself
-    make nodes (double backward, recomputation): these belong to what it belongs to.
-    """
-    exact = trace.meta.get("recorder") != "python"  # the Python recorder sees only the last of the nodes made since
-    rows = [
-        (int(thread.events["start_ns"][index]), place, int(index))
-        for place, thread in enumerate(trace.threads)
-        for index in np.flatnonzero((thread.events["sequence"] >= 0) | (thread.events["backward_sequence"] >= 0))
-    ]
-    made: dict[tuple[int, int], tuple[int, int]] = {}
-    newest: dict[int, int] = {}
-    found: dict[tuple[int, int], tuple[int, int]] = {}
-    for _, place, index in sorted(rows):
-        thread = trace.threads[place]
-        event = thread.events[index]
-        said = (int(event["label"]), int(event["context"]))
-        if event["backward_sequence"] >= 0:
-            node = (int(event["fwd_thread"]), int(event["backward_sequence"]))
-            found[thread.thread, index] = made.get(node, (0, 0))
-            forward = found[thread.thread, index]
-            said = (said[0] or forward[0], forward[1] or said[1])
-        number = int(event["sequence"])
-        if number >= 0:
-            made[thread.autograd_thread, number] = said
-            if not exact:
-                for skipped in range(newest.get(place, number) + 1, number):
-                    made.setdefault((thread.autograd_thread, skipped), said)
-                newest[place] = number
-    return found
-
-
 class _Builder:
-    def __init__(
-        self, trace: Trace, schemas: Mapping[int, OpSchema], forward: Mapping[tuple[int, int], tuple[int, int]]
-    ) -> None:
+    def __init__(self, trace: Trace, schemas: Mapping[int, OpSchema]) -> None:
         self._trace = trace
         self._schemas = schemas
-        self._forward = forward
-        self._known: dict[tuple[int, int, int, int, bool], Label] = {}
+        self._label = Labels(trace)
         self._works = {
             int(work["comm_id"]): (int(work["start_ns"]), int(work["end_ns"]))
             for thread in trace.threads
@@ -258,7 +203,7 @@ class _Builder:
         self._overload.append(op["overload"])
         self._thread.append(thread.thread)
         self._times.append((int(event["start_ns"]), int(event["end_ns"])))
-        self._labels.append(self._label(event, self._forward.get((thread.thread, index), (0, 0))))
+        self._labels.append(self._label.of(thread.thread, index, event))
         self._in_backward.append(bool(int(event["flags"]) & int(EventFlags.IN_BACKWARD)))
         comm = thread.comms[int(event["comm"]) - 1] if event["comm"] else None
         if comm is not None:
@@ -349,33 +294,6 @@ class _Builder:
             empty.discard(storage)
         self._inputs.append(tuple(ref[2] for ref in inputs if ref[3] not in schema.unread))
         self._outputs.append((*given.values(), *results))
-
-    def _label(self, event: np.void, forward: tuple[int, int]) -> Label:
-        label, context = int(event["label"]), int(event["context"])
-        backward = bool(int(event["flags"]) & int(EventFlags.IN_BACKWARD))
-        key = (label, context, *forward, backward)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = self._make_label(label, context, forward, backward)
-        return known
-
-    def _make_label(self, label: int, context: int, forward: tuple[int, int], backward: bool) -> Label:
-        module = self._trace.labels.get(label or forward[0], {})
-        said = self._trace.contexts.get(context, {})
-        of_forward = self._trace.contexts.get(forward[1], {})
-        microbatch = said.get("microbatch")
-        if microbatch is None and backward:
-            microbatch = of_forward.get("microbatch")
-        return Label(
-            module=module.get("module"),
-            layer=module.get("layer"),
-            expert=module.get("expert"),
-            category=module.get("category"),
-            microbatch=microbatch,
-            phase="backward" if backward else said.get("phase"),
-            step=said.get("step"),
-            decode_step=said.get("decode_step"),
-        )
 
     def _comm(self, node: int, op: str, comm: np.void) -> CommRecord:
         told = self._trace.groups[int(comm["group"])]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from truedag.tracer.merge.dataflow import Dataflow, NamedRegion, trace_dataflow
-from truedag.tracer.merge.nodes import READ, WRITE, Accesses, Label, RankNodes, extract_nodes
+from truedag.tracer.merge.labels import Label
+from truedag.tracer.merge.nodes import READ, WRITE, Accesses, RankNodes, extract_nodes
 from truedag.tracer.merge.regions import extent
 from truedag.tracer.record.trace import Trace
 
