@@ -13,7 +13,7 @@ from truedag.launch.errors import FolderError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """The places inside one run's folder (DESIGN: A run's folder)."""
+    """The places inside one run's folder (docs/DESIGN.md, A run's folder)."""
 
     root: Path
 

@@ -18,7 +18,7 @@ TABLES = ("nodes", "edges", "participants", "groups", "ranks")
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A ground-truth DAG on disk; the tables are lazy Polars frames with the columns of DESIGN.
+    """A ground-truth DAG on disk; the tables are lazy Polars frames with the columns of docs/DESIGN.md.
 
     ``Graph.open("OUT/dag").nodes.filter(pl.col("layer") == 3).collect()``
     """

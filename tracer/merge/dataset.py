@@ -1,8 +1,6 @@
-"""Write the graph to disk: the Parquet dataset of DESIGN, format version 1.
+"""Write the graph to disk: the Parquet dataset of docs/DESIGN.md, format version 1.
 
-Times are ns since the recording began on the lowest rank's clock (`meta.json` gives that moment). null is unknown. On
-top of DESIGN's columns, nodes have `inputs` and `outputs` (tensor types) and `gradient` (the parameter whose gradient
-the node adds to), groups have `name` and `description`.
+Times are ns since the recording began on the lowest rank's clock (`meta.json` gives that moment). null is unknown.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 // The observer: PyTorch's dispatcher calls on_start and on_end around every operator. Nested events of a thread are
 // reduced to operators on the spot (DESIGN rule 2): a transparent event is walked through, the outermost other one is
-// recorded, what runs inside that is not looked at.
+// recorded, and of what runs inside it only communications are.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -10,108 +10,10 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
-#include <algorithm>
-#include <thread>
-
 #include "session.h"
+#include "slots.h"
 
 namespace truedag {
-
-inline std::atomic<Session*> active_session{nullptr};
-inline std::atomic<uint64_t> session_generation{0};
-
-// A thread's place in the running session, and what Python said last on it.
-struct ThreadSlot {
-  std::atomic<bool> busy{false};  // in a callback: the session it found there must stay
-  uint64_t generation = 0;
-  ThreadState* state = nullptr;
-  uint32_t label = 0;
-  uint32_t context = 0;
-  uint64_t comm_generation = 0;  // of the session whose communication is open on this thread; 0: none
-};
-
-// All threads' slots, so that stopping can wait until nobody is in a callback.
-struct SlotList {
-  std::mutex mutex;
-  std::vector<ThreadSlot*> slots;
-};
-inline SlotList* slot_list = new SlotList();  // outlives every thread
-inline SlotList& all_slots() { return *slot_list; }
-
-struct SlotHolder {
-  SlotHolder() : slot(new ThreadSlot()) {
-    std::lock_guard<std::mutex> guard(all_slots().mutex);
-    all_slots().slots.push_back(slot);
-  }
-  ~SlotHolder();
-  ThreadSlot* slot;
-};
-inline thread_local ThreadSlot* this_slot = nullptr;
-inline thread_local bool thread_ends = false;
-
-inline SlotHolder::~SlotHolder() {
-  this_slot = nullptr;
-  thread_ends = true;
-  std::lock_guard<std::mutex> guard(all_slots().mutex);
-  auto& slots = all_slots().slots;
-  slots.erase(std::remove(slots.begin(), slots.end(), slot), slots.end());
-  delete slot;
-}
-
-// Null once the thread is being torn down.
-inline ThreadSlot* thread_slot() {
-  if (this_slot == nullptr && !thread_ends) {
-    static thread_local SlotHolder holder;
-    this_slot = holder.slot;
-  }
-  return this_slot;
-}
-
-// Holds the running session for as long as a callback looks at it.
-class SessionHold {
- public:
-  explicit SessionHold(ThreadSlot* slot) : slot_(slot) {
-    if (slot_ == nullptr) return;
-    slot_->busy.store(true, std::memory_order_seq_cst);
-    session_ = active_session.load(std::memory_order_seq_cst);
-  }
-  ~SessionHold() {
-    if (slot_ != nullptr) slot_->busy.store(false, std::memory_order_release);
-  }
-  SessionHold(const SessionHold&) = delete;
-  SessionHold& operator=(const SessionHold&) = delete;
-  Session* get() const { return session_; }
-
- private:
-  ThreadSlot* slot_;
-  Session* session_ = nullptr;
-};
-
-// Ends the session for all threads: returns when none is in a callback any more.
-inline void quiesce() {
-  active_session.store(nullptr, std::memory_order_seq_cst);
-  std::lock_guard<std::mutex> guard(all_slots().mutex);
-  for (const auto* slot : all_slots().slots) {
-    while (slot->busy.load(std::memory_order_acquire)) std::this_thread::yield();
-  }
-}
-
-// Why the recorder switched itself off; the program runs on.
-inline void switch_off(const std::string& why) {
-  Session* session = active_session.exchange(nullptr);
-  if (session == nullptr) return;
-  session->failure = why;
-  std::fprintf(stderr, "truedag: recording stopped, the program runs on: %s\n", why.c_str());
-}
-
-inline ThreadState* thread_state(Session* session, ThreadSlot& slot) {
-  if (slot.generation != session->generation) {
-    slot.state = session->join();
-    slot.generation = session->generation;
-    slot.label = slot.context = 0;  // what was said to an earlier recording
-  }
-  return slot.state;
-}
 
 // Travels with autograd's and c10d's thread-local state to the thread where a communication's work runs.
 constexpr std::string_view kCommInfoName = "TRUEDAG_COMM";
