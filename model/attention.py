@@ -6,6 +6,7 @@ D head width.
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -14,12 +15,14 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 from torch.nn import functional
 
+from truedag.model.errors import ModelError
 
-class _CausalAttention(nn.Module):
+
+class _CausalAttention(nn.Module, abc.ABC):
     """What both forms share: megatron-core's signature, the scale, and that the mask is causal.
 
     Raises:
-        NotImplementedError: at construction for a mask that is not causal; in forward for packed sequences or a bias.
+        ModelError: at construction for a mask that is not causal; in forward for packed sequences or a bias.
     """
 
     def __init__(
@@ -32,7 +35,7 @@ class _CausalAttention(nn.Module):
     ) -> None:
         super().__init__()
         if attn_mask_type is not AttnMaskType.causal:
-            raise NotImplementedError(f"attention mask {attn_mask_type}: only causal self attention is implemented")
+            raise ModelError(f"attn_mask_type={attn_mask_type}: the core attention is causal self attention")
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
 
     def forward(
@@ -52,15 +55,15 @@ class _CausalAttention(nn.Module):
         """
         del attention_mask, attn_mask_type
         if attention_bias is not None or packed_seq_params is not None:
-            raise NotImplementedError("core attention takes neither a bias nor packed sequences")
+            raise ModelError("the core attention takes neither an attention_bias nor packed_seq_params")
         context_BNSD = self.attend(
             query_SBND.permute(1, 2, 0, 3), key_KBGD.permute(1, 2, 0, 3), value_KBGD.permute(1, 2, 0, 3)
         )
         return context_BNSD.permute(2, 0, 1, 3).flatten(2)
 
+    @abc.abstractmethod
     def attend(self, query_BNSD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor) -> Tensor:
         """Return the context, [B, N, S, D]."""
-        raise NotImplementedError
 
 
 class Scores(nn.Module):

@@ -183,3 +183,44 @@ def test_a_communication_inside_an_operator_is_joined_as_well(tmp_path: Path) ->
     assert nodes["inputs"].to_list() == ["float32[3]", "float32[2]", "float32[4]"]
     ops = Graph.open(tmp_path).nodes.filter(pl.col("rank") == 0).collect()["op"].to_list()
     assert ops == ["aten::ones", "aten::ones", "truedag_test::reduce_twice", "aten::sum", "aten::ones"]
+
+
+def reduce_and_send(folder: Path, recorder: RecorderName) -> None:
+    from torch import distributed
+
+    rank = distributed.get_rank()
+    with record(folder / f"rank-{rank:05d}.trace", recorder=recorder):
+        distributed.all_reduce(torch.ones(2))
+        if rank == 0:
+            distributed.send(torch.ones(3), 1)
+        else:
+            distributed.recv(torch.empty(3), 0)
+
+
+def test_times_of_hosts_whose_clocks_nobody_compared_are_not_split(tmp_path: Path) -> None:
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    run_ranks(2, reduce_and_send, traces, "native", timeout_s=60)
+    boot_id = read_trace(traces / "rank-00001.trace").meta["boot_id"]
+    other = boot_id[:-1] + ("0" if boot_id[-1] != "0" else "1")
+    path = traces / "rank-00001.trace"
+    path.write_bytes(path.read_bytes().replace(boot_id.encode(), other.encode()))
+    merge_traces(traces, tmp_path / "dag")
+    graph = Graph.open(tmp_path)
+    assert graph.ranks.collect()["clock_error_ns"].to_list() == [0, None]
+    parts = graph.participants.collect()
+    assert len(parts) == 4
+    assert parts["start_ns"].null_count() == 4
+    assert parts["arrive_ns"].null_count() == 0
+    assert graph.nodes.filter(pl.col("kind") == "collective").collect()["timing"].to_list() == ["none"]
+    assert graph.meta["num_unmatched"] == 0
+
+
+def test_a_message_whose_end_nobody_told_has_none(tmp_path: Path) -> None:
+    (tmp_path / "traces").mkdir()
+    run_ranks(2, reduce_and_send, tmp_path / "traces", "python", timeout_s=60)
+    merge_traces(tmp_path / "traces", tmp_path / "dag")
+    messages = Graph.open(tmp_path).nodes.filter(pl.col("kind").is_in(["send", "recv"])).collect()
+    assert messages["timing"].to_list() == ["none", "none"]
+    assert messages["end_ns"].null_count() == 2
+    assert messages["start_ns"].null_count() == 0

@@ -117,7 +117,7 @@ def pipeline(*, num_microbatches: int = 2) -> SmallDag:
         layer = rank if ".layers." in module else -1
         node = dag.node(
             "compute", rank, last[rank], time=(begin, begin + 60), module=module, phase=phase, microbatch=microbatch,
-            layer=layer, **columns,
+            layer=layer, category="routing" if module.endswith(".router") else "computation", **columns,
         )  # fmt: skip
         last[rank] = (node,)
 

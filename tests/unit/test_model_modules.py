@@ -18,6 +18,7 @@ prepare_process()
 from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
 
 from truedag.model.attention import FusedAttention, UnfusedAttention  # noqa: E402
+from truedag.model.errors import ModelError  # noqa: E402
 from truedag.model.parameters import Shard  # noqa: E402
 
 
@@ -56,11 +57,11 @@ def test_attention_is_causal_and_aligned_to_the_last_key(
 @pytest.mark.parametrize("form", [UnfusedAttention, FusedAttention])
 def test_attention_refuses_what_it_does_not_do(form: Any) -> None:
     tensor = torch.zeros(1, 1, 1, 8)
-    with pytest.raises(NotImplementedError, match="bias"):
+    with pytest.raises(ModelError, match="bias"):
         build(form)(tensor, tensor, tensor, None, attention_bias=tensor)
-    with pytest.raises(NotImplementedError, match="packed"):
+    with pytest.raises(ModelError, match="packed"):
         build(form)(tensor, tensor, tensor, None, packed_seq_params=object())
-    with pytest.raises(NotImplementedError, match="causal"):
+    with pytest.raises(ModelError, match="causal"):
         form(config=SimpleNamespace(kv_channels=8), attn_mask_type=AttnMaskType.padding)
 
 

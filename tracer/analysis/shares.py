@@ -62,7 +62,8 @@ def share_time(nodes: pl.DataFrame, participants: pl.DataFrame, ranks: pl.DataFr
     for rank, stage in ranks.sort("rank").select("rank", "pp").iter_rows():
         own = nodes.filter((pl.col("rank") == rank) & (pl.col("kind") == "compute"))
         met = participants.filter(pl.col("rank") == rank)
-        is_known = len(window) > 0 and len(_measured(own)) == len(own) and met["end_ns"].null_count() == 0
+        whole = met.drop_nulls(["start_ns", "end_ns"])
+        is_known = len(window) > 0 and len(_measured(own)) == len(own) and len(whole) == len(met)
         if not is_known:
             shares.append(_unknown(rank, stage))
             continue

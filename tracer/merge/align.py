@@ -2,7 +2,7 @@
 
 Processes of one running kernel share CLOCK_MONOTONIC: their offset is 0, and what two cores' readings can differ by is
 the error. Ranks of different hosts are set by their wall clocks, whose error nobody knows: it is given as unknown, and
-times between hosts are then not to be trusted.
+then who arrived last is unknown too: waiting and transfer between such ranks are not told apart.
 """
 
 from __future__ import annotations

@@ -71,13 +71,14 @@ def _add_rank(
         if place[node] >= 0:
             continue
         op, start = nodes.op[node], int(nodes.start_ns[node]) + offset
-        end = int(nodes.end_ns[node]) + offset
+        end: int | None = int(nodes.end_ns[node]) + offset
         kind, label = "compute", short_name(op)
         if node in comms:
             record = comms[node]
             kind = {"c10d::send": "send", "c10d::recv_": "recv", "c10d::recv_any_source_": "recv"}.get(op, "collective")
             label = f"{label} {axes.get((record.group_name, record.group), '')}".strip()
-            end = (record.work_end_ns or int(nodes.end_ns[node])) + offset
+            # The host's call ends long before: when a communication is over, its backend tells or nobody.
+            end = None if record.work_end_ns is None else record.work_end_ns + offset
         place[node] = out.add(
             rank=rank,
             kind=kind,

@@ -6,7 +6,7 @@ one; what participants do not say alike (the microbatch of a gradient reduction,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -72,7 +72,7 @@ def add_collective(
         sort_ns=last,
         stage=stages.pop() if len(stages) == 1 else None,
         start_ns=min(arrivals),
-        end_ns=max(ends) if len(ends) == len(spans) else None,
+        end_ns=max(ends) if len(ends) == len(spans) and _comparable(spans, clocks) else None,
         bytes_read=sum(sent for sent, _ in sizes.values()),
         bytes_written=sum(received for _, received in sizes.values()),
         # As the first rank has them that has any: a broadcast's root receives nothing, the others send nothing.
@@ -99,7 +99,10 @@ def add_collective(
 def _spans(
     records: Mapping[int, CommRecord], by_rank: Mapping[int, RankGraph], clocks: Mapping[int, Clock]
 ) -> tuple[dict[int, Span], int]:
-    """Every participant's time, and when the last one arrived. Ends are NO_TIME where the backend did not tell."""
+    """Every participant's time, and when the last one arrived.
+
+    Ends are NO_TIME where the backend did not tell, starts where the participants' clocks cannot be compared.
+    """
     arrivals, ends = {}, {}
     for rank, record in records.items():
         nodes, offset = by_rank[rank].nodes, clocks[rank].offset_ns
@@ -108,11 +111,20 @@ def _spans(
         if record.work_end_ns is not None:
             ends[rank] = record.work_end_ns + offset
     last = max(arrivals.values())
-    if len(ends) == len(records):
+    comparable = _comparable(records, clocks)
+    if comparable and len(ends) == len(records):
         return split_waiting(arrivals, ends), last
+    start = last if comparable else NO_TIME
     return {
-        rank: Span(arrive_ns=arrive, start_ns=last, end_ns=ends.get(rank, NO_TIME)) for rank, arrive in arrivals.items()
+        rank: Span(arrive_ns=arrive, start_ns=start, end_ns=ends.get(rank, NO_TIME))
+        for rank, arrive in arrivals.items()
     }, last
+
+
+def _comparable(ranks: Iterable[int], clocks: Mapping[int, Clock]) -> bool:
+    """Whether times of these ranks can be compared: one rank's always, several ranks' if their errors are known."""
+    some = list(ranks)
+    return len(some) == 1 or all(clocks[rank].error_ns is not None for rank in some)
 
 
 def _agree(labels: Sequence[Label]) -> Label:
@@ -152,7 +164,7 @@ def _participate(
             "group": (group_name, group),
             "seq": sequence,
             "arrive_ns": span.arrive_ns,
-            "start_ns": span.start_ns,
+            "start_ns": None if span.start_ns == NO_TIME else span.start_ns,
             "end_ns": None if span.end_ns == NO_TIME else span.end_ns,
             "send_bytes": sent,
             "recv_bytes": received,
@@ -182,11 +194,13 @@ def join_message(
     receive_spans, _ = _spans({message.destination: message.receive}, by_rank, clocks)
     send_span, receive_span = send_spans[message.source], receive_spans[message.destination]
     last = max(send_span.arrive_ns, receive_span.arrive_ns)
+    comparable = _comparable({message.source, message.destination}, clocks)
     for node, rank, span, bytes_out, bytes_in in (
         (send, message.source, send_span, sent, 0),
         (receive, message.destination, receive_span, 0, received),
     ):
         start = last if span.end_ns == NO_TIME else min(last, span.end_ns)
+        start = start if comparable else NO_TIME
         _participate(
             out,
             node,

@@ -56,7 +56,7 @@ class PythonRecorder:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._mode: _RecordingMode | None = None
+        self._mode: _Mode | None = None
         self._tables: list[tuple[int, int, bytes]] = []
         self._records: dict[ChunkKind, list[tuple[Any, ...]]] = {}
         self._ops: dict[str, int] = {}
@@ -82,7 +82,7 @@ class PythonRecorder:
         thread = {"autograd_thread": 0, "os_thread": threading.get_native_id()}
         self.write(TableKind.THREAD, 0, json.dumps(thread).encode())
         self._last_sequence = _next_sequence() - 1
-        self._mode = _RecordingMode(self)
+        self._mode = _Mode(self.run)
         self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> tuple[int, str]:
@@ -262,12 +262,12 @@ class PythonRecorder:
         future.add_done_callback(done)
 
 
-class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Hands every operator to the recorder."""
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hands every operator to a function, which runs it."""
 
-    def __init__(self, recorder: PythonRecorder) -> None:
+    def __init__(self, run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._recorder = recorder
+        self._run = run
 
     def __torch_dispatch__(
         self,
@@ -276,33 +276,20 @@ class _RecordingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return self._recorder.run(func, args, kwargs or {})
-
-
-class _InsideMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Collects what a communication's kernel makes for itself."""
-
-    def __init__(self, made: list[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._made = made
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._made.extend(_tensors(result))
-        return result
+        return self._run(func, args, kwargs or {})
 
 
 def _run_inside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: list[torch.Tensor]) -> Any:
     """Run a communication's kernel itself, past the dispatch mode, so that the operators inside it are seen."""
     device = next((tensor.device.type for value in args for tensor in _tensors(value)), "cpu")
     key = torch._C.DispatchKey.CUDA if device == "cuda" else torch._C.DispatchKey.CPU
-    with _InsideMode(made):
+
+    def collect(inner: Any, inner_args: tuple[Any, ...], inner_kwargs: dict[str, Any]) -> Any:
+        result = inner(*inner_args, **inner_kwargs)
+        made.extend(_tensors(result))
+        return result
+
+    with _Mode(collect):
         return func._op_dk(key, *args, **kwargs)
 
 

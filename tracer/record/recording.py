@@ -52,7 +52,8 @@ def record(
 
     Every rank that shall be in the graph calls it, each with a path of its own. With `synchronize` and a process group
     initialised, all ranks meet in a barrier before the block, which is not recorded: messages between ranks are then
-    counted from the same point everywhere. What is in flight when recording begins is reported as unmatched.
+    counted from the same point everywhere. Begin where nothing is in flight: a collective that is, is reported as
+    unmatched; a message that is may be taken for the next one of its size, since backends do not number messages.
 
     Args:
         path: the trace file; its folder exists, it does not.
@@ -185,12 +186,12 @@ def _write_meta(engine: Recorder, recorder: RecorderName) -> None:
 
 def _place() -> dict[str, Any]:
     """Say which rank this is; before there is a process group, as torchrun told it."""
+    device = "cuda" if torch.cuda.is_initialized() else "cpu"  # type: ignore[no-untyped-call]
     if not (dist.is_available() and dist.is_initialized()):
         rank, world_size = (
             int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
         )
-        return {"rank": rank, "world_size": world_size, "device": "cpu"}
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        return {"rank": rank, "world_size": world_size, "device": device}
     return {"rank": dist.get_rank(), "world_size": dist.get_world_size(), "device": device}
 
 

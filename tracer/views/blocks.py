@@ -1,8 +1,9 @@
 """What the layer-level drawing shows: the graph folded into the parts of layers, over ranks and microbatches alike.
 
-An operator's role is what it is to the tokens' way through a layer: `experts` carry an expert's number, `router`
-decides, `routing` is what the module does that exchanges tokens over the expert axis, everything else is `computation`.
-Roles, layers and phases come from labels that the program told; nothing is added that was not observed.
+An operator's role is what it is to the tokens' way through a layer: `experts` carry an expert's number, `routing` was
+told to route or belongs to the module that exchanges tokens over the expert axis, `router` is the module of that name
+inside it, everything else is `computation`. Axes, experts, layers and phases were told by the program; what it did not
+tell is drawn as computation.
 
 Ranks of a stage and microbatches run the same blocks (a block is a layer in a phase), so their segments are folded
 together: by block, role, and how many communications and changes of role the program has passed in it. Whether the
@@ -115,7 +116,7 @@ def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("communication"))
         .when((pl.col("expert") >= 0) | pl.col("module").is_in(sorted(holders)))
         .then(pl.lit("experts"))
-        .when(last.is_in(["router", "gate"]))
+        .when((pl.col("category") == "routing") & last.is_in(["router", "gate"]))
         .then(pl.lit("router"))
         .when((pl.col("category") == "routing") | pl.col("module").is_in(sorted(exchanging)))
         .then(pl.lit("routing"))
