@@ -137,7 +137,7 @@ def _add_source(
     if source.role == "parameter" and source.name is not None:
         module = source.name.rpartition(".")[0]
         told = next((one for one in graph.nodes.trace.labels.values() if one["module"] == module), {})
-        labels = Label(module=module, layer=told.get("layer"), expert=told.get("expert"))
+        labels = Label(module=module, layer=told.get("layer"), expert=told.get("expert"), category=told.get("category"))
     return out.add(
         rank=graph.rank,
         kind="parameter" if source.role == "parameter" else "input",
