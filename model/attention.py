@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 from torch.nn import functional
 
+from truedag.model.context_parallel import attend_in_parallel
 from truedag.model.errors import ModelError
 
 
@@ -31,12 +33,14 @@ class _CausalAttention(nn.Module, abc.ABC):
         config: Any,
         attn_mask_type: AttnMaskType,
         softmax_scale: float | None = None,
+        pg_collection: Any = None,
         **_unused: Any,
     ) -> None:
         super().__init__()
         if attn_mask_type is not AttnMaskType.causal:
             raise ModelError(f"attn_mask_type={attn_mask_type}: the core attention is causal self attention")
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
+        self._cp_group = None if pg_collection is None or pg_collection.cp.size() == 1 else pg_collection.cp
 
     def forward(
         self,
@@ -51,28 +55,46 @@ class _CausalAttention(nn.Module, abc.ABC):
     ) -> Tensor:
         """Attend, each query to the keys at its own and earlier positions; the last query is at the last key.
 
-        Returns the context, [S, B, N*D], in the dtype of the query.
+        Args:
+            query_SBND: the queries.
+            key_KBGD: the keys.
+            value_KBGD: their values.
+            attention_mask: [B, 1, S, K], True where a query does not see a key; where it is given it says all.
+            attn_mask_type: causal, as the module was made.
+            attention_bias: none.
+            packed_seq_params: none.
+
+        Returns:
+            The context, [S, B, N*D], in the dtype of the query.
         """
-        del attention_mask, attn_mask_type
+        del attn_mask_type
         if attention_bias is not None or packed_seq_params is not None:
             raise ModelError("the core attention takes neither an attention_bias nor packed_seq_params")
-        context_BNSD = self.attend(
-            query_SBND.permute(1, 2, 0, 3), key_KBGD.permute(1, 2, 0, 3), value_KBGD.permute(1, 2, 0, 3)
-        )
+        query_BNSD, key_BGKD, value_BGKD = (part.permute(1, 2, 0, 3) for part in (query_SBND, key_KBGD, value_KBGD))
+        if self._cp_group is None:
+            context_BNSD = self.attend(query_BNSD, key_BGKD, value_BGKD, attention_mask)
+        else:
+            assert attention_mask is None, "the causal mask is all that context parallelism knows"
+            attend = partial(self.attend, hidden_B1SK=None)
+            context_BNSD = attend_in_parallel(attend, query_BNSD, key_BGKD, value_BGKD, self._cp_group)
         return context_BNSD.permute(2, 0, 1, 3).flatten(2)
 
     @abc.abstractmethod
-    def attend(self, query_BNSD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor) -> Tensor:
+    def attend(self, query_BNSD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, hidden_B1SK: Tensor | None) -> Tensor:
         """Return the context, [B, N, S, D]."""
 
 
 class Scores(nn.Module):
-    """Scaled products of queries and keys, -inf where the key is later than the query."""
+    """Scaled products of queries and keys, -inf where the key is hidden or, unsaid, later than the query."""
 
-    def forward(self, query_BNSD: Tensor, key_BNKD: Tensor, scale: float) -> Tensor:
+    def forward(self, query_BNSD: Tensor, key_BNKD: Tensor, scale: float, hidden_B1SK: Tensor | None = None) -> Tensor:
         """Return the scores, [B, N, S, K]."""
         num_queries, num_keys = query_BNSD.shape[2], key_BNKD.shape[2]
         scores_BNSK = torch.matmul(query_BNSD * scale, key_BNKD.transpose(2, 3))
+        if hidden_B1SK is not None:
+            return scores_BNSK.masked_fill(hidden_B1SK, float("-inf"))
+        if num_queries == 1:  # the only query is at the last key
+            return scores_BNSK
         later_SK = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores_BNSK.device)
         return scores_BNSK.masked_fill(later_SK.triu(num_keys - num_queries + 1), float("-inf"))
 
@@ -102,13 +124,13 @@ class UnfusedAttention(_CausalAttention):
         self.weights = Weights()
         self.context = Context()
 
-    def attend(self, query_BNSD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor) -> Tensor:
+    def attend(self, query_BNSD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, hidden_B1SK: Tensor | None) -> Tensor:
         """Return the context, [B, N, S, D]."""
         heads_per_group = query_BNSD.shape[1] // key_BGKD.shape[1]
         if heads_per_group > 1:
             key_BGKD = key_BGKD.repeat_interleave(heads_per_group, dim=1)
             value_BGKD = value_BGKD.repeat_interleave(heads_per_group, dim=1)
-        weights_BNSK = self.weights(self.scores(query_BNSD, key_BGKD, self.scale))
+        weights_BNSK = self.weights(self.scores(query_BNSD, key_BGKD, self.scale, hidden_B1SK))
         context_BNSD: Tensor = self.context(weights_BNSK, value_BGKD)
         return context_BNSD
 
@@ -116,19 +138,21 @@ class UnfusedAttention(_CausalAttention):
 class FusedAttention(_CausalAttention):
     """scaled_dot_product_attention: one operator."""
 
-    def attend(self, query_BNSD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor) -> Tensor:
+    def attend(self, query_BNSD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, hidden_B1SK: Tensor | None) -> Tensor:
         """Return the context, [B, N, S, D]."""
         num_queries, num_keys = query_BNSD.shape[2], key_BGKD.shape[2]
-        visible_SK = None
-        if num_queries not in (1, num_keys):
-            visible_SK = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query_BNSD.device)
-            visible_SK = visible_SK.tril(num_keys - num_queries)
+        visible = None
+        if hidden_B1SK is not None:
+            visible = hidden_B1SK.logical_not()
+        elif num_queries not in (1, num_keys):
+            visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query_BNSD.device)
+            visible = visible.tril(num_keys - num_queries)
         return functional.scaled_dot_product_attention(
             query_BNSD,
             key_BGKD,
             value_BGKD,
-            attn_mask=visible_SK,
-            is_causal=num_queries == num_keys,
+            attn_mask=visible,
+            is_causal=visible is None and num_queries == num_keys,
             scale=self.scale,
             enable_gqa=query_BNSD.shape[1] != key_BGKD.shape[1],
         )

@@ -1,9 +1,11 @@
-"""Builds this rank's part of a model: a megatron-core GPTModel chunk with seeded weights."""
+"""Builds this rank's part of a model: a megatron-core GPTModel chunk with seeded weights or a checkpoint's."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -11,9 +13,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
+from truedag.model.checkpoint import Checkpoint
 from truedag.model.config import ModelConfig
 from truedag.model.parameters import initialize
 from truedag.model.specs import block_spec
+from truedag.model.weights import load
+
+_LOG = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,8 +31,14 @@ class Sharding:
     tp: int = 1
     """Tensor-parallel size."""
 
+    cp: int = 1
+    """Context-parallel size."""
+
     pp: int = 1
     """Pipeline stages."""
+
+    vpp: int = 1
+    """Chunks of the model on each stage."""
 
     ep: int = 1
     """Expert-parallel size."""
@@ -36,6 +48,16 @@ class Sharding:
 
     sequence_parallel: bool = False
     """Norms and residuals are split along the sequence over the tensor-parallel ranks."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing, the core attention, or every layer."""
+
+
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 
 def transformer_config(config: ModelConfig, sharding: Sharding) -> TransformerConfig:
@@ -49,7 +71,18 @@ def transformer_config(config: ModelConfig, sharding: Sharding) -> TransformerCo
         moe = {
             "num_moe_experts": config.num_experts,
             "moe_ffn_hidden_size": config.expert_hidden_size,
+            "moe_layer_freq": [int(config.has_experts(layer)) for layer in range(config.num_layers)],
+            "moe_shared_expert_intermediate_size": config.shared_expert_hidden_size,
+            "moe_shared_expert_gate": config.shared_expert_gate,
             "moe_router_topk": config.top_k,
+            "moe_router_score_function": config.router_score,
+            "moe_router_pre_softmax": not config.normalize_top_k,
+            "moe_router_topk_scaling_factor": config.router_scaling,
+            "moe_router_num_groups": config.num_expert_groups,
+            "moe_router_group_topk": config.top_k_groups,
+            "moe_router_enable_expert_bias": config.score_correction_bias,
+            "moe_router_bias_update_rate": config.score_correction_rate,
+            "moe_expert_capacity_factor": config.capacity_factor,
             "moe_router_load_balancing_type": "none",
             "moe_router_dtype": "fp32",
             "moe_token_dispatcher_type": "alltoall",
@@ -68,6 +101,8 @@ def transformer_config(config: ModelConfig, sharding: Sharding) -> TransformerCo
         # What it means here: the activation is a module of our spec.
         use_te_activation_func=True,
         add_bias_linear=False,
+        add_qkv_bias=config.qkv_bias,
+        qk_layernorm=config.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method=_leave_uninitialized,
@@ -77,13 +112,18 @@ def transformer_config(config: ModelConfig, sharding: Sharding) -> TransformerCo
         bf16=config.dtype == "bfloat16",
         fp16=config.dtype == "float16",
         tensor_model_parallel_size=sharding.tp,
+        context_parallel_size=sharding.cp,
         pipeline_model_parallel_size=sharding.pp,
+        virtual_pipeline_model_parallel_size=sharding.vpp if sharding.vpp > 1 else None,
         expert_model_parallel_size=sharding.ep,
         expert_tensor_parallel_size=sharding.etp,
         sequence_parallel=sharding.sequence_parallel,
         # Freed storage under a send in flight is silently wrong on gloo; the others need Apex or Transformer Engine.
         deallocate_pipeline_outputs=False,
         batch_p2p_sync=False,
+        # Interleaved and not overlapped, two stages take each other's messages for another chunk's: silently wrong.
+        overlap_p2p_comm=sharding.vpp > 1,
+        batch_p2p_comm=sharding.vpp == 1,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
@@ -91,7 +131,9 @@ def transformer_config(config: ModelConfig, sharding: Sharding) -> TransformerCo
         apply_rope_fusion=False,
         persist_layer_norm=False,
         moe_permute_fusion=False,
-        transformer_impl="local",
+        transformer_impl="local" if config.implementation == "truedag" else "transformer_engine",
+        moe_grouped_gemm=config.implementation == "transformer_engine" and config.experts == "grouped",
+        **_RECOMPUTE[sharding.recompute],
         **moe,
     )
 
@@ -104,22 +146,32 @@ def build_chunk(
     post_process: bool,
     pg_collection: Any,
     device: torch.device,
+    vp_stage: int = 0,
+    weights: Path | None = None,
 ) -> nn.Module:
-    """Build this rank's GPTModel chunk on `device`, with this rank's slices of the seeded weights.
+    """Build this rank's GPTModel chunk on `device`, with this rank's slices of seeded weights, or of given ones.
 
     Every rank of the pipeline group must call it where embeddings are tied (their sharing synchronises).
 
     Args:
         config: the model.
         transformer: from `transformer_config`, for the same model.
-        pre_process: the chunk has the embedding (it is the first stage).
-        post_process: the chunk has the final norm and the output head (it is the last stage).
+        pre_process: the chunk has the embedding (it is the first of the first stage).
+        post_process: the chunk has the final norm and the output head (it is the last of the last stage).
         pg_collection: megatron-core's ProcessGroupCollection of this rank.
         device: where the chunk goes.
+        vp_stage: which of the stage's chunks it is, where there are several.
+        weights: a folder of Hugging Face safetensors, of which this rank reads its slices; None: seeded weights.
+
+    Raises:
+        ModelError: the implementation is not installed, or the weights are not those of the model.
     """
+    num_chunks = transformer.virtual_pipeline_model_parallel_size or 1
+    num_layers = config.num_layers // (pg_collection.pp.size() * num_chunks)
+    first = num_layers * (vp_stage * pg_collection.pp.size() + pg_collection.pp.rank())
     chunk: nn.Module = GPTModel(
         config=transformer,
-        transformer_layer_spec=block_spec(config, num_layers=config.num_layers // pg_collection.pp.size()),
+        transformer_layer_spec=block_spec(config, range(first, first + num_layers)),
         vocab_size=config.vocab_size,
         max_sequence_length=config.max_sequence_length,
         pre_process=pre_process,
@@ -127,15 +179,42 @@ def build_chunk(
         share_embeddings_and_output_weights=config.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=config.rope_base,
+        rotary_percent=config.rotary_percent,
         pg_collection=pg_collection,
+        vp_stage=vp_stage if num_chunks > 1 else None,
     ).to(device)
-    initialize(
-        chunk,
-        config,
-        tp=(pg_collection.tp.rank(), pg_collection.tp.size()),
-        etp=(pg_collection.expt_tp.rank(), pg_collection.expt_tp.size()),
-    )
+    _scale_rope(chunk, config)
+    _mark_experts(chunk)
+    tp = (pg_collection.tp.rank(), pg_collection.tp.size())
+    etp = (pg_collection.expt_tp.rank(), pg_collection.expt_tp.size())
+    if weights is None:
+        initialize(chunk, config, tp=tp, etp=etp)
+    else:
+        num_bytes = load(chunk, Checkpoint(weights, config), tp=tp, etp=etp)
+        _LOG.info("read %d bytes of %s", num_bytes, weights)
     return chunk
+
+
+def _scale_rope(chunk: Any, config: ModelConfig) -> None:
+    """Stretch the rotary embedding: the model's constructor takes the factor only."""
+    if (scaling := config.rope_scaling) is not None:
+        rope = chunk.rotary_pos_emb
+        rope.inv_freq = rope._apply_scaling(
+            rope.inv_freq,
+            factor=scaling.factor,
+            low_freq_factor=scaling.low_freq_factor,
+            high_freq_factor=scaling.high_freq_factor,
+            original_max_position_embeddings=scaling.original_max_position,
+        )
+
+
+def _mark_experts(chunk: nn.Module) -> None:
+    """Say which dimension of each expert's matrix is split: Transformer Engine says the first of every one."""
+    weight: Any
+    for name, weight in chunk.named_parameters():
+        if ".mlp.experts." in name and weight.dim() == 2:
+            weight.tensor_model_parallel = True
+            weight.partition_dim = 0 if ".linear_fc1." in name else 1
 
 
 def _leave_uninitialized(weight: Tensor) -> Tensor:

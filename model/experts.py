@@ -59,6 +59,28 @@ class SequentialExperts(nn.Module):
         return torch.cat(outputs), None
 
 
+class SharedExperts(MLP):  # type: ignore[misc]
+    """The experts that every token goes through, as one feed-forward layer: split like a dense one, over TP."""
+
+    def __init__(self, config: Any, submodules: MLPSubmodules, gate: bool, pg_collection: Any) -> None:
+        shared_config = copy.copy(config)
+        width = config.moe_shared_expert_intermediate_size
+        shared_config.ffn_hidden_size = width
+        super().__init__(shared_config, submodules, ffn_hidden_size=width, tp_group=pg_collection.tp)
+        self.gate_weight: nn.Parameter | None = None
+        if gate:
+            self.gate_weight = nn.Parameter(torch.empty(1, config.hidden_size, dtype=config.params_dtype))
+            # It sees this rank's part of the sequence only.
+            self.gate_weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, tokens_SBH: Tensor) -> Tensor:
+        """Return the output of the shared experts, [S, B, H]; S and B are the sequence's and the batch's."""
+        output_SBH: Tensor = super().forward(tokens_SBH)[0]
+        if self.gate_weight is None:
+            return output_SBH
+        return output_SBH * functional.linear(tokens_SBH, self.gate_weight).sigmoid()
+
+
 class GroupedLinear(nn.Module):
     """The same projection of every expert: its weights stacked, [E, out, in], applied by one grouped_mm."""
 

@@ -3,12 +3,14 @@
 Theory of operation: a rank holds local layers, local experts and slices of weights, numbered from zero on every
 stage. Here each parameter gets the name it has in the unsharded model (global layer and expert numbers), and the
 rule by which this rank's slice is cut from the full tensor. Initial weights are the full tensor drawn from a
-generator seeded by (seed, logical name), then cut: so the same model results whatever the strategy.
+generator seeded by (seed, logical name), then cut: so the same model results whatever the strategy. One full tensor is
+in memory at a time. Biases are drawn like weights: at zero, nothing would tell a bias that is lost from one that works.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -23,18 +25,21 @@ from truedag.model.config import ModelConfig
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 _GROUPED = re.compile(r"\.experts\.(linear_fc[12])\.weight$")
+# Transformer Engine's grouped experts have a parameter each.
+_NUMBERED = re.compile(r"\.experts\.(linear_fc[12])\.weight(\d+)$")
+SCORE_CORRECTION = ".router.expert_bias"
 _TO_RESIDUAL = (".linear_proj.weight", ".linear_fc2.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """This rank's slice of one logical parameter."""
+    """This rank's slice of one logical parameter, or its copy of a logical buffer."""
 
     name: str
     """In the unsharded model: ``decoder.layers.11.mlp.experts.local_experts.13.linear_fc1.weight``."""
 
-    parameter: nn.Parameter
-    """Holds the slice: all of it, or one expert's part of a grouped parameter."""
+    parameter: Tensor
+    """Holds the slice: all of it, or one expert's part of a grouped parameter. A buffer has no gradient."""
 
     index: int | None
     """Which part of a grouped parameter; None: all of it."""
@@ -79,15 +84,9 @@ def expert_name(layer: int, expert: int) -> str:
 
 def shards(chunk: nn.Module, config: ModelConfig) -> Iterator[Shard]:
     """Yield this rank's slice of every logical parameter of a model chunk, in the chunk's order. Local."""
-    model: Any = chunk
-    layers = {str(index): layer for index, layer in enumerate(model.decoder.layers)}
-    for local_name, parameter in model.named_parameters():
-        name = local_name
-        first_expert = 0
-        if match := _LAYER.match(name):
-            layer = layers[match.group(1)]
-            name = f"{layer_name(layer.layer_number - 1)}.{name[match.end() :]}"
-            first_expert = layer.mlp.local_expert_indices[0] if config.num_experts is not None else 0
+    parameter: Any
+    for local_name, parameter in chunk.named_parameters():
+        name, first_expert = _whole_name(chunk, local_name)
         if config.tied_embeddings and name == "output_layer.weight":
             name = "embedding.word_embeddings.weight"
         dim: int | None = parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
@@ -105,15 +104,39 @@ def shards(chunk: nn.Module, config: ModelConfig) -> Iterator[Shard]:
                     is_expert=True,
                 )
             continue
-        match = _EXPERT.search(name)
-        if match:
+        is_expert = True
+        if match := _EXPERT.search(name):
             expert = first_expert + int(match.group(1))
             name = f"{name[: match.start()]}.local_experts.{expert}.{name[match.end() :]}"
-        yield Shard(name=name, parameter=parameter, index=None, dim=dim, stride=stride, is_expert=match is not None)
+        elif match := _NUMBERED.search(name):
+            expert = first_expert + int(match.group(2))
+            name = f"{name[: match.start()]}.experts.local_experts.{expert}.{match.group(1)}.weight"
+        else:
+            is_expert = False
+        yield Shard(name=name, parameter=parameter, index=None, dim=dim, stride=stride, is_expert=is_expert)
+
+
+def buffers(chunk: nn.Module) -> Iterator[Shard]:
+    """Yield a chunk's copies of the logical buffers that are part of the model: the score corrections. Local."""
+    for local_name, buffer in chunk.named_buffers():
+        if local_name.endswith(SCORE_CORRECTION):
+            name, _ = _whole_name(chunk, local_name)
+            yield Shard(name=name, parameter=buffer, index=None, dim=None, stride=1, is_expert=False)
+
+
+def _whole_name(chunk: nn.Module, local_name: str) -> tuple[str, int]:
+    """Return a name with its layer's number in the whole model, and the number of that layer's first expert here."""
+    match = _LAYER.match(local_name)
+    if match is None:
+        return local_name, 0
+    model: Any = chunk
+    layer = model.decoder.layers[int(match.group(1))]
+    experts = getattr(layer.mlp, "local_expert_indices", (0,))
+    return f"{layer_name(layer.layer_number - 1)}.{local_name[match.end() :]}", experts[0]
 
 
 def initialize(chunk: nn.Module, config: ModelConfig, *, tp: tuple[int, int], etp: tuple[int, int]) -> None:
-    """Fill a chunk's parameters with this rank's slices of the seeded full tensors. Local; does not synchronise.
+    """Fill parameters and buffers of a chunk with this rank's slices of the seeded full tensors. Does not synchronise.
 
     Args:
         chunk: a GPTModel chunk.
@@ -122,7 +145,7 @@ def initialize(chunk: nn.Module, config: ModelConfig, *, tp: tuple[int, int], et
         etp: the same for the expert tensor-parallel group.
     """
     with torch.no_grad():
-        for shard in shards(chunk, config):
+        for shard in itertools.chain(shards(chunk, config), buffers(chunk)):
             rank, size = etp if shard.is_expert else tp
             if shard.name.endswith("norm.weight"):
                 shard.data.fill_(1.0)
@@ -144,4 +167,4 @@ def _draw(name: str, shape: list[int], config: ModelConfig) -> Tensor:
 
 
 def _stride(name: str, config: ModelConfig) -> int:
-    return 2 if config.gated and name.endswith("linear_fc1.weight") else 1
+    return 2 if config.gated and ".linear_fc1." in name else 1
