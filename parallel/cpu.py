@@ -3,7 +3,8 @@
 Theory of operation: each way in which it does so is turned round here, for as long as the adapter is installed.
 
 - `torch.cuda.current_device()`, streams and `synchronize` are functions of torch.cuda, and are replaced.
-- `device="cuda"` literals, `.cuda()` and comparisons with `torch.cuda.FloatTensor` are caught by a TorchFunctionMode.
+- `device="cuda"` literals, `.cuda()`, pinned memory and comparisons with `torch.cuda.FloatTensor` are caught by a
+  TorchFunctionMode.
 - The token dispatcher takes a tensor on the CPU for a list already on the host: it is given one. Its side stream is a
   class variable.
 - gloo gathers and scatters even parts only: uneven ones (experts that are tensor-parallel) go part by part.
@@ -55,6 +56,13 @@ class _NoStates:
         del name
         yield
 
+    def get_states(self) -> dict[str, Tensor]:
+        """Return no state."""
+        return {}
+
+    def set_states(self, states: dict[str, Tensor]) -> None:
+        """Nothing to set."""
+
 
 class _CudaMeansCpu(TorchFunctionMode):
     """Turns CUDA named in a call of torch into the CPU."""
@@ -64,6 +72,8 @@ class _CudaMeansCpu(TorchFunctionMode):
             return args[0]
         if kwargs and "device" in kwargs and _is_cuda(kwargs["device"]):
             kwargs = {**kwargs, "device": CPU}
+        if kwargs and kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
         result = func(*args, **(kwargs or {}))
         if func is Tensor.type and isinstance(result, str):
             return result.replace("torch.", "torch.cuda.", 1)
@@ -133,6 +143,8 @@ class CpuAdapter:
             (distributed, "reduce_scatter", _scatter_parts(distributed.reduce_scatter)),
             (random, "_CUDA_RNG_STATE_TRACKER", _NoStates()),
             (random, "_CUDA_RNG_STATE_TRACKER_INITIALIZED", True),
+            (random, "_get_cuda_rng_state", lambda *_, **__: None),
+            (random, "_set_cuda_rng_state", lambda *_, **__: None),
             (token_dispatcher, "maybe_move_tensor_to_cpu", _as_host_value),
             (token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", stream),
         ]

@@ -14,6 +14,12 @@ _SAY_NOTHING: tuple[tuple[str, type[Warning], str], ...] = (
     (r"Apex is not installed", UserWarning, _MEGATRON),
     # Said of megatron-core's own default.
     (r"full scope is deprecated", UserWarning, _MEGATRON),
+    # Said of the core attention's recomputation with Transformer Engine, whatever the implementation.
+    (r"If you are using transformer_engine as the transformer implementation", UserWarning, _MEGATRON),
+    # The distributed optimizer's shards are views of float32 parameters, and it sets their gradients itself.
+    (r"The \.grad attribute of a Tensor that is not a leaf", UserWarning, r"(megatron\.core|truedag\.parallel)\..*"),
+    # Attention has its modules in another order than it runs them: a bucket is gathered early, and that is all.
+    (r"The next bucket's parameter all-gather operation has already been dispatched", UserWarning, _MEGATRON),
     # About calls and imports among megatron-core's own modules.
     (r"Warning: tp_group is None, using default tp group", DeprecationWarning, _MEGATRON),
     (r"The following imports from `dynamic_context\.py` will be removed", DeprecationWarning, _MEGATRON),

@@ -10,4 +10,4 @@ class StrategyError(ValueError):
 
 
 class DataError(ValueError):
-    """A text file is missing or too short; the message says which and how long it must be."""
+    """A text or token file is missing, too short or not what it is said to be; the message says which and where."""

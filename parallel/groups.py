@@ -14,6 +14,7 @@ from truedag.tracer import annotate
 
 _AXIS_OF: dict[str, Axis] = {
     "tp": "tp",
+    "cp": "cp",
     "pp": "pp",
     "dp": "dp",
     "ep": "ep",
@@ -25,12 +26,12 @@ _AXIS_OF: dict[str, Axis] = {
 _SPANS: dict[str, tuple[Axis, ...]] = {
     "embd": ("pp",),
     "pos_embd": ("pp",),
-    "dp_cp": ("dp",),
-    "intra_dp_cp": ("dp",),
+    "dp_cp": ("dp", "cp"),
+    "intra_dp_cp": ("dp", "cp"),
     "intra_expt_dp": ("edp",),
-    "tp_cp": ("tp",),
+    "tp_cp": ("tp", "cp"),
     "mp": ("tp", "pp"),
-    "tp_dp_cp": ("tp", "dp"),
+    "tp_dp_cp": ("tp", "dp", "cp"),
     "tp_ep": ("etp", "ep"),
     "tp_ep_pp": ("etp", "ep", "pp"),
     "intra_dist_opt": ("etp", "ep", "edp", "pp"),
@@ -52,7 +53,9 @@ def init_groups(strategy: Strategy, timeout: timedelta) -> Any:
     """
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=strategy.tp,
+        context_parallel_size=strategy.cp,
         pipeline_model_parallel_size=strategy.pp,
+        virtual_pipeline_model_parallel_size=strategy.vpp if strategy.vpp > 1 else None,
         expert_model_parallel_size=strategy.ep,
         expert_tensor_parallel_size=strategy.etp,
         create_gloo_process_groups=False,
@@ -64,6 +67,8 @@ def init_groups(strategy: Strategy, timeout: timedelta) -> Any:
         group = getattr(collection, field)
         members = tuple(distributed.get_process_group_ranks(group))
         assert members == strategy.group_of(axis, rank), f"megatron-core's {axis} group of rank {rank} is {members}"
+    members = tuple(distributed.get_process_group_ranks(collection.dp_cp))
+    assert members == strategy.gradient_group_of(rank), f"megatron-core's dp-cp group of rank {rank} is {members}"
     _annotate(collection, strategy, rank)
     return collection
 
@@ -76,7 +81,6 @@ def destroy_groups() -> None:
 def _annotate(collection: Any, strategy: Strategy, rank: int) -> None:
     for field, axis in _AXIS_OF.items():
         annotate.group(getattr(collection, field), axis)
-    annotate.group(collection.cp, "cp")
     for field, axes in _SPANS.items():
         group = getattr(collection, field)
         if group is None or group is distributed.GroupMember.NON_GROUP_MEMBER:

@@ -2,17 +2,21 @@
 
 Theory of operation (megatron-core's order, "tp-cp-ep-dp-pp", the first axis varying fastest):
 
-    dense layers    rank = tp + TP * (dp + DP * pp)
+    dense layers    rank = tp + TP * (cp + CP * (dp + DP * pp))
     expert layers   rank = etp + ETP * (ep + EP * (edp + EDP * pp))
 
-Both factor the same ranks of a stage: TP * DP = ETP * EP * EDP.
+Both factor the same ranks of a stage: TP * CP * DP = ETP * EP * EDP.
 
 Two notations, told apart by ETP:
 
-    TP2-PP2-DP2-EP2-ETP1   folded: every axis is named, DP is the dense layers', the world is TP * PP * DP (8 ranks);
-                           the expert axes are laid over the same ranks
+    TP2-PP2-DP2-EP2-ETP1   folded: every axis is named, DP is the dense layers', the world is TP * CP * PP * DP (8
+                           ranks); the expert axes are laid over the same ranks
     EP64-TP8-PP2-DP2       orthogonal: the product is the world (2048 ranks); experts are tensor-parallel like the rest
-                           (ETP = TP), DP is the experts' replication (EDP), and dense layers see DP = EP * DP
+                           (ETP = TP), DP is the experts' replication (EDP, but for CP), and dense layers see
+                           DP = EP * DP
+
+Both may name CP, and VPP, which is no axis of ranks: a stage holds VPP chunks of consecutive layers, and chunk c of
+stage s is the block c * PP + s of all PP * VPP.
 """
 
 from __future__ import annotations
@@ -24,14 +28,14 @@ from typing import Literal, get_args
 
 from truedag.parallel.errors import StrategyError
 
-Axis = Literal["tp", "dp", "pp", "etp", "ep", "edp"]
+Axis = Literal["tp", "cp", "dp", "pp", "etp", "ep", "edp"]
 Notation = Literal["folded", "orthogonal"]
 
 AXES: tuple[Axis, ...] = get_args(Axis)
-_DENSE: tuple[Axis, ...] = ("tp", "dp", "pp")
+_DENSE: tuple[Axis, ...] = ("tp", "cp", "dp", "pp")
 _EXPERT: tuple[Axis, ...] = ("etp", "ep", "edp", "pp")
 _TOKEN = re.compile(r"^([A-Z]+)([0-9]+)$")
-_TOKENS = ("TP", "PP", "DP", "EP", "ETP")
+_TOKENS = ("TP", "CP", "PP", "VPP", "DP", "EP", "ETP")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +49,14 @@ class Strategy:
     tp: int = 1
     """Tensor-parallel size of the dense layers."""
 
+    cp: int = 1
+    """Context-parallel size: ranks over which a sequence is split."""
+
     pp: int = 1
     """Pipeline stages."""
+
+    vpp: int = 1
+    """Chunks of the model on each stage; more than one are run interleaved."""
 
     dp: int = 1
     """Replicas of the dense layers."""
@@ -61,7 +71,7 @@ class Strategy:
     """How it was stated, and how it prints."""
 
     def __post_init__(self) -> None:
-        for axis in ("tp", "pp", "dp", "ep", "etp"):
+        for axis in ("tp", "cp", "pp", "vpp", "dp", "ep", "etp"):
             if (size := getattr(self, axis)) < 1:
                 raise StrategyError(f"{axis}={size}: the size of an axis must be at least 1")
         if self.stage_size % (self.ep * self.etp) != 0:
@@ -69,16 +79,18 @@ class Strategy:
             ep = _nearest_divisor(self.stage_size // etp, self.ep)
             raise StrategyError(
                 f"EP{self.ep} x ETP{self.etp} = {self.ep * self.etp} ranks do not divide the {self.stage_size} ranks "
-                f"of a stage (TP{self.tp} x DP{self.dp}), over which the experts are laid; "
+                f"of a stage ({self._stage_factors()}), over which the experts are laid; "
                 f"nearest valid: EP{ep}-ETP{etp}"
             )
         if self.notation == "orthogonal" and self.etp != self.tp:
             raise StrategyError(f"etp={self.etp}, tp={self.tp}: in the orthogonal notation experts have ETP = TP")
+        if self.vpp > 1 and self.pp == 1:
+            raise StrategyError(f"VPP{self.vpp}: only a pipeline of at least two stages (PP) interleaves model chunks")
 
     @property
     def stage_size(self) -> int:
         """Ranks of one pipeline stage."""
-        return self.tp * self.dp
+        return self.tp * self.cp * self.dp
 
     @property
     def world_size(self) -> int:
@@ -90,25 +102,33 @@ class Strategy:
         """Replicas of each expert."""
         return self.stage_size // (self.ep * self.etp)
 
+    def _stage_factors(self) -> str:
+        context = f" x CP{self.cp}" if self.cp > 1 else ""
+        return f"TP{self.tp}{context} x DP{self.dp}"
+
     def size(self, axis: Axis) -> int:
         """Return the size of an axis."""
         size: int = getattr(self, axis)
         return size
 
     def __str__(self) -> str:
+        context = f"-CP{self.cp}" if self.cp > 1 else ""
+        virtual = f"-VPP{self.vpp}" if self.vpp > 1 else ""
         if self.notation == "orthogonal":
-            return f"EP{self.ep}-TP{self.tp}-PP{self.pp}-DP{self.edp}"
-        return f"TP{self.tp}-PP{self.pp}-DP{self.dp}-EP{self.ep}-ETP{self.etp}"
+            return f"EP{self.ep}-TP{self.tp}{context}-PP{self.pp}{virtual}-DP{self.dp // self.ep}"
+        return f"TP{self.tp}{context}-PP{self.pp}{virtual}-DP{self.dp}-EP{self.ep}-ETP{self.etp}"
 
     def describe(self) -> str:
         """Return the strategy in full: its notation, and every axis in megatron-core's terms."""
+        context = f" CP={self.cp}" if self.cp > 1 else ""
+        virtual = f" VPP={self.vpp}" if self.vpp > 1 else ""
         return (
-            f"{self} ({self.notation}, {self.world_size} ranks): dense TP={self.tp} DP={self.dp}, "
-            f"experts ETP={self.etp} EP={self.ep} EDP={self.edp}, PP={self.pp}"
+            f"{self} ({self.notation}, {self.world_size} ranks): dense TP={self.tp}{context} DP={self.dp}, "
+            f"experts ETP={self.etp} EP={self.ep} EDP={self.edp}, PP={self.pp}{virtual}"
         )
 
     def coordinates(self, rank: int) -> dict[Axis, int]:
-        """Return where a rank stands on every axis.
+        """Return where a rank stands on every axis; on cp only where there is more than one place.
 
         Raises:
             StrategyError: there is no such rank.
@@ -120,14 +140,17 @@ class Strategy:
             rest = rank
             for axis in axes:
                 rest, place[axis] = divmod(rest, self.size(axis))
-        return {axis: place[axis] for axis in AXES}
+        return {axis: place[axis] for axis in AXES if axis != "cp" or self.cp > 1}
 
     def rank_at(self, place: dict[Axis, int]) -> int:
-        """Return the rank that stands at dense coordinates (tp, dp, pp) or at expert ones (etp, ep, edp, pp)."""
+        """Return the rank that stands at dense coordinates (tp, cp, dp, pp) or at expert ones (etp, ep, edp, pp).
+
+        cp may be left out where its size is 1.
+        """
         axes = _EXPERT if "edp" in place else _DENSE
         rank = 0
         for axis in reversed(axes):
-            rank = rank * self.size(axis) + place[axis]
+            rank = rank * self.size(axis) + (place[axis] if self.size(axis) > 1 else 0)
         return rank
 
     def groups(self, axis: Axis) -> list[tuple[int, ...]]:
@@ -146,12 +169,32 @@ class Strategy:
 
     def group_of(self, axis: Axis, rank: int) -> tuple[int, ...]:
         """Return the group of an axis that a rank belongs to."""
-        return next(group for group in self.groups(axis) if rank in group)
+        axes = _DENSE if axis in _DENSE else _EXPERT
+        stride = math.prod(self.size(before) for before in axes[: axes.index(axis)])
+        span = stride * self.size(axis)
+        first = rank // span * span + rank % stride
+        return tuple(range(first, first + span, stride))
 
-    def layers_of_stage(self, num_layers: int, stage: int) -> range:
-        """Return the layers (0-based, in the whole model) of a stage; `num_layers` must be a multiple of PP."""
-        per_stage = num_layers // self.pp
-        return range(stage * per_stage, (stage + 1) * per_stage)
+    def gradient_group_of(self, rank: int) -> tuple[int, ...]:
+        """Return the ranks over which a rank's dense gradients are summed: those of its cp and dp groups together."""
+        return tuple(sorted(other for replica in self.group_of("dp", rank) for other in self.group_of("cp", replica)))
+
+    def layers_of_chunk(self, num_layers: int, stage: int, chunk: int) -> range:
+        """Return the layers (0-based, in the whole model) of a chunk of a stage.
+
+        `num_layers` must be a multiple of PP * VPP.
+        """
+        per_chunk = num_layers // (self.pp * self.vpp)
+        block = chunk * self.pp + stage
+        return range(block * per_chunk, (block + 1) * per_chunk)
+
+    def layers_of_stage(self, num_layers: int, stage: int) -> tuple[int, ...]:
+        """Return the layers (0-based, in the whole model) of a stage, all its chunks together, in ascending order."""
+        return tuple(layer for chunk in range(self.vpp) for layer in self.layers_of_chunk(num_layers, stage, chunk))
+
+    def stage_of_layer(self, num_layers: int, layer: int) -> int:
+        """Return the stage that holds a layer (0-based, in the whole model)."""
+        return layer // (num_layers // (self.pp * self.vpp)) % self.pp
 
     def experts_of_rank(self, num_experts: int, rank: int) -> range:
         """Return the experts (0-based, in each of its layers) of a rank; `num_experts` must be a multiple of EP."""
@@ -161,7 +204,7 @@ class Strategy:
 
     def ranks_of_expert(self, num_layers: int, num_experts: int, layer: int, expert: int) -> list[int]:
         """Return all ranks that hold a shard of an expert of a layer, in ascending order."""
-        stage, place = layer // (num_layers // self.pp), expert // (num_experts // self.ep)
+        stage, place = self.stage_of_layer(num_layers, layer), expert // (num_experts // self.ep)
         return [
             self.rank_at({"etp": etp, "ep": place, "edp": edp, "pp": stage})
             for edp in range(self.edp)
@@ -188,10 +231,10 @@ def parse_strategy(text: str) -> Strategy:
         if match.group(1) in sizes:
             raise StrategyError(f"strategy {text!r}: {match.group(1)} is named twice")
         sizes[match.group(1)] = int(match.group(2))
-    tp, pp, dp, ep = (sizes.get(axis, 1) for axis in ("TP", "PP", "DP", "EP"))
+    tp, cp, pp, vpp, dp, ep = (sizes.get(axis, 1) for axis in ("TP", "CP", "PP", "VPP", "DP", "EP"))
     if "ETP" in sizes or "EP" not in sizes:
-        return Strategy(tp=tp, pp=pp, dp=dp, ep=ep, etp=sizes.get("ETP", 1), notation="folded")
-    return Strategy(tp=tp, pp=pp, dp=ep * dp, ep=ep, etp=tp, notation="orthogonal")
+        return Strategy(tp=tp, cp=cp, pp=pp, vpp=vpp, dp=dp, ep=ep, etp=sizes.get("ETP", 1), notation="folded")
+    return Strategy(tp=tp, cp=cp, pp=pp, vpp=vpp, dp=ep * dp, ep=ep, etp=tp, notation="orthogonal")
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

@@ -20,7 +20,7 @@ from truedag.parallel.groups import destroy_groups, init_groups  # noqa: E402
 from truedag.parallel.strategy import parse_strategy  # noqa: E402
 from truedag.tracer import annotate  # noqa: E402
 
-FIELDS = ("tp", "pp", "dp", "ep", "expt_tp", "expt_dp", "mp", "embd", "tp_ep", "tp_ep_pp", "dp_cp")
+FIELDS = ("tp", "cp", "pp", "dp", "ep", "expt_tp", "expt_dp", "mp", "embd", "tp_ep", "tp_ep_pp", "dp_cp", "tp_dp_cp")
 
 
 def ask(notation: str, rank: int) -> dict[str, object]:

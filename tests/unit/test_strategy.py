@@ -15,23 +15,27 @@ from hypothesis import strategies as some
 from truedag.parallel.errors import StrategyError
 from truedag.parallel.strategy import AXES, Strategy, parse_strategy
 
-DENSE = ("tp", "dp", "pp")
+DENSE = ("tp", "cp", "dp", "pp")
 EXPERT = ("etp", "ep", "edp", "pp")
 
 
 @some.composite
 def folded(draw: some.DrawFn) -> Strategy:
     tp, pp, dp = (draw(some.integers(1, 4)) for _ in range(3))
-    etp = draw(some.sampled_from([size for size in range(1, tp * dp + 1) if tp * dp % size == 0]))
-    rest = tp * dp // etp
+    cp = draw(some.integers(1, 2))
+    vpp = draw(some.integers(1, 3)) if pp > 1 else 1
+    stage = tp * cp * dp
+    etp = draw(some.sampled_from([size for size in range(1, stage + 1) if stage % size == 0]))
+    rest = stage // etp
     ep = draw(some.sampled_from([size for size in range(1, rest + 1) if rest % size == 0]))
-    return Strategy(tp=tp, pp=pp, dp=dp, ep=ep, etp=etp)
+    return Strategy(tp=tp, cp=cp, pp=pp, vpp=vpp, dp=dp, ep=ep, etp=etp)
 
 
 @some.composite
 def orthogonal(draw: some.DrawFn) -> Strategy:
-    ep, tp, pp, dp = (draw(some.integers(1, 4)) for _ in range(4))
-    return parse_strategy(f"EP{ep}-TP{tp}-PP{pp}-DP{dp}")
+    ep, tp, cp, pp, dp = (draw(some.integers(1, 3)) for _ in range(5))
+    vpp = draw(some.integers(1, 3)) if pp > 1 else 1
+    return parse_strategy(f"EP{ep}-TP{tp}-CP{cp}-PP{pp}-VPP{vpp}-DP{dp}")
 
 
 any_strategy = folded() | orthogonal()
@@ -53,16 +57,28 @@ def test_the_ranks_of_a_group_differ_on_its_axis_alone(strategy: Strategy) -> No
         for axis in axes:
             for group in strategy.groups(axis):
                 places = [strategy.coordinates(rank) for rank in group]
-                assert [place[axis] for place in places] == list(range(strategy.size(axis)))
+                assert [place.get(axis, 0) for place in places] == list(range(strategy.size(axis)))
                 for other in set(axes) - {axis}:
-                    assert len({place[other] for place in places}) == 1
+                    assert len({place.get(other, 0) for place in places}) == 1
+                assert all(strategy.group_of(axis, rank) == group for rank in group)
+
+
+@given(any_strategy)
+def test_dense_gradients_are_summed_over_the_ranks_that_differ_in_cp_and_dp(strategy: Strategy) -> None:
+    places = [strategy.coordinates(rank) for rank in range(strategy.world_size)]
+    same: dict[tuple[int, int], list[int]] = {}
+    for rank, place in enumerate(places):
+        same.setdefault((place["tp"], place["pp"]), []).append(rank)
+    for rank, place in enumerate(places):
+        assert strategy.gradient_group_of(rank) == tuple(same[place["tp"], place["pp"]])
 
 
 @given(any_strategy)
 def test_coordinates_and_ranks_are_inverse(strategy: Strategy) -> None:
     for rank in range(strategy.world_size):
         place = strategy.coordinates(rank)
-        assert strategy.rank_at({axis: place[axis] for axis in DENSE}) == rank
+        assert ("cp" in place) == (strategy.cp > 1)
+        assert strategy.rank_at({axis: place[axis] for axis in DENSE if axis in place}) == rank
         assert strategy.rank_at({axis: place[axis] for axis in EXPERT}) == rank
 
 
@@ -80,7 +96,7 @@ def test_a_printed_strategy_reads_back(strategy: Strategy) -> None:
 
 @given(any_strategy, some.integers(1, 3), some.integers(1, 3))
 def test_an_expert_is_on_the_ranks_that_hold_it(strategy: Strategy, layers: int, experts: int) -> None:
-    num_layers, num_experts = layers * strategy.pp, experts * strategy.ep
+    num_layers, num_experts = layers * strategy.pp * strategy.vpp, experts * strategy.ep
     for layer in range(num_layers):
         for expert in range(num_experts):
             holders = [
@@ -91,6 +107,43 @@ def test_an_expert_is_on_the_ranks_that_hold_it(strategy: Strategy, layers: int,
             ]
             assert strategy.ranks_of_expert(num_layers, num_experts, layer, expert) == holders
             assert len(holders) == strategy.etp * strategy.edp
+
+
+@given(any_strategy, some.integers(1, 3))
+def test_chunks_hold_the_layers_in_order_from_stage_to_stage(strategy: Strategy, layers: int) -> None:
+    num_layers = layers * strategy.pp * strategy.vpp
+    held = [
+        (layer, stage)
+        for chunk in range(strategy.vpp)
+        for stage in range(strategy.pp)
+        for layer in strategy.layers_of_chunk(num_layers, stage, chunk)
+    ]
+    assert [layer for layer, _ in held] == list(range(num_layers))
+    for layer, stage in held:
+        assert strategy.stage_of_layer(num_layers, layer) == stage
+        assert layer in strategy.layers_of_stage(num_layers, stage)
+    assert sum(len(strategy.layers_of_stage(num_layers, stage)) for stage in range(strategy.pp)) == num_layers
+
+
+def test_two_chunks_on_each_of_four_stages() -> None:
+    strategy = parse_strategy("PP4-VPP2")
+    assert [strategy.layers_of_stage(16, stage) for stage in range(4)] == [
+        (0, 1, 8, 9),
+        (2, 3, 10, 11),
+        (4, 5, 12, 13),
+        (6, 7, 14, 15),
+    ]
+    assert strategy.describe() == (
+        "TP1-PP4-VPP2-DP1-EP1-ETP1 (folded, 4 ranks): dense TP=1 DP=1, experts ETP=1 EP=1 EDP=1, PP=4 VPP=2"
+    )
+
+
+def test_context_parallelism_replicates_the_experts() -> None:
+    strategy = parse_strategy("EP2-TP2-CP2-PP2-DP1")
+    assert (strategy.world_size, strategy.dp, strategy.edp, strategy.etp) == (16, 2, 2, 2)
+    assert str(strategy) == "EP2-TP2-CP2-PP2-DP1"
+    assert strategy.group_of("cp", 0) == (0, 2)
+    assert strategy.coordinates(7) == {"tp": 1, "cp": 1, "dp": 1, "pp": 0, "etp": 1, "ep": 1, "edp": 1}
 
 
 def test_the_two_notations_are_told_apart() -> None:
@@ -122,7 +175,7 @@ def test_moe_10b_folded_on_four_ranks() -> None:
 def test_llama_70b_has_twenty_layers_on_each_stage() -> None:
     strategy = parse_strategy("TP2-PP4")
     assert strategy.world_size == 8
-    assert [strategy.layers_of_stage(80, strategy.coordinates(rank)["pp"]).start for rank in range(8)] == [
+    assert [strategy.layers_of_stage(80, strategy.coordinates(rank)["pp"])[0] for rank in range(8)] == [
         0,
         0,
         20,
@@ -145,7 +198,10 @@ def test_moe_30b_on_eight_stages_has_each_expert_on_two_neighbours() -> None:
     ("notation", "says"),
     [
         ("TP2-XX2", "'XX2' is not an axis"),
-        ("TP2-CP2", "'CP2' is not an axis"),
+        ("TP2-SP2", "'SP2' is not an axis"),
+        ("TP2-VPP2", "at least two stages"),
+        ("PP2-VPP0", "vpp=0"),
+        ("TP2-CP2-DP1-EP3-ETP1", "of a stage (TP2 x CP2 x DP1), over which the experts are laid; nearest valid: EP2"),
         ("TP", "'TP' is not an axis"),
         ("", "'' is not an axis"),
         ("TP2-TP4", "TP is named twice"),
@@ -173,9 +229,13 @@ COMPARED = {
     "TP1-PP3-DP4-EP2-ETP1": range(12),
     "TP4-PP2-DP3-EP3-ETP2": range(24),
     "TP2-PP4": range(8),
+    "PP2-VPP2-DP2-EP2-ETP1": range(4),
+    "TP2-CP2-PP2-DP2-EP4-ETP1": (0, 6, 9, 15),
+    "TP1-CP3-PP2-VPP3-DP2-EP2-ETP3": range(12),
+    "EP2-TP2-CP2-PP2-DP2": (0, 13, 31),
     "EP64-TP8-PP2-DP2": (0, 777, 2047),
 }
-FIELD_OF = {"tp": "tp", "pp": "pp", "dp": "dp", "ep": "ep", "etp": "expt_tp", "edp": "expt_dp"}
+FIELD_OF = {"tp": "tp", "cp": "cp", "pp": "pp", "dp": "dp", "ep": "ep", "etp": "expt_tp", "edp": "expt_dp"}
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +259,12 @@ def test_every_group_is_megatron_cores(notation: str, answers: dict[str, list[di
             assert tuple(made["ranks"]) == strategy.group_of(axis, answer["rank"])
             assert made["axis"] == axis
         assert answer["coordinates"] == strategy.coordinates(answer["rank"])
+        assert tuple(answer["dp_cp"]["ranks"]) == strategy.gradient_group_of(answer["rank"])
 
 
 def test_groups_beside_the_axes_are_said_to_be_what_they_span(answers: dict[str, list[dict[str, Any]]]) -> None:
     said = {field: answers["TP2-PP2-DP2-EP2-ETP1"][0][field]["axis"] for field in ("mp", "embd", "tp_ep", "dp_cp")}
     assert said == {"mp": "tp+pp", "embd": "pp", "tp_ep": "ep", "dp_cp": "dp"}
     assert answers["TP1-PP3-DP4-EP2-ETP1"][0]["mp"]["axis"] == "pp"
+    said = {field: answers["TP2-CP2-PP2-DP2-EP4-ETP1"][0][field]["axis"] for field in ("dp_cp", "tp_dp_cp", "tp_ep")}
+    assert said == {"dp_cp": "dp+cp", "tp_dp_cp": "tp+dp+cp", "tp_ep": "ep"}
