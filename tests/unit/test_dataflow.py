@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from truedag.tracer.merge import last_writers
 from truedag.tracer.merge.dataflow import Dataflow, NamedRegion, trace_dataflow
-from truedag.tracer.merge.nodes import CUT, EMPTY, FRESH, HANDLE, READ, TOUCH, UPDATE, WRITE, Accesses
+from truedag.tracer.merge.nodes import CUT, EMPTY, FRESH, HANDLE, NAMED, READ, TOUCH, UPDATE, WRITE, Accesses
 from truedag.tracer.merge.regions import runs
 from truedag.tracer.record.trace import Layout
 
@@ -141,6 +141,22 @@ def test_what_was_there_before_comes_from_named_sources() -> None:
     assert by_source == {"weight": 4, None: 4}
     assert {source.name for source in flow.sources if source.role == "parameter"} == {"weight", "idle"}
     assert "unread" not in {source.name for source in flow.sources}
+
+
+def test_what_was_named_on_the_way_is_a_source_if_no_node_had_written_it() -> None:
+    late = [
+        NamedRegion(name="tokens", role="input", storage=1, layout=1, offset=0),
+        NamedRegion(name="computed", role="input", storage=2, layout=1, offset=0),
+        NamedRegion(name="written", role="state", storage=4, layout=1, offset=0),
+    ]
+    rows = [
+        (0, CUT, 1, 1, 0), (0, FRESH, 2, 1, 0), (0, WRITE, 4, 1, 0), (-1, NAMED, 1, 1, 0), (-2, NAMED, 2, 1, 0),
+        (-3, NAMED, 4, 1, 0), (1, READ, 1, 2, 0), (1, READ, 2, 1, 0), (1, READ, 4, 1, 0), (2, CUT, 1, 1, 0),
+        (2, READ, 1, 1, 0),
+    ]  # fmt: skip
+    flow = trace_dataflow(make(rows), layouts=LAYOUTS, storages=STORAGES, named=[], late=late)
+    assert [source.name for source in flow.sources] == ["tokens", None]
+    assert found(flow)[0] == {(-1, 1): 4, (0, 1): 16, (-1, 2): 8}
 
 
 def test_a_storage_that_moved_keeps_its_writers_and_its_name() -> None:

@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truedag.tracer.merge.last_writers import LastWriters, Place
-from truedag.tracer.merge.nodes import CUT, EMPTY, FRESH, HANDLE, READ, TOUCH, UPDATE, WRITE, Accesses
+from truedag.tracer.merge.nodes import CUT, EMPTY, FRESH, HANDLE, NAMED, READ, TOUCH, UPDATE, WRITE, Accesses
 from truedag.tracer.merge.regions import Extent, extent
 from truedag.tracer.record.trace import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedRegion:
-    """A named tensor that was there before the recording."""
+    """A named tensor that no recorded node made."""
 
     name: str
     role: str
@@ -67,6 +67,7 @@ def trace_dataflow(
     layouts: Mapping[int, Layout],
     storages: Mapping[int, tuple[int, int, int]],
     named: Sequence[NamedRegion],
+    late: Sequence[NamedRegion] = (),
     exact: bool = False,
 ) -> Dataflow:
     """Return the data edges among a rank's nodes.
@@ -76,6 +77,8 @@ def trace_dataflow(
         layouts: the trace's layouts.
         storages: the trace's storages, as (StorageImpl, address, bytes).
         named: the named tensors of before the recording. Every parameter becomes a source, read or not.
+        late: tensors that were named during the recording, by the NAMED accesses; those that no node had written by
+            then are sources.
         exact: follow bytes everywhere; the result is the same, which a test holds.
     """
     order, generation = _generations(accesses, storages)
@@ -111,6 +114,7 @@ def trace_dataflow(
             layout[start:stop].tolist(),
             offset[start:stop].tolist(),
             initial.pop(start, []),
+            late,
         )
     for regions in initial.values():
         for region in regions:
@@ -203,6 +207,7 @@ def _exact_edges(
     layouts: list[int],
     offsets: list[int],
     initial: Sequence[NamedRegion],
+    late: Sequence[NamedRegion],
 ) -> None:
     """Follow one generation byte by byte."""
     owners = LastWriters()
@@ -220,6 +225,10 @@ def _exact_edges(
             owners.write(place, node)
         elif kind in (EMPTY, CUT):
             continue
+        elif kind == NAMED:
+            if maker is None and place.num_bytes and not owners.read(place)[0]:
+                tensor = late[-1 - node]
+                owners.write(place, flow.add_source(tensor.role, tensor.name, tensor.layout))
         elif kind == HANDLE or place.num_bytes == 0:
             if maker is not None:
                 flow.add(maker, node, 0, layout, kind)

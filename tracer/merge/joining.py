@@ -195,6 +195,10 @@ def join_message(
     send_span, receive_span = send_spans[message.source], receive_spans[message.destination]
     last = max(send_span.arrive_ns, receive_span.arrive_ns)
     comparable = _comparable({message.source, message.destination}, clocks)
+    if comparable and NO_TIME not in (send_span.end_ns, receive_span.end_ns):
+        # A backend may tell the end of a send only when it is waited for: what was received had left before.
+        end = max(min(send_span.end_ns, receive_span.end_ns), send_span.arrive_ns)
+        send_span = replace(send_span, end_ns=end)
     for node, rank, span, bytes_out, bytes_in in (
         (send, message.source, send_span, sent, 0),
         (receive, message.destination, receive_span, 0, received),

@@ -48,7 +48,7 @@ class CommRecord:
         return self.op in ("c10d::send", "c10d::recv_", "c10d::recv_any_source_")
 
 
-READ, WRITE, FRESH, HANDLE, UPDATE, TOUCH, EMPTY, CUT = 0, 1, 2, 3, 4, 5, 6, 7
+READ, WRITE, FRESH, HANDLE, UPDATE, TOUCH, EMPTY, CUT, NAMED = 0, 1, 2, 3, 4, 5, 6, 7, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +57,9 @@ class Accesses:
 
     `kind` is READ, UPDATE (a read of what the node then writes), TOUCH (the same, where it may have written without
     reading), WRITE, FRESH (a write that begins a new storage), EMPTY (a new storage without content), HANDLE (the
-    tensor must exist, its content does not matter: it is overwritten, or only its shape is asked for) or CUT (no access
-    of the node: before it the storage came, filled, from outside the dispatcher).
+    tensor must exist, its content does not matter: it is overwritten, or only its shape is asked for), CUT (no access
+    of the node: before it the storage came, filled, from outside the dispatcher) or NAMED (no access: the program said
+    what lies there; `node` is -1 - the name's place in their list).
     """
 
     node: NDArray[np.int64]

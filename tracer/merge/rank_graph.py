@@ -5,13 +5,15 @@ Local numbers: operators 0..n-1 in program order, outputs from n on, sources -1,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from truedag.tracer.merge.dataflow import Dataflow, NamedRegion, trace_dataflow
 from truedag.tracer.merge.labels import Label
-from truedag.tracer.merge.nodes import READ, WRITE, Accesses, RankNodes, extract_nodes
+from truedag.tracer.merge.nodes import CUT, NAMED, READ, WRITE, Accesses, RankNodes, extract_nodes
 from truedag.tracer.merge.regions import extent
 from truedag.tracer.record.trace import Trace
 
@@ -44,21 +46,41 @@ def build_rank_graph(trace: Trace) -> RankGraph:
     """Turn one rank's trace into its part of the graph."""
     nodes = extract_nodes(trace)
     begin = int(nodes.start_ns[0]) if len(nodes.start_ns) else 0
-    named = [
-        NamedRegion(
-            name=told["name"],
-            role=told["role"],
-            storage=told["storage"],
-            layout=told["layout"],
-            offset=told["offset_bytes"],
-        )
-        for told in trace.named_tensors
-        if told["time_ns"] <= begin and told["role"] != "output" and not told.get("final")
-    ]
+    told_names = [told for told in trace.named_tensors if told["role"] != "output" and not told.get("final")]
+    named = [_region(told) for told in told_names if told["time_ns"] <= begin]
+    late = [told for told in told_names if told["time_ns"] > begin]
     accesses, outputs = _with_outputs(nodes, named)
-    flow = trace_dataflow(accesses, layouts=trace.layouts, storages=trace.storages, named=named)
+    accesses = _with_names(accesses, late, nodes)
+    flow = trace_dataflow(
+        accesses, layouts=trace.layouts, storages=trace.storages, named=named, late=[_region(told) for told in late]
+    )
     nodes = replace(nodes, labels=_label_gradients(nodes, named))
     return _keep_written_outputs(RankGraph(nodes=nodes, flow=flow, outputs=outputs))
+
+
+def _region(told: Mapping[str, Any]) -> NamedRegion:
+    return NamedRegion(
+        name=told["name"],
+        role=told["role"],
+        storage=told["storage"],
+        layout=told["layout"],
+        offset=told["offset_bytes"],
+    )
+
+
+def _with_names(accesses: Accesses, late: Sequence[Mapping[str, Any]], nodes: RankNodes) -> Accesses:
+    """Add what was named during the recording, before what was accessed after that; its node is -1 - its place."""
+    # What came from outside just before a node was there when it was named.
+    turns = np.where(accesses.node < len(nodes.op), 2 * accesses.node + (accesses.kind != CUT), 0)
+    begun = np.searchsorted(np.maximum.accumulate(nodes.start_ns), [told["time_ns"] for told in late])
+    places = np.searchsorted(np.maximum.accumulate(turns), 2 * begun + 1)
+    rows = np.array(
+        [(-1 - i, NAMED, told["storage"], told["layout"], told["offset_bytes"]) for i, told in enumerate(late)],
+        np.int64,
+    ).reshape(-1, 5)
+    parts = (accesses.node, accesses.kind, accesses.storage, accesses.layout, accesses.offset)
+    node, kind, storage, layout, offset = (np.insert(part, places, rows[:, i]) for i, part in enumerate(parts))
+    return Accesses(node=node, kind=kind, storage=storage, layout=layout, offset=offset)
 
 
 def _with_outputs(nodes: RankNodes, named: list[NamedRegion]) -> tuple[Accesses, list[Output]]:
