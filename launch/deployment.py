@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from truedag.launch.workload import Workload, check_workload
 from truedag.model.config import ModelConfig
+from truedag.model.huggingface import read_huggingface
 from truedag.parallel.strategy import Strategy, parse_strategy
-from truedag.parallel.training import TrainingConfig, check_fit
 
 Recorder = Literal["native", "python", "off"]
 
@@ -21,19 +21,13 @@ def _parse_notation(value: object) -> object:
     return parse_strategy(value) if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainWorkload(TrainingConfig):
-    """Training steps on the bytes of a text."""
-
-    kind: Literal["train"] = "train"
-    """What is done with the model."""
-
-    text: Path
-    """The file whose bytes are the tokens; a relative path starts at the deployment file's folder, in an
-    override at the current one."""
-
-    steps: int = 2
-    """Training steps; those before the recorded one warm up."""
+def _read_huggingface(value: object) -> object:
+    """Put what a config.json says in the place of its path; what stands beside the path has the last word."""
+    if not isinstance(value, Mapping) or value.get("huggingface") is None:
+        return value
+    own = {key: field for key, field in value.items() if key != "huggingface"}
+    longest = own.get("max_sequence_length")
+    return {**read_huggingface(Path(str(value["huggingface"])), max_sequence_length=longest), **own}
 
 
 class Backend(BaseModel):
@@ -41,8 +35,11 @@ class Backend(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Literal["gloo"] = "gloo"
+    name: Literal["gloo", "nccl"] = "gloo"
     """torch.distributed's backend."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What the ranks compute on; unsaid, cuda with nccl and cpu with gloo. Under gloo several ranks may share a GPU."""
 
     threads: int = Field(default=1, ge=1)
     """Compute threads of one rank."""
@@ -52,6 +49,19 @@ class Backend(BaseModel):
 
     run_timeout_s: float = Field(default=1800.0, gt=0)
     """All ranks are stopped when they have not ended after this."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_device(cls, values: object) -> object:
+        if isinstance(values, Mapping) and values.get("device") is None:
+            return {**values, "device": "cuda" if values.get("name") == "nccl" else "cpu"}
+        return values
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.name == "nccl" and self.device == "cpu":
+            raise ValueError("name=nccl needs device=cuda: NCCL moves data between GPUs only (on the CPU: name=gloo)")
+        return self
 
 
 class Trace(BaseModel):
@@ -83,13 +93,17 @@ class Deployment(BaseModel):
     ranks: int | None = Field(default=None, ge=1)
     """How many ranks there are; None: as many as the strategy needs."""
 
-    model: ModelConfig
-    """What is computed."""
+    model: Annotated[ModelConfig, BeforeValidator(_read_huggingface)]
+    """What is computed; the key huggingface stands for what that config.json says, which other keys change."""
+
+    weights: Path | None = None
+    """A folder of safetensors files in Hugging Face's naming, of which each rank reads its shards; None: drawn from
+    model.seed. Relative paths as for workload.text."""
 
     strategy: Annotated[Strategy, BeforeValidator(_parse_notation)]
     """Where it is computed: TP2-PP2-DP2-EP2-ETP1, EP64-TP8-PP2-DP2, or the sizes by axis (tp, pp, dp, ep, etp)."""
 
-    workload: TrainWorkload
+    workload: Workload
     """What is done with the model."""
 
     backend: Backend = Backend()
@@ -100,7 +114,9 @@ class Deployment(BaseModel):
 
     @model_validator(mode="after")
     def _check_fit(self) -> Self:
-        check_fit(self.strategy, self.model, self.workload, world_size=self.world_size)
+        check_workload(self.workload, self.strategy, self.model, world_size=self.world_size)
+        if self.model.implementation == "transformer_engine" and self.backend.device == "cpu":
+            raise ValueError("model.implementation=transformer_engine needs backend.device=cuda; on the CPU: truedag")
         if self.workload.steps < 1:
             raise ValueError(f"workload.steps={self.workload.steps}: there must be at least one step")
         if self.trace.step >= self.workload.steps:
@@ -145,8 +161,11 @@ class RunRecord(BaseModel):
     cores: int
     """Cores of the machine."""
 
-    launcher: int
-    """Process id of `truedag run`."""
+    run: str
+    """Names this run and no other; every rank's state repeats it, so that files of two runs are never taken for one."""
+
+    num_nodes: int
+    """On how many nodes it was started."""
 
     versions: Mapping[str, str]
     """Of Python and of the packages that do the work."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,10 +17,15 @@ from pydantic_core import ErrorDetails
 
 from truedag.launch.deployment import Deployment
 from truedag.launch.errors import DeploymentError
+from truedag.launch.workload import WORKLOADS, open_source
+from truedag.model.checkpoint import Checkpoint
+from truedag.model.errors import ModelError
 from truedag.parallel.errors import DataError
-from truedag.parallel.text import read_text
 
 _SHIPPED = Path(__file__).parent / "deployments"
+_PATHS = (("workload", "text"), ("workload", "tokenizer"), ("model", "huggingface"), ("weights",))
+# A key that stands for others, which take its place before the section is checked.
+_STAND_INS: Mapping[tuple[str, ...], tuple[str, ...]] = {("model",): ("huggingface",)}
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,7 +48,7 @@ class Override:
 
 def shipped_deployments() -> dict[str, Path]:
     """The files that ship with truedag, by name."""
-    return {path.stem: path for path in sorted(_SHIPPED.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def load_deployment(name_or_path: str, overrides: Sequence[str]) -> tuple[Path, Deployment]:
@@ -54,19 +59,26 @@ def load_deployment(name_or_path: str, overrides: Sequence[str]) -> tuple[Path, 
     """
     path = _find(name_or_path)
     values = _read(path)
-    _resolve_text(values, path.parent)
+    _resolve_paths(values, path.parent)
     parsed = [_parse_override(text) for text in overrides]
     for override in parsed:
         _apply(override, values, path)
-    _resolve_text(values, Path.cwd())
+    _resolve_paths(values, Path.cwd())
     try:
         deployment = Deployment.model_validate(values)
     except ValidationError as error:
         raise DeploymentError(_explain(error, path, parsed)) from error
     try:
-        read_text(deployment.workload.text, sequence_length=deployment.workload.sequence_length)
+        open_source(deployment.workload, deployment.model)
     except DataError as error:
-        raise DeploymentError(f"{_origin(('workload', 'text'), path, parsed)}: workload.text: {error}") from error
+        told = {override.path for override in parsed}
+        key = next((key for key in ("tokenizer", "token_dtype") if ("workload", key) in told), "text")
+        raise DeploymentError(f"{_origin(('workload', key), path, parsed)}: workload.{key}: {error}") from error
+    if deployment.weights is not None:
+        try:
+            Checkpoint(deployment.weights, deployment.model)
+        except ModelError as error:
+            raise DeploymentError(f"{_origin(('weights',), path, parsed)}: weights: {error}") from error
     return path, deployment
 
 
@@ -123,11 +135,14 @@ def _apply(override: Override, values: dict[str, Any], path: Path) -> None:
     section[override.path[-1]] = override.value
 
 
-def _resolve_text(values: dict[str, Any], folder: Path) -> None:
-    """Make the text's path absolute: a deployment file means its own folder, a command line the current one."""
-    workload = values.get("workload")
-    if isinstance(workload, dict) and isinstance(workload.get("text"), str):
-        workload["text"] = str((folder / workload["text"]).resolve())
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make paths absolute: a deployment file means its own folder, a command line the current one."""
+    for place in _PATHS:
+        section: object = values
+        for key in place[:-1]:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(section.get(place[-1]), str):
+            section[place[-1]] = str((folder / section[place[-1]]).resolve())
 
 
 def _explain(error: ValidationError, path: Path, overrides: Sequence[Override]) -> str:
@@ -136,18 +151,25 @@ def _explain(error: ValidationError, path: Path, overrides: Sequence[Override]) 
 
 
 def _explain_one(details: ErrorDetails, path: Path, overrides: Sequence[Override]) -> str:
-    location = tuple(str(part) for part in details["loc"])
+    full = tuple(str(part) for part in details["loc"])
+    # Inside a workload, pydantic names its kind too.
+    location = full[:1] + full[2:] if full[:1] == ("workload",) and full[1:2] != () and full[1] in WORKLOADS else full
     key = ".".join(location)
     origin = _origin(location, path, overrides)
     match details["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            valid = _keys_at(location[:-1])
+            valid = _keys_at(full[:-1])
             within = f"in {'.'.join(location[:-1])}" if location[:-1] else "at the top"
+            of_kind = f" of kind {full[1]}" if full != location else ""
             return (
-                f"{origin}: unknown key {key}{_did_you_mean(location[-1], valid)}; valid {within}: {', '.join(valid)}"
+                f"{origin}: unknown key {key}{_did_you_mean(location[-1], valid)}; "
+                f"valid {within}{of_kind}: {', '.join(valid)}"
             )
         case "missing":
             return f"{origin}: {key} is missing"
+        case "union_tag_invalid":
+            origin = _origin((*location, "kind"), path, overrides)
+            return f"{origin}: {key}.kind={details['ctx']['tag']!r}: must be one of {', '.join(WORKLOADS)}"
         case "value_error":
             message = str(details["ctx"]["error"])
             return f"{origin}: {key}: {message}" if key else f"{origin}: {message}"
@@ -165,28 +187,36 @@ def _origin(location: tuple[str, ...], path: Path, overrides: Sequence[Override]
     return f"{'override' if len(guilty) == 1 else 'overrides'} {', '.join(guilty)} of {path}" if guilty else str(path)
 
 
-def _keys_at(location: Iterable[str]) -> list[str]:
+def _keys_at(location: Sequence[str]) -> list[str]:
     """The valid keys of the section at a location; none where there is no such section."""
-    section: object = Deployment
-    for key in location:
-        section = _fields(section).get(key)
-    return list(_fields(section))
+    sections: list[object] = [Deployment]
+    rest = tuple(location)
+    if rest[:1] == ("workload",) and rest[1:2] != () and rest[1] in WORKLOADS:
+        sections, rest = [WORKLOADS[rest[1]]], rest[2:]
+    for key in rest:
+        sections = [member for section in sections for member in _members(_fields(section).get(key))]
+    names = [name for section in sections for name in _fields(section)]
+    return list(dict.fromkeys([*names, *_STAND_INS.get(tuple(location), ())]))
 
 
 def _fields(section: object) -> Mapping[str, object]:
     """The fields of a section and their types."""
     if isinstance(section, type) and issubclass(section, BaseModel):
-        return {name: _bare(field.annotation) for name, field in section.model_fields.items()}
+        return {name: field.annotation for name, field in section.model_fields.items()}
     if isinstance(section, type) and dataclasses.is_dataclass(section):
         hints = get_type_hints(section)
-        return {field.name: _bare(hints[field.name]) for field in dataclasses.fields(section)}
+        return {field.name: hints[field.name] for field in dataclasses.fields(section)}
     return {}
 
 
-def _bare(annotation: object) -> object:
-    if get_origin(annotation) is Annotated or isinstance(annotation, UnionType):
-        return get_args(annotation)[0]
-    return annotation
+def _members(annotation: object) -> list[object]:
+    """The types that an annotation allows."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [member for choice in get_args(annotation) for member in _members(choice)]
+    return [annotation]
 
 
 def _did_you_mean(word: str, valid: Iterable[str]) -> str:

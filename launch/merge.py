@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from truedag.launch.deployment import RunRecord
 from truedag.launch.errors import FolderError
+from truedag.launch.rank_state import read_states
 from truedag.launch.run_folder import RunFolder
 
 
@@ -18,15 +19,17 @@ def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], 
     """Merge the traces of a folder into a new dataset; return what the merge says of itself.
 
     Raises:
-        FolderError: there are no traces, or `out` is in the way.
+        FolderError: there are no traces, they are of different runs, or `out` is in the way.
         TruedagError: the traces do not make one true graph.
     """
     if not any(traces.glob("*.trace")):
         raise FolderError(f"{traces} holds no *.trace files: name the traces folder of a run")
     _check_free(out, replace=replace)
+    folder = RunFolder(root=traces.absolute().parent)
+    _check_one_run(folder)
     from truedag.tracer.merge.merging import merge_traces
 
-    record = _read_record(RunFolder(root=traces.absolute().parent))
+    record = _read_record(folder)
     merged = merge_traces(
         traces,
         out,
@@ -44,6 +47,17 @@ def _check_free(out: Path, *, replace: bool) -> None:
         raise FolderError(f"{out} is there already: choose another with --out, or replace it with --force")
     if not (out / "meta.json").is_file():
         raise FolderError(f"{out} is no dataset of truedag's (it has no meta.json), so --force does not delete it")
+
+
+def _check_one_run(folder: RunFolder) -> None:
+    """Refuse traces that were brought together from nodes of different runs, as far as states beside them tell."""
+    states = read_states(folder.ranks)
+    runs = {state.run: rank for rank, state in states.items() if state.run and folder.trace(rank).exists()}
+    if len(runs) > 1:
+        some = " and ".join(f"rank {rank}" for rank in list(runs.values())[:2])
+        raise FolderError(
+            f"{folder.traces} holds traces of different runs, among them {some}: bring those of one run together"
+        )
 
 
 def _read_record(folder: RunFolder) -> RunRecord | None:

@@ -1,4 +1,4 @@
-"""The flow of `truedag run`: check everything, run the ranks, merge what they recorded, draw and report it."""
+"""The flow of `truedag run`: check everything, run this node's ranks, merge what all recorded, draw and report it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from truedag.launch.console import Progress
+from truedag.launch.console import Progress, shorten
 from truedag.launch.deployment import PACKAGES, Deployment, RunRecord, installed_version
 from truedag.launch.deployment_file import load_deployment
+from truedag.launch.device import check_device
 from truedag.launch.errors import LaunchError, RunError
-from truedag.launch.failure import describe_failure, describe_kept, describe_timeout
-from truedag.launch.rank_state import Phase, RankState, StepResult, read_states
-from truedag.launch.run_folder import RunFolder
-from truedag.launch.torchrun import TimeUpError, Torchrun
+from truedag.launch.failure import describe_failure, describe_kept, describe_silence, describe_timeout
+from truedag.launch.nodes import Nodes, TorchrunOptions, place_ranks
+from truedag.launch.rank_state import Phase, RankState, read_states
+from truedag.launch.results import GenerationResult, StepResult
+from truedag.launch.run_folder import ENDED, RunFolder
+from truedag.launch.torchrun import SilentError, TimeUpError, Torchrun
 
 _SHOWN: Mapping[Phase, str] = {
     "starting": "starting the ranks",
@@ -33,6 +38,9 @@ _SHOWN: Mapping[Phase, str] = {
     "finished": "ending the ranks",
 }
 _PHASES: tuple[Phase, ...] = get_args(Phase)
+_SHARED_DISK_S = 30.0
+# Ranks that wait for a silent one say more: they come first.
+_SILENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +51,22 @@ class RunResult:
     strategy: str
     world_size: int
     out: Path
+    node: int = 0
+    """Which node of the run this is the result of."""
+
+    ranks: list[int]
+    """Those that ran on this node."""
+
+    missing_ranks: list[int] = field(default_factory=list)
+    """Those whose traces are on other nodes and must be brought together by hand before they can be merged."""
+
+    bring: str = ""
+    """A command that brings this node's traces to the node where they are merged; empty where there is no need."""
+
     steps: list[StepResult]
-    """As rank 0 saw them."""
+    """Training steps, as the first of `ranks` saw them."""
+    generations: list[GenerationResult]
+    """Runs of an inference workload, as the first of `ranks` saw them."""
     dag: Path | None = None
     """None: nothing was to be recorded."""
     views: Path | None = None
@@ -61,42 +83,43 @@ def run_deployment(
     name_or_path: str,
     overrides: Sequence[str],
     *,
+    options: TorchrunOptions,
     out: Path | None,
     replace: bool,
     command: Sequence[str],
     progress: Progress,
 ) -> RunResult:
-    """Run a deployment on this machine and leave its folder behind. Nothing starts before everything is checked.
+    """Run a deployment, or this node's part of it, and leave its folder behind. All is checked before anything starts.
+
+    Where there are several nodes, each of them calls it. They may share the folder or each have one; the node of rank 0
+    builds the DAG if it has the traces of all.
 
     Raises:
         DeploymentError: the deployment or an override is wrong.
         FolderError: the output folder is in the way.
-        LaunchError: the recorder could not be built.
-        RunError: a rank failed, the run took too long or was interrupted.
+        LaunchError: the ranks do not fit the nodes or the machine, or the recorder could not be built.
+        RunError: a rank failed, here or on another node; the run took too long or was interrupted.
         TruedagError: the traces could not be merged.
     """
     started = time.monotonic()
     source, deployment = load_deployment(name_or_path, overrides)
+    nodes = place_ranks(options, deployment.world_size)
+    check_device(deployment.backend, nodes.ranks_per_node)
     folder = RunFolder(root=(out if out is not None else Path("truedag-out") / deployment.name).absolute())
-    folder.check_free(replace=replace)
+    record = _describe(source, deployment, overrides, command, nodes)
+    if folder.find_run(record, nodes.node) is None:
+        folder.check_free(replace=replace)
     if deployment.trace.recorder == "native":
         progress.show("building the recorder")
         _build_recorder()
-    folder.make(replace=replace)
-    record = _describe(source, deployment, overrides, command)
-    folder.record.write_text(record.model_dump_json(indent=2) + "\n")
-    _run_ranks(deployment, folder, progress)
-    result = RunResult(
-        deployment=deployment.name,
-        strategy=record.strategy,
-        world_size=deployment.world_size,
-        out=folder.root,
-        steps=read_states(folder.ranks)[0].steps,
-        seconds=time.monotonic() - started,
-    )
-    if deployment.trace.recorder == "off":
-        return result
-    result = _build_dag(result, folder, progress.show)
+    folder.claim(record, nodes.node, replace=replace)
+    try:
+        _run_ranks(deployment, folder, nodes, progress)
+        result = _collect(deployment, folder, nodes, progress)
+    finally:
+        folder.node(nodes.node).write_text(ENDED)
+    if result.ranks[0] == 0 and not result.missing_ranks and deployment.trace.recorder != "off":
+        result = _build_dag(result, folder, progress.show)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 
@@ -109,7 +132,9 @@ def _build_recorder() -> None:
         raise LaunchError(build.stderr.strip().removeprefix("truedag: "))
 
 
-def _describe(source: Path, deployment: Deployment, overrides: Sequence[str], command: Sequence[str]) -> RunRecord:
+def _describe(
+    source: Path, deployment: Deployment, overrides: Sequence[str], command: Sequence[str], nodes: Nodes
+) -> RunRecord:
     return RunRecord(
         source=source.absolute(),
         overrides=tuple(overrides),
@@ -118,32 +143,92 @@ def _describe(source: Path, deployment: Deployment, overrides: Sequence[str], co
         host=platform.node(),
         platform=platform.platform(),
         cores=os.cpu_count() or 1,
-        launcher=os.getpid(),
+        run=uuid.uuid4().hex,
+        num_nodes=nodes.num_nodes,
         versions={"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES},
         strategy=deployment.strategy.describe(),
         deployment=deployment,
     )
 
 
-def _run_ranks(deployment: Deployment, folder: RunFolder, progress: Progress) -> None:
-    world_size = deployment.world_size
+def _run_ranks(deployment: Deployment, folder: RunFolder, nodes: Nodes, progress: Progress) -> None:
+    num_ranks = nodes.ranks_per_node
     timeout_s = deployment.backend.run_timeout_s
+    noun = "rank" if num_ranks == 1 else "ranks"
+    of = f" of {deployment.world_size}, node {nodes.node} of {nodes.num_nodes}" if nodes.num_nodes > 1 else ""
 
     def show(states: Mapping[int, RankState]) -> None:
         slowest = min((_PHASES.index(state.phase) for state in states.values()), default=0)
-        phase = _PHASES[slowest] if len(states) == world_size else "starting"
-        progress.show(f"{_SHOWN[phase]} ({world_size} ranks)")
+        phase = _PHASES[slowest] if len(states) == num_ranks else "starting"
+        progress.show(f"{_SHOWN[phase]} ({num_ranks} {noun}{of})")
 
     try:
-        with Torchrun(folder, world_size=world_size, threads=deployment.backend.threads) as torchrun:
-            exit_code = torchrun.wait(timeout_s, show)
+        with Torchrun(folder, nodes, threads=deployment.backend.threads) as torchrun:
+            exit_code = torchrun.wait(timeout_s, deployment.backend.collective_timeout_s + _SILENCE_S, show)
+    except SilentError as error:
+        raise RunError(describe_silence(folder, nodes, error.ranks)) from error
     except TimeUpError as error:
-        raise RunError(describe_timeout(folder, world_size, timeout_s)) from error
+        raise RunError(describe_timeout(folder, nodes, timeout_s)) from error
     except KeyboardInterrupt as error:
-        raise RunError(f"interrupted; the ranks have been stopped.\n{describe_kept(folder, world_size)}") from error
+        raise RunError(f"interrupted; the ranks have been stopped.\n{describe_kept(folder, nodes)}") from error
+    states = _own(folder, nodes)
+    well = exit_code == 0 and len(states) == num_ranks and all(state.phase == "finished" for state in states.values())
+    if not well or folder.cause.exists():
+        raise RunError(describe_failure(folder, nodes, exit_code))
+
+
+def _own(folder: RunFolder, nodes: Nodes) -> dict[int, RankState]:
+    return {rank: state for rank, state in read_states(folder.ranks).items() if state.node == nodes.node}
+
+
+def _collect(deployment: Deployment, folder: RunFolder, nodes: Nodes, progress: Progress) -> RunResult:
+    """Say what this node's ranks did, and whether the traces of the others are here."""
+    own = _own(folder, nodes)
+    first = own[min(own)]
+    result = RunResult(
+        deployment=deployment.name,
+        strategy=deployment.strategy.describe(),
+        world_size=deployment.world_size,
+        out=folder.root,
+        node=nodes.node,
+        ranks=sorted(own),
+        steps=first.steps,
+        generations=first.generations,
+        seconds=0.0,
+    )
+    if deployment.trace.recorder == "off":
+        return result
+    home = Path(first.home)
+    if first.rank != 0:
+        shared = home == folder.root and 0 in read_states(folder.ranks)
+        return dataclasses.replace(result, bring="" if shared else _bring(folder, first, home))
+    if len(read_states(folder.ranks)) > len(own):  # the disk is shared: the others' files come, some maybe late
+        progress.show("waiting for the traces of the other nodes")
+        deadline = time.monotonic() + _SHARED_DISK_S
+        while _missing(folder, deployment.world_size, first.run) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    return dataclasses.replace(result, missing_ranks=_missing(folder, deployment.world_size, first.run))
+
+
+def _missing(folder: RunFolder, world_size: int, run: str) -> list[int]:
+    """The ranks that have not left a whole trace of this run here."""
     states = read_states(folder.ranks)
-    if exit_code != 0 or len(states) != world_size or any(state.phase != "finished" for state in states.values()):
-        raise RunError(describe_failure(folder, world_size))
+    return [
+        rank
+        for rank in range(world_size)
+        if rank not in states
+        or states[rank].run != run
+        or states[rank].phase != "finished"
+        or not folder.trace(rank).exists()
+    ]
+
+
+def _bring(folder: RunFolder, state: RankState, home: Path) -> str:
+    own, there = (shlex.quote(str(path)) for path in (shorten(folder.root), home))
+    unpack = f"tar -C {there} -x"
+    if state.home_host != state.host:
+        unpack = f"ssh {shlex.quote(state.home_host)} {shlex.quote(unpack)}"
+    return f"tar -C {own} -c traces ranks | {unpack}"
 
 
 def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]) -> RunResult:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from truedag.launch.console import shorten
+from truedag.launch.deployment import RunRecord
 from truedag.launch.errors import FolderError
+
+RUNNING, ENDED = "running", "ended"
+_LOCK_S = 10.0
+_JOIN_S = 15 * 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +59,26 @@ class RunFolder:
         return self.root / "views"
 
     @property
-    def torchrun_log(self) -> Path:
-        """What torchrun itself printed."""
-        return self.logs / "torchrun.log"
+    def cause(self) -> Path:
+        """The state of the rank that ended the run, wherever it ran."""
+        return self.ranks / "cause.json"
+
+    def lost(self, node: int) -> Path:
+        """There when the ranks of a node could not hear the others any more."""
+        return self.ranks / f"lost-node-{node:05d}"
+
+    @property
+    def nodes(self) -> Path:
+        """One mark per node that takes part and writes here."""
+        return self.root / "nodes"
+
+    def node(self, node: int) -> Path:
+        """A node's mark: RUNNING, then ENDED."""
+        return self.nodes / f"node-{node:05d}"
+
+    def torchrun_log(self, node: int) -> Path:
+        """What torchrun itself printed on a node."""
+        return self.logs / f"torchrun-node-{node:05d}.log"
 
     def trace(self, rank: int) -> Path:
         """One rank's trace."""
@@ -92,10 +120,59 @@ class RunFolder:
         try:
             if self.root.exists():
                 shutil.rmtree(self.root)
-            for folder in (self.traces, self.ranks, self.logs):
+            for folder in (self.traces, self.ranks, self.logs, self.nodes):
                 folder.mkdir(parents=True)
         except OSError as error:
             raise FolderError(f"{shorten(self.root)} cannot be made: {error}; choose another with --out") from error
+
+    def find_run(self, record: RunRecord, node: int) -> RunRecord | None:
+        """Return the record of this very run, if another node that shares the folder has begun it; else None.
+
+        A run that this node was in already, or that has ended on some node, or that is old, is an earlier one.
+        """
+        if record.num_nodes == 1 or self.node(node).exists():
+            return None
+        try:
+            found = RunRecord.model_validate_json(self.record.read_bytes())
+        except (OSError, ValidationError):
+            return None
+        age_s = (datetime.fromisoformat(record.started) - datetime.fromisoformat(found.started)).total_seconds()
+        fits = found.num_nodes == record.num_nodes and found.deployment.name == record.deployment.name
+        ended = any(path.read_text() == ENDED for path in self.nodes.glob("node-*"))
+        return found if fits and not ended and abs(age_s) < _JOIN_S else None
+
+    def claim(self, record: RunRecord, node: int, *, replace: bool) -> None:
+        """Make the folder and write the record; or join the run that another node has begun in it.
+
+        Raises:
+            FolderError: as `make`.
+        """
+        with self._hold():
+            if self.find_run(record, node) is None:
+                self.make(replace=replace)
+                self.record.write_text(record.model_dump_json(indent=2) + "\n")
+            self.node(node).write_text(RUNNING)
+
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        """Keep the other nodes out for a moment: a folder beside this one is made by one of them alone."""
+        lock = self.root.parent / f".{self.root.name}.lock"
+        deadline = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                lock.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if time.monotonic() > deadline:  # whoever made it is gone
+                    break
+                time.sleep(0.05)
+            except OSError as error:
+                raise FolderError(f"{shorten(self.root)} cannot be made: {error}; choose another with --out") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.rmdir()
 
     def _is_run(self) -> bool:
         try:

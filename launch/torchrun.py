@@ -1,4 +1,4 @@
-"""Starts the ranks under torchrun, watches them, and leaves no process behind."""
+"""Starts this node's ranks under torchrun, watches them, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from truedag.launch.rank_state import RankState, read_states
+from truedag.launch.nodes import Nodes
+from truedag.launch.rank_state import RankState, find_silent, read_states
 from truedag.launch.run_folder import RunFolder
 
 _POLL_S = 0.2
+_LOOKS_PER_S = 500
 _GRACE_S = 5.0
+_PARTING_S = 9.0
 _FAILURE = re.compile(r"^\s*rank\s*:\s*(\d+) .*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 
 
@@ -26,14 +29,24 @@ class TimeUpError(Exception):
     """The ranks had not ended in time; they have been stopped."""
 
 
-class Torchrun:
-    """A torchrun with one rank per process; leaving the block ends whatever still runs."""
+class SilentError(Exception):
+    """Ranks of this node do not run any more, though their processes are there; all have been stopped."""
 
-    def __init__(self, folder: RunFolder, *, world_size: int, threads: int) -> None:
+    def __init__(self, ranks: list[int]) -> None:
+        super().__init__(ranks)
+        self.ranks = ranks
+
+
+class Torchrun:
+    """A torchrun with one rank per process; leaving the block ends whatever still runs on this node."""
+
+    def __init__(self, folder: RunFolder, nodes: Nodes, *, threads: int) -> None:
         self._folder = folder
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]
-        command += [f"--nproc-per-node={world_size}", "-m", "truedag.launch.worker", str(folder.root)]
-        with folder.torchrun_log.open("wb") as log:
+        self._node = nodes.node
+        self._poll_s = max(_POLL_S, nodes.num_nodes * nodes.ranks_per_node / _LOOKS_PER_S)
+        command = [sys.executable, "-m", "torch.distributed.run", "--max-restarts=0", *nodes.torchrun_arguments()]
+        command += ["-m", "truedag.launch.worker", str(folder.root), str(nodes.node), str(os.getpid())]
+        with folder.torchrun_log(nodes.node).open("wb") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -51,30 +64,45 @@ class Torchrun:
     ) -> None:
         self._stop()
 
-    def wait(self, timeout_s: float, on_change: Callable[[Mapping[int, RankState]], None]) -> int:
-        """Wait for the ranks, telling `on_change` their states again and again; return torchrun's exit code.
+    def wait(self, timeout_s: float, silence_s: float, on_change: Callable[[Mapping[int, RankState]], None]) -> int:
+        """Wait for this node's ranks, telling `on_change` their states again and again; return torchrun's exit code.
 
-        Once a rank has failed the others have a few seconds to end before they are stopped.
+        A negative one is the signal that killed torchrun, which was not ours.
+
+        Once a rank has failed, here or on another node, the others have some seconds to say how far they have come and
+        to end, before they are stopped.
 
         Raises:
             TimeUpError: they had not ended after `timeout_s`.
+            SilentError: some had not shown for `silence_s` that they run, and no rank had said why.
         """
         deadline = time.monotonic() + timeout_s
         failed = False
         while self._process.poll() is None:
-            states = read_states(self._folder.ranks)
+            states = self._states()
             on_change(states)
-            if not failed and any(state.error is not None for state in states.values()):
+            if not failed and (self._is_told_of_failure() or any(state.error is not None for state in states.values())):
                 failed = True
-                deadline = min(deadline, time.monotonic() + _GRACE_S)
+                deadline = min(deadline, time.monotonic() + _PARTING_S)
+            silent = [] if failed else find_silent(self._folder.ranks, states, silence_s)
+            if silent:
+                self._stop()
+                raise SilentError(silent)
             if time.monotonic() > deadline:
                 self._stop()
                 if not failed:
                     raise TimeUpError
-                break
-            time.sleep(_POLL_S)
-        on_change(read_states(self._folder.ranks))
+                return 1
+            time.sleep(self._poll_s)
+        on_change(self._states())
         return self._process.wait()
+
+    def _states(self) -> dict[int, RankState]:
+        """Those of this node's ranks; in a folder that the nodes share there are others."""
+        return {rank: state for rank, state in read_states(self._folder.ranks).items() if state.node == self._node}
+
+    def _is_told_of_failure(self) -> bool:
+        return self._folder.cause.exists() or self._folder.lost(self._node).exists()
 
     def _stop(self) -> None:
         """End torchrun and every rank: kindly, and after a few seconds with SIGKILL."""
@@ -84,7 +112,7 @@ class Torchrun:
                 self._process.wait(_GRACE_S)
         if self._process.poll() is None:
             # torchrun gives every rank a session of its own, so killing its group does not reach them.
-            for state in read_states(self._folder.ranks).values():
+            for state in self._states().values():
                 if state.phase == "finished" or state.error is not None:
                     continue
                 with suppress(ProcessLookupError):

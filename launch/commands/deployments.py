@@ -1,8 +1,12 @@
-"""List the deployments that ship with truedag."""
+"""List the deployments that ship with truedag.
+
+Each runs as it stands where there are as many GPUs as it has ranks; those whose name ends in -cpu run on this machine.
+"""
 
 from __future__ import annotations
 
 import argparse
+import textwrap
 
 from truedag.launch.console import print_json, print_result
 
@@ -22,6 +26,9 @@ def execute(arguments: argparse.Namespace) -> int:
         print_json({"deployments": rows})
         return 0
     for name, (path, deployment) in loaded.items():
-        print_result(f"{name}\n  {deployment.description.strip()}\n  {deployment.strategy.describe()}\n  {path}")
-    print_result(f"next: truedag run {next(iter(loaded))}")
+        words = textwrap.wrap(deployment.description.strip(), width=100)
+        place = f"{deployment.workload.kind}, {deployment.backend.name}: {deployment.strategy.describe()}"
+        print_result("\n  ".join([name, *words, place, str(path)]))
+    here = next(name for name, (_, deployment) in loaded.items() if deployment.backend.name == "gloo")
+    print_result(f"next: truedag run {here}")
     return 0

@@ -17,10 +17,10 @@ TRUEDAG = (sys.executable, "-m", "truedag.launch.cli")
 TIMEOUT_S = 150.0
 
 
-def truedag(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def truedag(*arguments: str, cwd: Path, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """Run a command line to its end."""
     return subprocess.run(
-        [*TRUEDAG, *arguments], cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        [*TRUEDAG, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
