@@ -29,9 +29,15 @@ _STAND_INS: Mapping[tuple[str, ...], tuple[str, ...]] = {("model",): ("huggingfa
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those that people write: 1e-5 is one."""
+    """YAML as people write it: 1e-5 is a number, and off is a word."""
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

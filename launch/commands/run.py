@@ -69,7 +69,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run it."""
     overrides: list[str] = list(arguments.overrides)
     if arguments.recorder is not None:
-        overrides.append(f"trace.recorder='{arguments.recorder}'")
+        overrides.append(f"trace.recorder={arguments.recorder}")
     options = TorchrunOptions(
         nnodes=arguments.nnodes,
         node_rank=arguments.node_rank,

@@ -13,6 +13,7 @@ from command_line import truedag
 
 from truedag.launch.deployment import Deployment
 from truedag.launch.deployment_file import load_deployment
+from truedag.parallel.strategy import Axis
 from truedag.tracer.graph import Graph
 
 TRAINED = ["moe-30b-ep64-tp8-pp2-dp2-cpu", "moe-30b-ep64-tp2-pp8-cpu", "moe-30b-ep8-tp4-pp2-dp4-cpu"]
@@ -72,9 +73,12 @@ def test_a_small_sibling_trains_and_its_graph_is_the_strategys(name: str, tmp_pa
     assert losses[1] < losses[0] < 6.0
     assert_layers_and_experts_are_where_the_strategy_says(deployment, graph)
     assert_stages_meet_at_every_boundary(deployment, graph, {"forward", "backward"})
-    axes = set(graph.groups.collect()["axis"])
-    assert {"tp", "pp", "ep", "dp", "edp"} <= axes
-    assert ("etp" in axes) == (deployment.strategy.etp > 1)
+    strategy = deployment.strategy
+    groups = graph.groups.collect()
+    axes: tuple[Axis, ...] = ("tp", "pp", "ep", "etp", "dp", "edp")
+    for axis in axes:
+        found = {tuple(ranks) for ranks in groups.filter(pl.col("axis") == axis)["ranks"].to_list()}
+        assert found >= {group for group in strategy.groups(axis) if len(group) > 1}
 
 
 @pytest.mark.parametrize(("name", "overrides"), [*((name, ()) for name in GENERATED), (GENERATED[1], (ORTHOGONAL,))])

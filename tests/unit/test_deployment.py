@@ -134,6 +134,7 @@ def test_a_file_of_ones_own_is_read_and_its_text_found_beside_it(small: Path) ->
 
 
 def test_an_override_replaces_a_value_and_keeps_the_others() -> None:
+    assert load("trace.recorder=off", "workload.distributed_optimizer=true").trace.recorder == "off"
     demo = load("model.num_layers=4", "trace.recorder=python", "backend.threads=2", "model.norm_epsilon=1e-6")
     assert demo.model.num_layers == 4
     assert demo.model.num_experts == 16
