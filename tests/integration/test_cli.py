@@ -105,7 +105,7 @@ def test_a_run_that_records_nothing_says_what_the_steps_came_to(tmp_path: Path) 
     assert [step["step"] for step in told["steps"]] == [0, 1, 2]
     assert told["steps"][2]["loss"] < told["steps"][0]["loss"]
     record = json.loads((tmp_path / "truedag-out" / "small" / "run.json").read_text())
-    assert record["overrides"] == ["workload.steps=3", "trace.recorder='off'"]
+    assert record["overrides"] == ["workload.steps=3", "trace.recorder=off"]
     assert record["deployment"]["workload"]["steps"] == 3
     assert record["versions"]["torch"].startswith("2.13.")
     assert "starting the ranks (2 ranks)" in result.stderr
