@@ -26,6 +26,8 @@ _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.(.+)$")
 _EXPERT = re.compile(r"^mlp\.experts\.local_experts\.(\d+)\.(linear_fc[12])\.weight$")
 # Others (8 bits and fewer) are quantised: their numbers mean nothing without scales.
 _DTYPES = ("F32", "F16", "BF16")
+# What older exports store beside the weights, and everybody computes.
+_COMPUTED = ".rotary_emb.inv_freq"
 _SHOWN = 3
 
 
@@ -68,7 +70,8 @@ class Checkpoint:
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self.folder = folder
         self.config = config
-        self._files = _files_of_tensors(folder)
+        held = _files_of_tensors(folder)
+        self._files = {tensor: file for tensor, file in held.items() if not tensor.endswith(_COMPUTED)}
         self._check()
 
     def file(self, tensor: str) -> Path:
@@ -165,6 +168,10 @@ class Checkpoint:
         wanted = {piece.tensor: piece for name in logical_names(self.config) for piece in self.recipe(name).pieces}
         if missing := wanted.keys() - self._files.keys():
             raise ModelError(f"{self.folder}: the model needs {_list_names(missing)}, which no file there holds")
+        if self.config.tied_embeddings:
+            # Some exports store the embedding under both of its names.
+            embedding = wanted[_OUTSIDE_LAYERS["embedding.word_embeddings.weight"]]
+            wanted[_OUTSIDE_LAYERS["output_layer.weight"]] = embedding
         if superfluous := self._files.keys() - wanted.keys():
             where = sorted({self._files[name] for name in superfluous})[0]
             raise ModelError(
@@ -173,7 +180,7 @@ class Checkpoint:
             )
         for file in sorted(set(self._files.values())):
             with _open(self.folder / file) as opened:
-                for tensor in opened.keys():  # noqa: SIM118 (it is no mapping)
+                for tensor in sorted(wanted.keys() & opened.keys()):
                     part = opened.get_slice(tensor)
                     shape, dtype = tuple(part.get_shape()), part.get_dtype()
                     if shape != wanted[tensor].shape:
@@ -236,9 +243,14 @@ def _files_of_tensors(folder: Path) -> dict[str, str]:
         with _open(folder / _SINGLE) as opened:
             return dict.fromkeys(opened.keys(), _SINGLE)
     try:
-        files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{index} cannot be read: {error!r}") from error
+    if not isinstance(files, dict):
+        raise ModelError(f"{index}: weight_map={files!r}: it must be an object that gives each tensor its file")
+    for tensor, file in files.items():
+        if not isinstance(file, str):
+            raise ModelError(f"{index}: weight_map gives {tensor} the file {file!r}; it must be the name of a file")
     for file in sorted(set(files.values())):
         with _open(folder / file) as opened:
             said = {tensor for tensor, where in files.items() if where == file}

@@ -174,13 +174,20 @@ class Generator:
             tokens_RT=tuple(map(tuple, run.tokens)) if first else None,
             times_RT=tuple(map(tuple, run.times)) if first else None,
             logits_RTV=torch.stack([torch.stack(row) for row in run.logits]) if last and self._keep_logits else None,
+            last_logits=tuple(run.last_logits.values()),
             wall_ns=time.monotonic_ns() - run.start_ns,
         )
 
     def summarize(self, generation: Generation) -> GenerationResult:
-        """Return what all ranks generated. Every rank must call it, outside of a recording: it is an all-reduce."""
-        speaks = is_first_stage(self.groups) and self.groups.tp.rank() == 0
-        return summarize(generation, self.inference, speaks=speaks, device=self._device)
+        """Return what all ranks generated. Every rank must call it, outside of a recording: it communicates."""
+        is_one = self.groups.tp.rank() == 0
+        return summarize(
+            generation,
+            self.inference,
+            speaks=is_one and is_first_stage(self.groups),
+            judges=is_one and is_last_stage(self.groups),
+            device=self._device,
+        )
 
     def close(self) -> None:
         """Take the process groups and the device adapter away. Every rank must call it. The default group stays."""
@@ -215,6 +222,8 @@ class Generator:
             return
         # Under sequence parallelism there is one position of each rank's part; the last one's is the sequence's.
         logits_BV = output[:, -1]
+        if one.phase == "decode" or not self.inference.decode_steps:
+            run.last_logits[one.rows] = logits_BV
         tokens_B = _choose(logits_BV)
         annotate.tensor(tokens_B, "sampled_tokens", role="output")
         if self._keep_logits:
@@ -328,6 +337,7 @@ class _Run:
         self.tokens: list[list[int]] = [[] for _ in range(num_rows)]
         self.times: list[list[int]] = [[] for _ in range(num_rows)]
         self.logits: list[list[Tensor]] = [[] for _ in range(num_rows)]
+        self.last_logits: dict[range, Tensor] = {}
         self.num_taken = 0
         # At most `num_stages` passes are under way, so this never waits for a stage that is behind.
         self.outbox = _Outbox(2 * num_stages)

@@ -29,6 +29,9 @@ class Generation:
     logits_RTV: Tensor | None
     """What each token was chosen from, in the model's dtype; None: not a last stage, or not asked for."""
 
+    last_logits: tuple[Tensor, ...]
+    """What each row's last token was chosen from, [rows, V] each; empty: not a last stage."""
+
     wall_ns: int
     """From entering the run on this rank to leaving it."""
 
@@ -52,7 +55,11 @@ class GenerationResult:
     """Of each prompt: from the beginning of the run to its first token; the prompts before it are in it."""
 
     time_per_output_token_ns: tuple[float, ...]
-    """Of each prompt: from its first token to its last, a token after the first; empty without decode steps."""
+    """Of each prompt: from its first token to its last, a token after the first; empty without decode steps. The
+    prompts that are prefilled after it are in it."""
+
+    num_not_finite: int
+    """Prompts whose last token was chosen from logits that are not finite numbers: it means nothing."""
 
     num_prompt_tokens: int
     """Tokens of all prompts."""
@@ -65,6 +72,12 @@ class GenerationResult:
 
     wall_ns: int
     """From the beginning of the run to the last token, on the slowest replica."""
+
+    @property
+    def decode_step_ns(self) -> float:
+        """Mean time of a decode step of all prompts; 0 without any."""
+        steps = len(self.tokens[0]) - 1
+        return (self.wall_ns - self.prefill_ns) / steps if steps else 0.0
 
     @property
     def num_generated_tokens(self) -> int:
@@ -89,16 +102,22 @@ class GenerationResult:
 
 
 def summarize(
-    generation: Generation, inference: InferenceConfig, *, speaks: bool, device: torch.device
+    generation: Generation, inference: InferenceConfig, *, speaks: bool, judges: bool, device: torch.device
 ) -> GenerationResult:
-    """Return the summary of all ranks' records. Every rank must call it; one all-reduce over all ranks.
+    """Return the summary of all ranks' records. Every rank must call it; two all-reduces over all ranks.
 
     Args:
         generation: this rank's.
         inference: what was run.
         speaks: this rank is the one of its replica's first stage whose record counts.
+        judges: this rank is the one of its replica's last stage whose logits count.
         device: of the process group's tensors.
     """
+    num_not_finite = torch.zeros((), dtype=torch.int64, device=device)
+    if judges:
+        for logits_RV in generation.last_logits:
+            num_not_finite += (~logits_RV.isfinite().all(dim=-1)).sum()
+    distributed.all_reduce(num_not_finite)
     shape = (2, inference.num_prompts, inference.decode_steps + 1)
     told = torch.zeros(shape, dtype=torch.int64, device=device)
     if speaks:
@@ -113,6 +132,7 @@ def summarize(
         tokens=tuple(map(tuple, tokens)),
         time_to_first_token_ns=tuple(row[0] for row in times),
         time_per_output_token_ns=tuple((row[-1] - row[0]) / steps for row in times) if steps else (),
+        num_not_finite=int(num_not_finite),
         num_prompt_tokens=inference.num_tokens,
         num_ranks=distributed.get_world_size(),
         prefill_ns=max(row[0] for row in times),

@@ -135,8 +135,8 @@ def check_inference_fit(strategy: Strategy, model: ModelConfig, inference: Infer
     Raises:
         StrategyError: says what does not fit, why, and the nearest valid choice.
     """
-    check_model_fit(strategy, model, world_size=world_size)
     _check_parts(strategy, model)
+    check_model_fit(strategy, model, world_size=world_size)
     _check_rows(strategy, inference)
     _check_lengths(strategy, model, inference)
 

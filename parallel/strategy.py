@@ -35,6 +35,7 @@ AXES: tuple[Axis, ...] = get_args(Axis)
 _DENSE: tuple[Axis, ...] = ("tp", "cp", "dp", "pp")
 _EXPERT: tuple[Axis, ...] = ("etp", "ep", "edp", "pp")
 _TOKEN = re.compile(r"^([A-Z]+)([0-9]+)$")
+_MOST_RANKS = 2**20
 _TOKENS = ("TP", "CP", "PP", "VPP", "DP", "EP", "ETP")
 
 
@@ -74,9 +75,11 @@ class Strategy:
         for axis in ("tp", "cp", "pp", "vpp", "dp", "ep", "etp"):
             if (size := getattr(self, axis)) < 1:
                 raise StrategyError(f"{axis}={size}: the size of an axis must be at least 1")
+        if self.world_size > _MOST_RANKS or self.ep * self.etp > _MOST_RANKS:
+            raise StrategyError(f"{self} has {self.world_size} ranks; the most is {_MOST_RANKS}")
         if self.stage_size % (self.ep * self.etp) != 0:
             etp = math.gcd(self.stage_size, self.etp)
-            ep = _nearest_divisor(self.stage_size // etp, self.ep)
+            ep = nearest_divisor(self.stage_size // etp, self.ep)
             raise StrategyError(
                 f"EP{self.ep} x ETP{self.etp} = {self.ep * self.etp} ranks do not divide the {self.stage_size} ranks "
                 f"of a stage ({self._stage_factors()}), over which the experts are laid; "
@@ -237,6 +240,7 @@ def parse_strategy(text: str) -> Strategy:
     return Strategy(tp=tp, cp=cp, pp=pp, vpp=vpp, dp=ep * dp, ep=ep, etp=tp, notation="orthogonal")
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Return the divisor of a number that is nearest to the wanted one, the smaller of two."""
     divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
     return min(divisors, key=lambda candidate: (abs(candidate - wanted), candidate))

@@ -110,13 +110,15 @@ def _read(path: Path, tokenizer: Path | None, token_dtype: TokenType | None) -> 
         raise DataError(f"{path}: say of what it consists: token_dtype is one of {', '.join(get_args(TokenType))}")
     if tokenizer is not None:
         return _tokenize(path, tokenizer), "tokens"
-    return np.frombuffer(path.read_bytes(), dtype=np.uint8), "bytes"
+    if path.stat().st_size == 0:  # which no file can be mapped with
+        return np.zeros(0, np.uint8), "bytes"
+    return np.memmap(path, dtype=np.uint8, mode="r"), "bytes"
 
 
 def _read_array(path: Path) -> npt.NDArray[Any]:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise DataError(f"{path} is no array of numbers: {error}") from error
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise DataError(f"{path} is no 1-dimensional array of integers (it is {_describe(tokens)})")

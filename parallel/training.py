@@ -8,7 +8,10 @@ from typing import Literal, get_args
 
 from truedag.model.config import ModelConfig
 from truedag.parallel.errors import StrategyError
-from truedag.parallel.strategy import Strategy
+from truedag.parallel.strategy import Strategy, nearest_divisor
+
+# torch's grouped product takes matrices whose rows begin at whole multiples of this.
+_GROUPED_ALIGNMENT_BYTES = 16
 
 Optimizer = Literal["adam", "sgd"]
 Recompute = Literal["none", "selective", "full"]
@@ -123,6 +126,12 @@ def check_fit(strategy: Strategy, model: ModelConfig, training: TrainingConfig, 
     """
     check_model_fit(strategy, model, world_size=world_size)
     _check_batch(strategy, model, training)
+    if model.num_experts is not None and strategy.ep == 1 and strategy.etp != strategy.tp:
+        raise StrategyError(
+            f"{strategy}: with EP1, megatron-core reduces the experts' gradients over the dense data-parallel group, "
+            f"which at ETP{strategy.etp} and TP{strategy.tp} is not the experts' own: they would be silently wrong; "
+            f"nearest valid: ETP{strategy.tp}" + (f", or EP{strategy.tp} with ETP1" if strategy.tp > 1 else "")
+        )
     if model.num_experts is not None and strategy.tp > 1 and not training.sequence_parallel:
         raise StrategyError(
             f"{strategy}: training experts at TP{strategy.tp} needs sequence_parallel=true, or every tensor-parallel "
@@ -131,7 +140,7 @@ def check_fit(strategy: Strategy, model: ModelConfig, training: TrainingConfig, 
 
 
 def check_model_fit(strategy: Strategy, model: ModelConfig, *, world_size: int) -> None:
-    """Refuse a strategy that cannot hold the model, whatever is done with it, or that makes its gradients wrong.
+    """Refuse a strategy that cannot hold the model, whatever is done with it.
 
     Raises:
         StrategyError: says what does not fit, why, and the nearest valid choice.
@@ -155,7 +164,10 @@ def check_model_fit(strategy: Strategy, model: ModelConfig, *, world_size: int) 
     if model.num_experts is not None:
         _check_experts(strategy, model)
     elif strategy.ep > 1 or (strategy.notation == "folded" and strategy.etp > 1):
-        raise StrategyError(f"{strategy}: the model has no experts for EP{strategy.ep} and ETP{strategy.etp}")
+        raise StrategyError(
+            f"{strategy}: the model has no experts for EP{strategy.ep} and ETP{strategy.etp}; nearest valid: "
+            f"{Strategy(tp=strategy.tp, cp=strategy.cp, pp=strategy.pp, vpp=strategy.vpp, dp=strategy.dp)}"
+        )
 
 
 def _check_batch(strategy: Strategy, model: ModelConfig, training: TrainingConfig) -> None:
@@ -194,12 +206,20 @@ def _check_experts(strategy: Strategy, model: ModelConfig) -> None:
     if model.shared_expert_hidden_size is not None:
         shared = model.shared_expert_hidden_size
         _require_multiple("shared_expert_hidden_size", shared, "TP", strategy.tp, "columns are split evenly")
-    if strategy.ep == 1 and strategy.etp != strategy.tp:
-        raise StrategyError(
-            f"{strategy}: with EP1, megatron-core reduces the experts' gradients over the dense data-parallel group, "
-            f"which at ETP{strategy.etp} and TP{strategy.tp} is not the experts' own: they would be silently wrong; "
-            f"nearest valid: ETP{strategy.tp}" + (f", or EP{strategy.tp} with ETP1" if strategy.tp > 1 else "")
-        )
+    if model.experts == "grouped":
+        num_bytes = 4 if model.dtype == "float32" else 2
+        for name, width in (
+            ("hidden_size", model.hidden_size),
+            ("expert_hidden_size", model.expert_hidden_size // strategy.etp),
+        ):
+            if width * num_bytes % _GROUPED_ALIGNMENT_BYTES != 0:
+                of = _GROUPED_ALIGNMENT_BYTES // num_bytes
+                share = strategy.etp if name == "expert_hidden_size" else 1
+                raise StrategyError(
+                    f"{name}={width * share} is {width} on a rank: experts=grouped needs rows of whole "
+                    f"{_GROUPED_ALIGNMENT_BYTES} bytes, {of} numbers of {model.dtype}; nearest valid: "
+                    f"{name}={_nearest_multiple(width, of) * share}, or experts=sequential"
+                )
 
 
 def _require_multiple(name: str, value: int, axis: str, size: int, why: str) -> None:
@@ -207,6 +227,7 @@ def _require_multiple(name: str, value: int, axis: str, size: int, why: str) -> 
         raise StrategyError(
             f"{name}={value} is no multiple of {axis}{size} ({why}); nearest valid: {name}="
             f"{_nearest_multiple(value, size)}"
+            + (f", or {axis}{nearest_divisor(value, size)}" if axis and size > 1 else "")
         )
 
 

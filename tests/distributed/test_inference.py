@@ -98,8 +98,8 @@ def generate(model: ModelConfig, notations: list[str], inference: InferenceConfi
     [
         pytest.param(SPARSE, 8, ["TP2-PP2-DP2-EP2-ETP1", "EP2-TP2-PP2", "TP2-DP4-EP4-ETP2"], INFERENCE, id="sparse-8"),
         pytest.param(
-            GROUPED, 4, ["TP2-PP2-EP2-ETP1", "DP2-PP2-EP2-ETP1", "PP4", "EP2-TP2", "TP2-PP2-EP1-ETP2"], INFERENCE,
-            id="grouped-4",
+            GROUPED, 4, ["TP2-PP2-EP2-ETP1", "DP2-PP2-EP2-ETP1", "PP4", "EP2-TP2", "TP2-PP2-EP1-ETP2", "TP2-PP2"],
+            INFERENCE, id="grouped-4",
         ),
         pytest.param(
             GROUPED, 2, ["TP2-EP2-ETP1", "TP2-EP1-ETP2"], replace(INFERENCE, sequence_parallel=False), id="unsplit-2"
@@ -135,6 +135,13 @@ def test_another_model_generates_another_text() -> None:
     ((summary, _, found),) = run_ranks(1, generate, replace(SPARSE, seed=1), ["TP1"], INFERENCE, timeout_s=60)[0]
     assert [list(row) for row in summary.tokens] != tokens
     assert np.abs(found - logits).max() > 100 * RELATIVE_ERROR * np.abs(logits).max()
+
+
+def test_logits_that_are_no_numbers_are_counted() -> None:
+    for results in run_ranks(2, generate, replace(SPARSE, init_std=1e38), ["PP2"], INFERENCE, timeout_s=60):
+        assert results[0][0].num_not_finite == INFERENCE.num_prompts
+    ((summary, _, _),) = run_ranks(1, generate, SPARSE, ["TP1"], INFERENCE, timeout_s=60)[0]
+    assert summary.num_not_finite == 0
 
 
 def test_times_of_tokens_follow_each_other() -> None:

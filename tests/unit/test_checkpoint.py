@@ -77,8 +77,25 @@ def test_a_superfluous_tensor_is_named(tmp_path: Path) -> None:
     held = {**tensors(), "model.layers.1.input_layernorm.weight": np.ones(8, np.float32)}
     message = refusal(write(tmp_path, held))
     assert message.startswith(f"{tmp_path / 'model.safetensors'}: the model has no use for model.layers.1.input_layer")
+
+
+def test_what_older_exports_store_beside_the_weights_is_ignored(tmp_path: Path) -> None:
+    computed = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    checkpoint = Checkpoint(write(tmp_path, {**tensors(), computed: np.ones(1, np.float64)}), MODEL)
+    assert checkpoint.file("model.norm.weight") == tmp_path / "model.safetensors"
+    other = "model.layers.0.self_attn.rotary_emb.scale"
+    held = {**tensors(), computed: np.ones(1, np.float32), other: np.ones(1, np.float32)}
+    message = refusal(write(tmp_path, held))
+    assert f"no use for {other};" in message
+
+
+def test_a_tied_embedding_may_be_stored_twice(tmp_path: Path) -> None:
     tied = replace(MODEL, tied_embeddings=True)
-    assert "no use for lm_head.weight" in refusal(write(tmp_path, tensors()), tied)
+    checkpoint = Checkpoint(write(tmp_path, tensors()), tied)
+    recipes = [checkpoint.recipe(name) for name in logical_names(tied)]
+    assert "lm_head.weight" not in {piece.tensor for recipe in recipes for piece in recipe.pieces}
+    held = {**tensors(), "lm_head.weight": np.ones((15, 8), np.float32)}
+    assert "lm_head.weight has shape (15, 8); the model's is (16, 8)" in refusal(write(tmp_path, held), tied)
 
 
 def test_a_wrong_shape_or_type_is_named(tmp_path: Path) -> None:
@@ -107,6 +124,10 @@ def test_an_index_that_its_files_do_not_bear_out_is_refused(tmp_path: Path) -> N
     assert f"{tmp_path / 'b.safetensors'} cannot be read" in refusal(tmp_path)
     index.write_text("{}")
     assert "index.json cannot be read" in refusal(tmp_path)
+    index.write_text(json.dumps({"weight_map": ["a"]}))
+    assert refusal(tmp_path).startswith(f"{index}: weight_map=['a']: it must be an object")
+    index.write_text(json.dumps({"weight_map": {"a": 5}}))
+    assert refusal(tmp_path).startswith(f"{index}: weight_map gives a the file 5;")
 
 
 def test_an_expert_is_its_own_tensors_or_a_part_of_a_stacked_one(tmp_path: Path) -> None:

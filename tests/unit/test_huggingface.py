@@ -147,7 +147,28 @@ def test_a_shared_expert_with_a_gate_is_read(tmp_path: Path) -> None:
         ({**LLAMA, "rope_scaling": {"type": "default", "beta": 1}}, "rope_parameters={'beta': 1"),
         ({**LLAMA, "quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
         ({**LLAMA, "torch_dtype": "int8"}, "dtype='int8': it must be one of float32"),
-        ({**LLAMA, "rope_scaling": 3}, "a value is of the wrong type"),
+        ({**LLAMA, "rope_scaling": 3}, "rope_scaling=3: it must be an object of keys"),
+        ({**GLM, "n_group": 2, "topk_group": 0}, "topk_group=0: it must be an integer of at least 1"),
+        ({**GLM, "n_group": "2"}, "n_group='2': it must be an integer of at least 1"),
+        ({**GLM, "first_k_dense_replace": -1}, "first_k_dense_replace=-1: it must be an integer of at least 0"),
+        ({**LLAMA, "hidden_size": "8192"}, "hidden_size='8192': it must be an integer of at least 1"),
+        ({**LLAMA, "num_hidden_layers": True}, "num_hidden_layers=True: it must be an integer of at least 1"),
+        ({**LLAMA, "vocab_size": 128.0}, "vocab_size=128.0: it must be an integer of at least 1"),
+        ({**LLAMA, "rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5': it must be a finite number"),
+        ({**LLAMA, "rms_norm_eps": float("nan")}, "rms_norm_eps=nan: it must be a finite number"),
+        (
+            {**LLAMA, "rope_parameters": {"rope_theta": None}, "rope_theta": "1e4"},
+            "rope_theta='1e4': it must be a finite",
+        ),
+        ({**LLAMA, "rope_theta": 10**400}, "it must be a finite number"),
+        ({**LLAMA, "rope_scaling": {**LLAMA["rope_scaling"], "factor": True}}, "factor=True: it must be a finite"),
+        ({**GLM, "routed_scaling_factor": [1]}, "routed_scaling_factor=[1]: it must be a finite number"),
+        ({**LLAMA, "tie_word_embeddings": "false"}, "tie_word_embeddings='false': it must be true or false"),
+        ({**LLAMA, "attention_bias": 0}, "attention_bias=0: only False is computed"),
+        ({**QWEN, "use_sliding_window": 0}, "use_sliding_window=0: it must be true or false"),
+        ({**QWEN, "mlp_only_layers": [False]}, "mlp_only_layers=False: it must be an integer of at least 0"),
+        ({**QWEN, "mlp_only_layers": ""}, "mlp_only_layers='': it must be a list of layers"),
+        ({**QWEN, "layer_types": "full_attention"}, "layer_types='full_attention': it must be a list of names"),
         ({**QWEN, "use_sliding_window": True}, "sliding_window=4096: attention to a window is not computed"),
         ({**QWEN, "layer_types": ["full_attention", "linear_attention"]}, "layer_types=['linear_attention']"),
         ({**QWEN, "decoder_sparse_step": 2}, "decoder_sparse_step=2"),
@@ -175,6 +196,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_window_that_no_sequence_is_longer_than_does_nothing(tmp_path: Path) -> None:
+    place = write(tmp_path, {**QWEN, "sliding_window": 0})
+    assert read_huggingface(place)["max_sequence_length"] == 8192
     place = write(tmp_path, {**QWEN, "use_sliding_window": True})
     assert read_huggingface(place, max_sequence_length=4096)["max_sequence_length"] == 4096
     with pytest.raises(ModelError, match="max_sequence_length=4096"):
