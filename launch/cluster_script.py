@@ -92,7 +92,9 @@ def write_commands(run: ClusterRun) -> str:
     lines = []
     for node in range(run.num_nodes):
         first = node * run.ranks_per_node
-        lines.append(f"# node {node}: ranks {first} to {first + run.ranks_per_node - 1}")
+        ranks = f"ranks {first} to {first + run.ranks_per_node - 1}" if run.ranks_per_node > 1 else f"rank {first}"
+        is_numbered = run.options.rdzv_backend in (None, "static")
+        lines.append(f"# node {node}: {ranks if is_numbered else 'the ranks that the rendezvous gives it'}")
         lines.append(" ".join([*command, *size, f"--node-rank={node}", *rendezvous]))
     return "\n".join(lines) + "\n"
 
@@ -117,7 +119,6 @@ def write_slurm_script(run: ClusterRun) -> str:
         f"--nnodes={run.num_nodes}",
         f"--nproc-per-node={run.ranks_per_node}",
         '--node-rank="$SLURM_NODEID"',
-        "--rdzv-backend=c10d",
         '--rdzv-endpoint="$rendezvous"',
         '--rdzv-id="$SLURM_JOB_ID"',
     ]

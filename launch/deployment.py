@@ -16,6 +16,8 @@ from truedag.parallel.strategy import Strategy, parse_strategy
 
 Recorder = Literal["native", "python", "off"]
 
+_LONGEST_S = 1e7
+
 
 def _parse_notation(value: object) -> object:
     return parse_strategy(value) if isinstance(value, str) else value
@@ -44,10 +46,10 @@ class Backend(BaseModel):
     threads: int = Field(default=1, ge=1)
     """Compute threads of one rank."""
 
-    collective_timeout_s: float = Field(default=120.0, gt=0)
+    collective_timeout_s: float = Field(default=120.0, gt=0, le=_LONGEST_S)
     """A rank that waits longer in one communication fails."""
 
-    run_timeout_s: float = Field(default=1800.0, gt=0)
+    run_timeout_s: float = Field(default=1800.0, gt=0, le=_LONGEST_S)
     """All ranks are stopped when they have not ended after this."""
 
     @model_validator(mode="before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,17 @@ _STAND_INS: Mapping[tuple[str, ...], tuple[str, ...]] = {("model",): ("huggingfa
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-5 is a number, and off is a word."""
+    """YAML as people write it: 1e-5 is a number, off is a word, and no key stands twice in one place."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(problem=f"the key {key} stands twice, again in line {line}")
+            seen.add(str(key))
+        return super().construct_mapping(node, deep=deep)
 
 
 _BOOL = "tag:yaml.org,2002:bool"
@@ -70,6 +81,7 @@ def load_deployment(name_or_path: str, overrides: Sequence[str]) -> tuple[Path, 
     for override in parsed:
         _apply(override, values, path)
     _resolve_paths(values, Path.cwd())
+    _refuse_truth_values(values, path, parsed)
     try:
         deployment = Deployment.model_validate(values)
     except ValidationError as error:
@@ -108,6 +120,8 @@ def _read(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise DeploymentError(f"{path} cannot be read: {error}") from error
+    except yaml.constructor.ConstructorError as error:
+        raise DeploymentError(f"{path}: {error.problem}") from error
     except yaml.YAMLError as error:
         raise DeploymentError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, dict):
@@ -151,6 +165,21 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
             section[place[-1]] = str((folder / section[place[-1]]).resolve())
 
 
+def _refuse_truth_values(values: Mapping[str, Any], path: Path, overrides: Sequence[Override]) -> None:
+    """Refuse true, false, inf and nan where a number must stand: Python takes them for numbers."""
+    for section, inner in values.items():
+        fields = _fields(Deployment).get(section)
+        if not isinstance(inner, dict):
+            continue
+        allowed = {name: member for part in _members(fields) for name, member in _fields(part).items()}
+        for key, value in inner.items():
+            members = _members(allowed.get(key))
+            is_truth = isinstance(value, bool) and bool not in members and (int in members or float in members)
+            if is_truth or (isinstance(value, float) and not math.isfinite(value)):
+                origin = _origin((section, key), path, overrides)
+                raise DeploymentError(f"{origin}: {section}.{key}={value!r}: must be a finite number")
+
+
 def _explain(error: ValidationError, path: Path, overrides: Sequence[Override]) -> str:
     problems = [_explain_one(details, path, overrides) for details in error.errors(include_url=False)]
     return problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} things are wrong:", *problems])
@@ -176,6 +205,9 @@ def _explain_one(details: ErrorDetails, path: Path, overrides: Sequence[Override
         case "union_tag_invalid":
             origin = _origin((*location, "kind"), path, overrides)
             return f"{origin}: {key}.kind={details['ctx']['tag']!r}: must be one of {', '.join(WORKLOADS)}"
+        case "dataclass_type" | "model_type" | "model_attributes_type":
+            valid = _keys_at(full)
+            return f"{origin}: {key}={details['input']!r}: must hold keys, of {', '.join(valid)}"
         case "value_error":
             message = str(details["ctx"]["error"])
             return f"{origin}: {key}: {message}" if key else f"{origin}: {message}"

@@ -37,7 +37,7 @@ class RankError(BaseModel):
 class RankState(BaseModel):
     """Where a rank is, and what came of it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     rank: int
     pid: int

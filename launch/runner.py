@@ -126,9 +126,11 @@ class _InferRunner:
                 tokens=result.tokens,
                 time_to_first_token_ns=result.time_to_first_token_ns,
                 time_per_output_token_ns=result.time_per_output_token_ns,
+                decode_step_ns=result.decode_step_ns,
                 prefill_tokens_per_s_per_rank=result.prefill_tokens_per_s_per_rank,
                 decode_tokens_per_s_per_rank=result.decode_tokens_per_s_per_rank,
                 generated_tokens_per_s_per_rank=result.generated_tokens_per_s_per_rank,
+                num_not_finite=result.num_not_finite,
             )
         )
 

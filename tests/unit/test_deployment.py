@@ -176,6 +176,13 @@ def test_a_deployment_survives_the_run_record() -> None:
         (["strategy={tp: 2}", "strategy.ppp=2"], "unknown key strategy.ppp (did you mean pp"),
         (["model.num_layers=sixteen"], "model.num_layers='sixteen': input should be a valid integer"),
         (["model.activation=tanh"], "model.activation='tanh': input should be 'gelu' or 'swiglu'"),
+        (["model.num_layers=true"], "model.num_layers=True: must be a finite number"),
+        (["workload.learning_rate=.inf"], "workload.learning_rate=inf: must be a finite number"),
+        (["backend.collective_timeout_s=1e18"], "should be less than or equal to 10000000"),
+        (["strategy=5"], "strategy=5: must hold keys, of tp, cp, pp, vpp, dp, ep, etp"),
+        (["backend=gloo"], "backend='gloo': must hold keys, of name, device, threads"),
+        (["strategy=TP100000000000-EP3-ETP7"], "the most is 1048576"),
+        (["model.experts=grouped", "model.expert_hidden_size=10"], "needs rows of whole 16 bytes"),
         (["model.num_layers=0"], "num_layers must be at least 1"),
         (["ranks=6"], "needs 8 ranks, there are 6"),
         (["strategy=TP2-PP3-DP2-EP2-ETP1"], "num_layers=16 is no multiple of PP3"),
@@ -213,6 +220,11 @@ def test_a_text_shorter_than_a_sequence_is_refused(small: Path) -> None:
 def test_what_is_wrong_in_the_file_names_the_file(small: Path) -> None:
     small.write_text(small.read_text().replace("num_layers: 2", "num_layers: 2\n  colour: red"))
     assert message(deployment=small).startswith(f"{small}: unknown key model.colour")
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(small: Path) -> None:
+    small.write_text(small.read_text() + "\nname: other\n")
+    assert "the key name stands twice, again in line" in message(deployment=small)
 
 
 def test_a_missing_key_is_named(small: Path) -> None:
