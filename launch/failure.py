@@ -13,7 +13,7 @@ from truedag.launch.nodes import Nodes
 from truedag.launch.rank_state import RankState, read_cause, read_states
 from truedag.launch.run_folder import RunFolder
 from truedag.launch.stall import RankReport, describe_stalls
-from truedag.launch.torchrun import read_exit_codes
+from truedag.launch.torchrun import is_port_taken, read_exit_codes
 
 
 def describe_failure(folder: RunFolder, nodes: Nodes, exit_code: int) -> str:
@@ -58,6 +58,11 @@ def _describe_cause(folder: RunFolder, nodes: Nodes, exit_code: int) -> str:
             "torchrun has ended on the node where the nodes meet, or that node is out of reach; what was said there "
             "says why. The ranks of this node have been stopped."
         )
+    if nodes.endpoint is not None and is_port_taken(folder.torchrun_log(nodes.node)):
+        return (
+            f"the port of {nodes.endpoint} is taken on this node, by another run or by a second node with "
+            "--node-rank 0: choose another port, or give each node its own --node-rank."
+        )
     words = _tail(folder.torchrun_log(nodes.node).read_text(errors="replace"))
     return f"torchrun ended before this node's {nodes.ranks_per_node} ranks did:\n{words}"
 
@@ -87,6 +92,13 @@ def describe_timeout(folder: RunFolder, nodes: Nodes, timeout_s: float) -> str:
         if state.progress is not None
     }
     stalls = describe_stalls(reports, nodes.num_nodes * nodes.ranks_per_node)
+    if nodes.num_nodes > 1 and not states:
+        return (
+            f"no rank had started after {timeout_s:g} s: not all of the {nodes.num_nodes} nodes reached "
+            f"{nodes.endpoint}. Check that it is the same on all of them and within their reach, and that "
+            f"--node-rank is 0 to {nodes.num_nodes - 1}, each once; this is node {nodes.node}.\n"
+            + describe_kept(folder, nodes)
+        )
     return (
         f"the ranks had not ended after {timeout_s:g} s and have been stopped; they were: {places}. "
         "backend.run_timeout_s gives them more time.\n"

@@ -48,6 +48,17 @@ class Nodes:
     rendezvous: tuple[str, ...]
     """torchrun's options for finding the other nodes; none: this node alone."""
 
+    @property
+    def endpoint(self) -> str | None:
+        """Where the nodes meet, as given: the option and its value; None: this node alone."""
+        told = dict(option.split("=", maxsplit=1) for option in self.rendezvous)
+        if "--rdzv-endpoint" in told:
+            return f"--rdzv-endpoint {told['--rdzv-endpoint']}"
+        if "--master-addr" in told:
+            port = f" --master-port {told['--master-port']}" if "--master-port" in told else ""
+            return f"--master-addr {told['--master-addr']}{port}"
+        return None
+
     def torchrun_arguments(self) -> list[str]:
         """What torchrun is told."""
         if not self.rendezvous:

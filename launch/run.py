@@ -96,7 +96,7 @@ def run_deployment(
 
     Raises:
         DeploymentError: the deployment or an override is wrong.
-        FolderError: the output folder is in the way.
+        FolderError: the output folder is in the way, or another run is going on in it.
         LaunchError: the ranks do not fit the nodes or the machine, or the recorder could not be built.
         RunError: a rank failed, here or on another node; the run took too long or was interrupted.
         TruedagError: the traces could not be merged.
@@ -104,7 +104,7 @@ def run_deployment(
     started = time.monotonic()
     source, deployment = load_deployment(name_or_path, overrides)
     nodes = place_ranks(options, deployment.world_size)
-    check_device(deployment.backend, nodes.ranks_per_node)
+    check_device(deployment, nodes)
     folder = RunFolder(root=(out if out is not None else Path("truedag-out") / deployment.name).absolute())
     record = _describe(source, deployment, overrides, command, nodes)
     if folder.find_run(record, nodes.node) is None:
@@ -116,10 +116,10 @@ def run_deployment(
     try:
         _run_ranks(deployment, folder, nodes, progress)
         result = _collect(deployment, folder, nodes, progress)
+        if result.ranks[0] == 0 and not result.missing_ranks and deployment.trace.recorder != "off":
+            result = _build_dag(result, folder, progress.show)
     finally:
         folder.node(nodes.node).write_text(ENDED)
-    if result.ranks[0] == 0 and not result.missing_ranks and deployment.trace.recorder != "off":
-        result = _build_dag(result, folder, progress.show)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 

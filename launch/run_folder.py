@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,6 +22,40 @@ from truedag.launch.errors import FolderError
 RUNNING, ENDED = "running", "ended"
 _LOCK_S = 10.0
 _JOIN_S = 15 * 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """The process that started a node's ranks."""
+
+    pid: int
+    began: str
+    """When it began, as the system counts, which tells it from a later process of the same pid; "-": not known."""
+
+    host: str
+
+    @classmethod
+    def here(cls) -> Launcher:
+        """This process."""
+        return cls(pid=os.getpid(), began=_find_start(os.getpid()) or "-", host=platform.node())
+
+    @classmethod
+    def read(cls, mark: str) -> Launcher | None:
+        """What a node's mark says; None: its ranks have ended, or it does not say."""
+        match mark.split(maxsplit=3):
+            case [state, pid, began, host] if state == RUNNING and pid.isdecimal():
+                return cls(pid=int(pid), began=began, host=host)
+        return None
+
+    def mark(self) -> str:
+        """What stands in the node's mark."""
+        return f"{self.pid} {self.began} {self.host}"
+
+    def is_another_here(self) -> bool:
+        """Whether it is not this process, and runs on this host."""
+        if self.host != platform.node() or self.pid == os.getpid():
+            return False
+        return _find_start(self.pid) == self.began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +109,7 @@ class RunFolder:
         return self.root / "nodes"
 
     def node(self, node: int) -> Path:
-        """A node's mark: RUNNING, then ENDED."""
+        """A node's mark: RUNNING and which process on which host started its ranks (`Launcher`), then ENDED."""
         return self.nodes / f"node-{node:05d}"
 
     def torchrun_log(self, node: int) -> Path:
@@ -96,10 +132,17 @@ class RunFolder:
         """Look, without changing anything, whether a run may write here.
 
         Raises:
-            FolderError: something is there and `replace` is not asked for, or it is not a run's folder.
+            FolderError: a run is going on there, or something is there and `replace` is not asked for, or it is not a
+                run's folder.
         """
         if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
             return
+        launcher = self._find_launcher() if self._is_run() else None
+        if launcher is not None:
+            raise FolderError(
+                f"a run is going on in {shorten(self.root)}, started by pid {launcher.pid} on {launcher.host}: "
+                "choose another --out, or end it"
+            )
         if not replace:
             raise FolderError(
                 f"{shorten(self.root)} is there already: choose another with --out, or replace it with --force"
@@ -151,7 +194,7 @@ class RunFolder:
             if self.find_run(record, node) is None:
                 self.make(replace=replace)
                 self.record.write_text(record.model_dump_json(indent=2) + "\n")
-            self.node(node).write_text(RUNNING)
+            self.node(node).write_text(f"{RUNNING} {Launcher.here().mark()}")
 
     @contextmanager
     def _hold(self) -> Iterator[None]:
@@ -174,8 +217,31 @@ class RunFolder:
             with suppress(OSError):
                 lock.rmdir()
 
+    def _find_launcher(self) -> Launcher | None:
+        """Another process on this host whose ranks write here, if there is one."""
+        for path in sorted(self.nodes.glob("node-*")):
+            launcher = Launcher.read(path.read_text())
+            if launcher is not None and launcher.is_another_here():
+                return launcher
+        return None
+
     def _is_run(self) -> bool:
         try:
             return "truedag_run" in json.loads(self.record.read_text())
         except (OSError, ValueError, TypeError):
             return False
+
+
+def _find_start(pid: int) -> str | None:
+    """When a process began; "-" where the system does not say; None if it has ended, be it waited for or not."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (ProcessLookupError, OverflowError):
+        return None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "-"
+    return None if fields[0] in "ZX" else fields[19]

@@ -22,6 +22,7 @@ _POLL_S = 0.2
 _LOOKS_PER_S = 500
 _GRACE_S = 5.0
 _PARTING_S = 9.0
+_PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 _FAILURE = re.compile(r"^\s*rank\s*:\s*(\d+) .*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 
 
@@ -126,3 +127,8 @@ def read_exit_codes(log: Path) -> dict[int, int]:
     """What torchrun's log says of the ranks that failed, the first to fail first; -9 is a rank killed by signal 9."""
     failures = _FAILURE.findall(log.read_text(errors="replace"))
     return {int(rank): int(code) for rank, code in reversed(failures)}  # torchrun names the root cause last
+
+
+def is_port_taken(log: Path) -> bool:
+    """Whether torchrun's log says that another process listens at the port where the nodes were to meet."""
+    return _PORT_TAKEN.search(log.read_text(errors="replace")) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -121,6 +122,29 @@ def test_ranks_end_when_their_launcher_is_killed(deployment: Path) -> None:
     process.kill()
     process.communicate(timeout=30)
     assert wait_until_gone([state.pid for state in states], 15) == []
+
+
+def test_a_run_that_is_going_on_is_not_replaced(deployment: Path) -> None:
+    out = deployment.parent / "out"
+    process = start_truedag("run", str(deployment), *LONG, "--out", "out", "--recorder", "off", cwd=out.parent)
+    states = wait_for_states(out, process, lambda state: state.phase not in ("starting", "building"))
+    refused = truedag("run", str(deployment), "--out", "out", "--force", cwd=out.parent)
+    assert refused.returncode == 1
+    assert f"a run is going on in out, started by pid {process.pid} on " in refused.stderr
+    assert process.poll() is None
+    assert all(is_running(state.pid) for state in states)
+    process.terminate()
+    finish(process)
+
+
+def test_a_taken_port_is_said_in_a_line(deployment: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        endpoint = f"localhost:{taken.getsockname()[1]}"
+        place = ("--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", endpoint)
+        result = truedag("run", str(deployment), *place, "--recorder", "off", cwd=deployment.parent)
+    assert result.returncode == 1
+    assert f"the port of --rdzv-endpoint {endpoint} is taken on this node" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("option", [[], ["--force"]])

@@ -115,3 +115,29 @@ def test_a_killed_torchrun_is_named(folder: RunFolder) -> None:
 def test_nodes_that_cannot_be_heard_any_more_are_said(folder: RunFolder) -> None:
     folder.lost(0).touch()
     assert describe_failure(folder, HERE, 1).startswith("torchrun has ended on the node where the nodes meet")
+
+
+FIRST_OF_TWO = Nodes(num_nodes=2, node=0, ranks_per_node=1, rendezvous=("--rdzv-endpoint=host:29500",))
+TAKEN = "DistNetworkError: The server socket has failed to listen. port: 29500, name: EADDRINUSE, message: {words}\n"
+
+
+def test_a_taken_port_is_said_in_a_line(folder: RunFolder) -> None:
+    folder.torchrun_log(0).write_text("Traceback\n" + TAKEN.format(words="address already in use"))
+    first, second = describe_failure(folder, FIRST_OF_TWO, 1).splitlines()[:2]
+    assert first.startswith("the port of --rdzv-endpoint host:29500 is taken on this node, by another run or")
+    assert "a second node with --node-rank 0" in first
+    assert second.startswith("Nothing had been recorded")
+
+
+def test_the_error_of_a_rank_comes_before_a_taken_port(folder: RunFolder) -> None:
+    folder.torchrun_log(0).write_text(TAKEN.format(words="address already in use"))
+    put_state(folder, 0, failed_at_ns=100)
+    assert describe_failure(folder, FIRST_OF_TWO, 1).startswith("rank 0 (tp=0 pp=0) failed")
+
+
+def test_nodes_that_never_met_are_told_what_to_check(folder: RunFolder) -> None:
+    said = describe_timeout(folder, FIRST_OF_TWO, 30.0)
+    assert said.startswith("no rank had started after 30 s: not all of the 2 nodes reached --rdzv-endpoint host:29500.")
+    assert "--node-rank is 0 to 1, each once; this is node 0." in said
+    put_state(folder, 0, phase="building")
+    assert "1 in building" in describe_timeout(folder, FIRST_OF_TWO, 30.0)
