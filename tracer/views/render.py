@@ -59,7 +59,9 @@ def _draw(dot: str, dpi: str, outputs: list[str]) -> None:
         graph = pygraphviz.AGraph(filename=dot)
         if output.endswith(".png"):
             graph.graph_attr["dpi"] = dpi
-        graph.draw(output, prog=_AS_PLACED)
+        # An open file: given its path, pygraphviz opens it in a way that Python 3.11.2 and its like refuse.
+        with Path(output).open("wb") as file:
+            graph.draw(file, format=Path(output).suffix[1:], prog=_AS_PLACED)
         graph.close()
 
 
