@@ -9,7 +9,7 @@ from typing import Any
 from megatron.core.optimizer import DistributedOptimizer
 from torch import Tensor, nn
 
-from truedag.model.parameters import Shard, expert_name, layer_name
+from truedag.model.parameters import Shard, buffers, expert_name, layer_name
 from truedag.tracer import annotate
 
 _EXPERT = re.compile(r"\.local_experts\.\d+\.")
@@ -41,6 +41,11 @@ class ModelNames:
         """Name this rank's slices of parameters. Local."""
         for shard in shards:
             self._name(shard.data, shard.name, "parameter")
+
+    def name_buffers(self, chunk: nn.Module) -> None:
+        """Name what a chunk keeps beside its parameters, such as the corrections of routing scores. Local."""
+        for buffer in buffers(chunk):
+            self._name(buffer.data, buffer.name, "state")
 
     def name_gradients(self, shards: Sequence[Shard]) -> None:
         """Name the slices' places in the gradient buffers. Local; after the buffers are made."""

@@ -283,6 +283,7 @@ class Generator:
 
     def _annotate(self) -> None:
         self._names.name_modules(self._chunk)
+        self._names.name_buffers(self._chunk)
         self._names.name_parameters(self.shards())
         for name, tensor in self.cache.named_tensors():
             annotate.tensor(tensor, name, role="state")

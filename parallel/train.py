@@ -158,6 +158,7 @@ class Trainer:
         self._names = ModelNames()
         for chunk in self.chunks:
             self._names.name_modules(chunk)
+            self._names.name_buffers(chunk)
         self._names.name_parameters(self.shards())
         self._names.name_gradients(self.shards())
         self._state_named = False

@@ -97,6 +97,20 @@ def test_every_communication_is_matched(recorded: Recorded) -> None:
     assert len(reader.select(kind="recv")) == 2 * num_passes * strategy.tp
 
 
+def test_a_send_is_over_when_its_receive_is(recorded: Recorded) -> None:
+    reader, _, _ = recorded
+    ends = reader.graph.participants.select("node", "arrive_ns", "end_ns").collect()
+    joined = (
+        reader.graph.edges.filter(pl.col("kind") == "p2p")
+        .select("src", "dst")
+        .collect()
+        .join(ends, left_on="src", right_on="node")
+        .join(ends, left_on="dst", right_on="node", suffix="_received")
+    )
+    assert len(joined) > 0
+    assert joined.filter(pl.col("end_ns") > pl.max_horizontal("end_ns_received", "arrive_ns")).is_empty()
+
+
 def test_both_phases_are_told_of_every_layer_on_every_rank(recorded: Recorded) -> None:
     reader, strategy, inference = recorded
     computed = reader.nodes.filter(pl.col("kind") == "compute", pl.col("layer") >= 0)
