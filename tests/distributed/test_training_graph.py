@@ -114,3 +114,10 @@ def test_the_optimizer_reads_named_states(graph: Graph) -> None:
     assert states.str.contains(r"\.exp_avg(\[\d+:\d+\])?$").any()
     assert states.str.contains(r"\.exp_avg_sq(\[\d+:\d+\])?$").any()
     assert states.str.contains(r"decoder\.layers\.3\.").any()
+
+
+def test_what_goes_in_is_named_where_it_goes_in(graph: Graph) -> None:
+    named = graph.nodes.filter((pl.col("kind") == "input") & pl.col("label").is_in(["tokens", "labels"])).collect()
+    counts = {(rank, label): count for rank, label, count in named.group_by("rank", "label").len().iter_rows()}
+    first = {(rank, "tokens"): NUM_MICROBATCHES for rank in (0, 1)}
+    assert counts == first | {(rank, "labels"): NUM_MICROBATCHES for rank in (2, 3)}
