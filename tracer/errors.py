@@ -6,6 +6,7 @@
     ├── RecordError      a recording could not be started or stopped
     │   └── BuildError   the native recorder could not be compiled
     ├── TraceError       a trace file is missing, broken or of another version
+    │   └── EmptyTraceError  nothing was recorded into it
     ├── MergeError       the traces do not make one true graph
     │   └── CycleError   they depend on each other in a circle
     ├── GraphError       a dataset is missing, broken or of another version
@@ -32,6 +33,10 @@ class BuildError(RecordError):
 
 class TraceError(TruedagError):
     """A trace file is missing, broken or of another version."""
+
+
+class EmptyTraceError(TraceError):
+    """A trace file into which nothing was recorded: its rank ended first."""
 
 
 class MergeError(TruedagError):

@@ -19,6 +19,9 @@ from command_line import (
     write_small_deployment,
 )
 
+from truedag.tracer.errors import TraceError
+from truedag.tracer.record.trace import read_trace
+
 # One step of so many microbatches that there is time to interfere with it.
 LONG = ("workload.steps=1", "trace.step=0", "workload.global_batch_size=100000")
 
@@ -62,17 +65,25 @@ def wait_for_traces(out: Path, process: subprocess.Popen[str]) -> None:
     wait_for_states(out, process, lambda state: (out / "traces" / f"rank-{state.rank:05d}.trace").exists())
 
 
+def holds_records(path: Path) -> bool:
+    try:
+        return any(len(thread.events) for thread in read_trace(path).threads)
+    except TraceError:
+        return False
+
+
 def test_what_the_ranks_of_a_failed_run_recorded_can_be_merged(deployment: Path) -> None:
     out = deployment.parent / "out"
     process = start_truedag("run", str(deployment), *LONG, "--out", "out", cwd=out.parent)
     states = wait_for_states(out, process, lambda state: state.phase == "recorded step")
-    wait_for_traces(out, process)
+    wait_for_states(out, process, lambda state: holds_records(out / "traces" / f"rank-{state.rank:05d}.trace"))
     os.kill(states[0].pid, signal.SIGKILL)
     finish(process)
     merged = truedag("merge", "out/traces", "--out", "out/dag", "--json", cwd=out.parent)
     assert merged.returncode == 0, merged.stderr
     meta = json.loads((out / "dag" / "meta.json").read_text())
     assert meta["deployment"] == "small"
+    assert json.loads(merged.stdout)["missing_ranks"] == []
     again = truedag("merge", "out/traces", "--out", "out/dag", cwd=out.parent)
     assert again.returncode == 1
     assert "out/dag is there already" in again.stderr

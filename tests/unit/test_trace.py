@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truedag.tracer.errors import RecordError, TraceError
+from truedag.tracer.errors import MergeError, RecordError, TraceError
+from truedag.tracer.merge.merging import merge_traces
 from truedag.tracer.record import format as layout
 from truedag.tracer.record.native.build import load_recorder
 from truedag.tracer.record.recording import record
@@ -69,6 +70,23 @@ def test_another_version_is_named(recorded: bytes, tmp_path: Path) -> None:
     path.write_bytes(recorded[:8] + np.array([99], "<u4").tobytes() + recorded[12:])
     with pytest.raises(TraceError, match="version 99"):
         read_trace(path)
+
+
+@pytest.mark.parametrize("kept", [0, 100, layout.FILE_HEADER_BYTES])
+def test_a_rank_that_ended_before_it_recorded_is_missing(recorded: bytes, tmp_path: Path, kept: int) -> None:
+    (tmp_path / "rank-00000.trace").write_bytes(recorded[:kept] + bytes(layout.SEGMENT_BYTES - kept))
+    with pytest.raises(MergeError, match=r"nothing to merge: .*rank-00000.trace holds nothing"):
+        merge_traces(tmp_path, tmp_path / "dag")
+    for rank in (1, 2):
+        torch_step(tmp_path, rank)
+    assert merge_traces(tmp_path, tmp_path / "dag").missing_ranks == (0,)
+
+
+def torch_step(folder: Path, rank: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", str(rank))
+        patch.setenv("WORLD_SIZE", "3")
+        record_something(folder / f"rank-{rank:05d}.trace")
 
 
 def test_something_else_is_no_trace(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ write the dataset. Each step is a module of its own; this one puts them in order
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from truedag.tracer.errors import CycleError, MergeError
+from truedag.tracer.errors import CycleError, EmptyTraceError, MergeError
 from truedag.tracer.merge.align import align_clocks
 from truedag.tracer.merge.assembly import assemble, label_by_dataflow
 from truedag.tracer.merge.columns import Assembly
@@ -59,12 +59,11 @@ def merge_traces(
         CycleError: the operations depend on each other in a circle.
     """
     say = progress or (lambda _: None)
-    # An empty file is a rank that was killed before it wrote anything: it is missing.
-    paths = [path for path in sorted(traces_dir.glob("rank-*.trace")) if path.stat().st_size > 0]
+    paths = sorted(traces_dir.glob("rank-*.trace"))
     if not paths:
         raise MergeError(f"{traces_dir} holds no traces (rank-*.trace): name the folder that a run recorded into")
     say(f"reading {len(paths)} traces")
-    graphs = [build_rank_graph(read_trace(path)) for path in paths]
+    graphs = _rank_graphs(paths, say)
     world_size = _check_one_run(graphs)
     say("joining communications")
     matched = match_communications({graph.rank: graph.nodes.comms for graph in graphs})
@@ -98,6 +97,21 @@ def merge_traces(
         num_messages=len(matched.messages),
         num_unmatched=len(matched.unmatched),
     )
+
+
+def _rank_graphs(paths: Sequence[Path], say: Callable[[str], None]) -> list[RankGraph]:
+    """Each rank's part; a rank that was killed before it recorded anything is missing."""
+    graphs = []
+    empty = []
+    for path in paths:
+        try:
+            graphs.append(build_rank_graph(read_trace(path)))
+        except EmptyTraceError as error:
+            say(str(error))
+            empty.append(error)
+    if not graphs:
+        raise MergeError(f"there is nothing to merge: {empty[0]}") from empty[0]
+    return graphs
 
 
 def _check_one_run(graphs: list[RankGraph]) -> int:

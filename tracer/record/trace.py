@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truedag.tracer.errors import TraceError
+from truedag.tracer.errors import EmptyTraceError, TraceError
 from truedag.tracer.record import format as layout
 from truedag.tracer.record.format import ChunkKind, TableKind
 
@@ -77,6 +77,7 @@ def read_trace(path: Path) -> Trace:
     """Read a trace file.
 
     Raises:
+        EmptyTraceError: its rank ended before it could say which rank it was, and recorded nothing.
         TraceError: the file is missing, is no trace, is of another version, or is broken (with the offset).
     """
     try:
@@ -96,7 +97,9 @@ def read_trace(path: Path) -> Trace:
     for _, payload in tables[TableKind.META]:
         meta.update(_json(path, payload))
     if "rank" not in meta:
-        raise TraceError(f"{path} does not say which rank recorded it: it ended before recording began; delete it")
+        if not any(len(piece) for pile in pieces.values() for piece in pile):
+            raise EmptyTraceError(f"{path} holds nothing: its rank ended before recording began")
+        raise TraceError(f"{path} is broken: it holds records and does not say which rank recorded them")
     return Trace(
         path=path,
         closed=closed,
@@ -114,6 +117,8 @@ def read_trace(path: Path) -> Trace:
 
 
 def _check_header(path: Path, data: NDArray[np.uint8]) -> bool:
+    if not data[: layout.FILE_HEADER_BYTES].any():
+        raise EmptyTraceError(f"{path} holds nothing: its rank ended before recording began")
     if len(data) < layout.FILE_HEADER_BYTES or data[:8].tobytes() != layout.FILE_MAGIC:
         raise TraceError(f"{path} is no truedag trace: its first 8 bytes are not {layout.FILE_MAGIC!r}")
     header = data[: layout.FILE_HEADER.itemsize].view(layout.FILE_HEADER)[0]
