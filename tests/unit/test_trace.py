@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from truedag.tracer.errors import MergeError, RecordError, TraceError
 from truedag.tracer.merge.merging import merge_traces
@@ -40,6 +38,11 @@ def test_native_and_python_layouts_are_the_same() -> None:
         "ref": layout.REF.itemsize,
         "comm": layout.COMM.itemsize,
         "work": layout.WORK.itemsize,
+        "tensor": layout.TENSOR.itemsize,
+        "storage": layout.STORAGE.itemsize,
+        "free": layout.FREE.itemsize,
+        "wait": layout.WAIT.itemsize,
+        "place": layout.PLACE.itemsize,
         "chunk": layout.CHUNK.itemsize,
         "file": layout.FILE_HEADER_BYTES,
     }
@@ -98,26 +101,6 @@ def test_something_else_is_no_trace(tmp_path: Path) -> None:
         read_trace(tmp_path / "absent.trace")
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_any_bytes_are_read_or_refused(
-    recorded: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.mktemp("fuzz") / "rank.trace"
-    content = bytearray(recorded)
-    used = layout.FILE_HEADER_BYTES + 70_000
-    for place in data.draw(st.lists(st.integers(0, used), max_size=6)):
-        content[min(place, len(content) - 1)] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, len(content)))
-    path.write_bytes(content[:cut] if data.draw(st.booleans()) else content)
-    try:
-        read_trace(path)
-    except TraceError:
-        pass
-    finally:
-        path.unlink()
-
-
 def _record_until_killed(path: Path, ready: Path) -> None:
     with record(path, synchronize=False):
         total = torch.zeros(4)
@@ -150,7 +133,7 @@ def _record_beyond_the_limit(path: Path, told: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (9 << 20, resource.RLIM_INFINITY))
     total = torch.zeros(4)
     with record(path, synchronize=False) as recording:
-        for _ in range(120_000):
+        for _ in range(250_000):
             total.add_(1)
     told.send((total.tolist(), recording.switched_off))
 
@@ -165,7 +148,7 @@ def test_a_full_disk_ends_the_recording_and_not_the_program(tmp_path: Path, capf
     total, why = mine.recv()
     child.join()
     assert child.exitcode == 0
-    assert total == [120_000.0] * 4
+    assert total == [250_000.0] * 4
     assert "no room for the trace" in why
     assert capfd.readouterr().err.count("recording stopped, the program runs on") == 1
     assert len(read_trace(path).threads[0].events) > 20_000

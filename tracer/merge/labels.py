@@ -13,6 +13,10 @@ import numpy as np
 from truedag.tracer.record.format import EventFlags
 from truedag.tracer.record.trace import Trace
 
+_MODULUS = 1 << 32
+# More nodes than one operator makes: where the numbers of two operators are this far apart, others lie between them.
+_LARGEST_GAP = 1 << 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
@@ -73,7 +77,7 @@ def _forward_labels(trace: Trace) -> dict[tuple[int, int], tuple[int, int]]:
     Autograd numbers its nodes in each thread; an operator that makes one carries its number, and what runs in the
     backward pass carries the number and thread of its node. Operators that make none carry the next number as well, so
     the last to carry a number before the node runs is the one that made it. An operator of a backward pass can itself
-    make nodes (double backward, recomputation): these belong to what it belongs to.
+    make nodes (double backward, recomputation): these belong to what it belongs to. The numbers are modulo 2^32.
     """
     exact = trace.meta.get("recorder") != "python"  # the Python recorder sees only the last of the nodes made since
     rows = [
@@ -97,7 +101,8 @@ def _forward_labels(trace: Trace) -> dict[tuple[int, int], tuple[int, int]]:
         if number >= 0:
             made[thread.autograd_thread, number] = said
             if not exact:
-                for skipped in range(newest.get(place, number) + 1, number):
-                    made.setdefault((thread.autograd_thread, skipped), said)
+                gap = (number - newest.get(place, number)) % _MODULUS
+                for back in range(1, gap if gap < _LARGEST_GAP else 0):
+                    made.setdefault((thread.autograd_thread, (number - back) % _MODULUS), said)
                 newest[place] = number
     return found

@@ -251,7 +251,7 @@ class _Builder:
         )
 
     def _access(self, node: int, schema: OpSchema, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Refs are (offset, storage, layout, arg, element, reserved)."""
+        """Refs are (offset, storage, layout, arg, element)."""
         accesses, empty = self._accesses, self._without_content
         mine = {ref[1] for ref in inputs}
         # Results that an operator which does not say what it writes has put into its arguments' memory.
@@ -265,7 +265,7 @@ class _Builder:
                 kind = HANDLE if arg in schema.unread else changing if written else READ
                 accesses.append((node, kind, storage, layout, offset))
         given: dict[tuple[int, int], int] = {}
-        for offset, storage, layout, arg, element, *_ in inputs:
+        for offset, storage, layout, arg, element in inputs:
             if arg in schema.writes:
                 given[arg, element] = layout
                 if storage:
@@ -274,7 +274,7 @@ class _Builder:
         rewritten = dict(schema.rewritten)
         results: list[int] = []
         fresh: set[int] = set()
-        for offset, storage, layout, arg, element, *_ in outputs:
+        for offset, storage, layout, arg, element in outputs:
             argument = rewritten.get(arg)
             if argument is not None and argument in schema.writes:  # it may have been resized to hold the result
                 if storage and given.get((argument, element)) != layout:

@@ -7,11 +7,13 @@ a hundred times slower, and differs from the native one in what a dispatch mode 
 - forward operators of a node are found by autograd's counter after the operator, not before;
 - which reduction a collective does cannot be unboxed in Python;
 - a communication inside a library's operator is not seen;
-- when a send or a receive really ended is unknown; of a collective, only when it was done.
+- when a send or a receive really ended is unknown; of a collective, only when it was done;
+- when memory was given back is not seen.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import threading
@@ -35,19 +37,21 @@ _DTYPE_NUMBERS = {getattr(torch, name): number for number, name in layout.DTYPES
 _DEVICE_NUMBERS = {name: number for number, name in layout.DEVICES.items()}
 _PEERS = frozenset({"root_rank", "src", "dst"})
 _MARKS = frozenset({"profiler"})
+_LONGEST_IN_NS = 0xFFFFFFFF
 
 
 @dataclass(slots=True)
 class _Call:
-    """An operator while it runs."""
+    """An operator while it runs; `slots` are argument and element of each of its tensors."""
 
-    refs: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+    refs: list[int] = field(default_factory=list)
+    slots: list[tuple[int, int]] = field(default_factory=list)
     num_inputs: int = 0
     flags: int = 0
-    sequence: int = -1
-    backward_sequence: int = -1
+    sequence: int = layout.NO_SEQUENCE
+    backward_sequence: int = layout.NO_SEQUENCE
     label: int = 0
-    comm: int = 0
+    comm: tuple[int, ...] | None = None
     made: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -62,6 +66,9 @@ class PythonRecorder:
         self._ops: dict[str, int] = {}
         self._layouts: dict[tuple[Any, ...], int] = {}
         self._storages: dict[tuple[int, int, int], int] = {}
+        self._tensors: dict[tuple[int, int, int], int] = {}
+        self._calls: dict[tuple[Any, ...], int] = {}
+        self._num_comms = 0
         self._groups: dict[int, int] = {}
         self._orders: dict[tuple[int, bool], int] = {}
         self._last_sequence = -1
@@ -69,10 +76,10 @@ class PythonRecorder:
         self._label = 0
         self._context = 0
         self._failure = ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # autograd's threads record as well, into the same columns
 
-    def start(self, path: str) -> None:
-        """Record this process into a new file. Raises RuntimeError."""
+    def start(self, path: str, max_bytes: int = 0, /) -> None:  # noqa: ARG002
+        """Record this process into a new file, whatever its size. Raises RuntimeError."""
         self._path = Path(path)
         try:
             self._path.open("xb").close()
@@ -99,32 +106,47 @@ class PythonRecorder:
         """Add an entry to the tables."""
         self._tables.append((kind, id, payload))
 
-    def set_label(self, label: int, /) -> int:
-        """Set the label and return the one before."""
-        before, self._label = self._label, label
-        return before
+    def label_forward(self, forward: Callable[..., Any], label: int, /) -> Callable[..., Any]:
+        """Return what calls `forward` with the label set to `label`."""
+
+        @functools.wraps(forward)
+        def labelled(*args: Any, **kwargs: Any) -> Any:
+            before, self._label = self._label, label
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._label = before
+
+        return labelled
 
     def set_context(self, context: int, /) -> None:
         """Set the context."""
         self._context = context
 
+    def watch_waits(self, work: type, /) -> None:
+        """Nothing: a dispatch mode cannot tell which communication a work is of."""
+
+    def unwatch_waits(self) -> None:
+        """Nothing."""
+
     def where(self, tensor: torch.Tensor, /) -> tuple[int, int, int]:
         """Return the tensor's storage, layout and offset in bytes."""
-        offset, storage, layout_id, *_ = self._ref(tensor, 0, 0)
+        with self._lock:
+            offset, storage, layout_id = self._place_of(tensor)
         return storage, layout_id, offset
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and record it; what goes wrong in recording never reaches the program."""
         call = None
         if not self._failure and func.namespace not in _MARKS:
-            with self._shield():
+            with self._shield(), self._lock:
                 call = self._begin(func, args, kwargs)
         if call is None:
             return func(*args, **kwargs)
         start = time.monotonic_ns()
-        result = _run_inside(func, args, kwargs, call.made) if call.comm else func(*args, **kwargs)
+        result = _run_inside(func, args, kwargs, call.made) if call.comm is not None else func(*args, **kwargs)
         end = time.monotonic_ns()
-        with self._shield():
+        with self._shield(), self._lock:
             self._finish(func, call, result, start, end)
         return result
 
@@ -142,7 +164,7 @@ class PythonRecorder:
         given = dict(enumerate(args)) | {position[name]: value for name, value in kwargs.items()}
         call = _Call()
         for index in sorted(given):
-            self._add(call.refs, given[index], index)
+            self._add(call, given[index], index)
         call.num_inputs = len(call.refs)
         self._place(call)
         if func.namespace == "c10d" and "process_group" in position:
@@ -152,21 +174,27 @@ class PythonRecorder:
     def _finish(self, func: Any, call: _Call, result: Any, start: int, end: int) -> None:
         outputs = result if isinstance(result, tuple) else (result,)
         for index, value in enumerate(outputs):
-            self._add(call.refs, value, index)
-        call.refs.extend(self._ref(tensor, layout.SCRATCH_ARG, element) for element, tensor in enumerate(call.made))
-        if call.comm:
-            self._watch_work(outputs, func, call.comm, start)
-        first_ref, num_outputs = len(self._records[ChunkKind.REFS]), len(call.refs) - call.num_inputs
-        event = (start, end, call.sequence, call.backward_sequence, 0, first_ref, self._op(func), call.label,
-                 self._context, call.flags, call.num_inputs, num_outputs, call.comm, 0)  # fmt: skip
-        self._records[ChunkKind.REFS].extend(call.refs)
+            self._add(call, value, index)
+        for element, tensor in enumerate(call.made):
+            self._add_one(call, tensor, layout.SCRATCH_ARG, element)
+        if call.comm is not None:
+            self._watch_work(outputs, func, call.comm[-1], start)
+        is_long = end - start > _LONGEST_IN_NS
+        duration = min((end - start) >> 10, _LONGEST_IN_NS) if is_long else max(end - start, 0)
+        flags = call.flags | is_long * EventFlags.LONG | (call.comm is not None) * EventFlags.COMM
+        event = (start, duration, self._call(func, call), call.sequence, call.backward_sequence, 0, call.label,
+                 self._context, int(flags))  # fmt: skip
+        if call.comm is not None:
+            self._records[ChunkKind.COMMS].append(call.comm)
+        self._records[ChunkKind.REFS].extend((ref,) for ref in call.refs)
         self._records[ChunkKind.EVENTS].append(event)
 
     def _place(self, call: _Call) -> None:
         """Say where in the program an operator runs, as far as autograd and the labels tell."""
         newest = _next_sequence() - 1
         if newest > self._last_sequence:
-            self._last_sequence = call.sequence = newest
+            self._last_sequence = newest
+            call.sequence = newest & 0xFFFFFFFF
         call.label = self._label
         task = torch._C._current_graph_task_id()
         if task == -1:
@@ -177,7 +205,7 @@ class PythonRecorder:
         call.flags = int(EventFlags.IN_BACKWARD)
         node = torch._C._current_autograd_node()
         if node is not None and int(node._sequence_nr()) < 2**63:
-            call.backward_sequence = int(node._sequence_nr())
+            call.backward_sequence = int(node._sequence_nr()) & 0xFFFFFFFF
 
     def _op(self, func: Any) -> int:
         name = func._schema.name
@@ -195,19 +223,40 @@ class PythonRecorder:
             self.write(TableKind.OP, known, json.dumps(told).encode())
         return known
 
-    def _add(self, refs: list[tuple[int, int, int, int, int, int]], value: Any, index: int) -> None:
-        for element, tensor in enumerate(_tensors(value)):
-            refs.append(self._ref(tensor, index, element))
+    def _call(self, func: Any, call: _Call) -> int:
+        head = (self._op(func), call.num_inputs, len(call.slots) - call.num_inputs)
+        key = (head, *call.slots)
+        known = self._calls.get(key)
+        if known is None:
+            known = self._calls[key] = len(self._calls) + 1
+            payload = np.array(head, "<u4").tobytes() + np.array(call.slots, "<u2").tobytes()
+            self.write(TableKind.CALL, known, payload)
+        return known
 
-    def _ref(self, tensor: torch.Tensor, arg: int, element: int) -> tuple[int, int, int, int, int, int]:
+    def _add(self, call: _Call, value: Any, index: int) -> None:
+        for element, tensor in enumerate(_tensors(value)):
+            self._add_one(call, tensor, index, element)
+
+    def _add_one(self, call: _Call, tensor: torch.Tensor, arg: int, element: int) -> None:
+        place = self._place_of(tensor)
+        number = 0
+        if place[1]:
+            number = self._tensors.setdefault(place, len(self._tensors) + 1)
+            if number > len(self._records[ChunkKind.TENSORS]):
+                self._records[ChunkKind.TENSORS].append(place)
+        call.refs.append(number)
+        call.slots.append((arg, element))
+
+    def _place_of(self, tensor: torch.Tensor) -> tuple[int, int, int]:
+        """The tensor's offset in bytes, storage and layout."""
         if tensor.layout is not torch.strided or tensor.is_nested:
-            return (0, 0, 0, arg, element, 0)
+            return 0, 0, 0
         storage = tensor.untyped_storage()
         place = (storage._cdata, 0 if tensor.is_meta else storage.data_ptr(), storage.nbytes())
         storage_id = self._storages.get(place)
         if storage_id is None:
             storage_id = self._storages[place] = len(self._storages) + 1
-            self.write(TableKind.STORAGE, storage_id, np.array(place, "<u8").tobytes())
+            self._records[ChunkKind.STORAGES].append(place)
         itemsize = tensor.element_size()
         key = (_DTYPE_NUMBERS[tensor.dtype], _DEVICE_NUMBERS[tensor.device.type], itemsize, tensor.ndim,
                *tensor.shape, *tensor.stride())  # fmt: skip
@@ -216,9 +265,9 @@ class PythonRecorder:
             layout_id = self._layouts[key] = len(self._layouts) + 1
             payload = np.array(key[:4], "<i4").tobytes() + np.array(key[4:], "<i8").tobytes()
             self.write(TableKind.LAYOUT, layout_id, payload)
-        return (int(tensor.storage_offset()) * itemsize, storage_id, layout_id, arg, element, 0)
+        return int(tensor.storage_offset()) * itemsize, storage_id, layout_id
 
-    def _comm(self, func: Any, given: dict[str, Any]) -> int:
+    def _comm(self, func: Any, given: dict[str, Any]) -> tuple[int, ...]:
         group = dist.ProcessGroup.unbox(given["process_group"])
         group_id = self._groups.get(id(group))
         if group_id is None:
@@ -238,11 +287,8 @@ class PythonRecorder:
         peer = next((given[name] for name in given if name in _PEERS), -1)
         tag = given.get("tag", -1)
         asynchronous = p2p or bool(given.get("async_op", True))
-        number = len(self._records[ChunkKind.COMMS]) + 1
-        self._records[ChunkKind.COMMS].append(
-            (_backend_sequence(group), order, group_id, peer, tag, -1, int(asynchronous), number)
-        )
-        return number
+        self._num_comms += 1
+        return (_backend_sequence(group), order, group_id, peer, tag, -1, int(asynchronous), self._num_comms)
 
     def _watch_work(self, outputs: Sequence[Any], func: Any, comm: int, start: int) -> None:
         handle = outputs[-1] if outputs else None

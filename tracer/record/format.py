@@ -1,19 +1,26 @@
-r"""The trace file, version 1: what a recorder writes and a reader finds, one file a rank.
+r"""The trace file, version 2: what a recorder writes and a reader finds, one file a rank.
 
 All numbers are little-endian. The file is a header (4096 bytes), then chunks, each in one piece::
 
     file header   magic "TRUEDAG\0", version u32, header bytes u32, closed u64 (1: the recorder stopped in good order)
     chunk         header (64 bytes: `CHUNK`), then `used` bytes of records, then room up to `bytes`
 
-A chunk belongs to one thread and holds records of one kind: events, refs, comms, works (fixed records, the dtypes
-below) or tables (entries: kind u32, id u32, bytes u32, zero u32, payload padded to 8). What `used` counts is complete,
-whenever the program ended. Zeros where a chunk could begin mean: nothing more up to the next 8 MiB segment, or the end.
+A chunk belongs to one thread and holds records of one kind: fixed records (the dtypes below) or tables (entries: kind
+u32, id u32, bytes u32, zero u32, payload padded to 8). What `used` counts is complete, whenever the program ended.
+Zeros where a chunk could begin mean: nothing more up to the next 8 MiB segment, or the end.
 
-An event is an operator of the dispatcher as DESIGN's rule 2 counts them, pure views included; its tensors are
-`num_inputs + num_outputs` refs of the same thread from `first_ref` on; a communication has a comm at `comm - 1`.
-What a communication made inside for its own use is among its outputs, with `arg` SCRATCH_ARG. A tensor is a storage, a
-byte offset and a layout (dtype, sizes, strides). A work says when a communication really ran. Times are
-CLOCK_MONOTONIC in ns. `tracer/record/native/trace_file.h` is the other side of this page.
+An event is an operator of the dispatcher as DESIGN's rule 2 counts them, pure views included. Its call (a table entry)
+says which operator it is and which argument or result each of its tensors is; its tensors are the next so many refs of
+its thread, and if it is a communication, the next comm. A ref is the number of a tensor of its thread, from 1 on in
+the order of the tensor records; a tensor is a storage, a layout (dtype, sizes, strides) and an offset. Storages are
+numbered from 1 on in the order of their records, which belong to no thread: a StorageImpl, and the memory that it had
+when it was first seen. A place says that from a thread's so-manieth event on (counted from 0) it had other memory; so
+does the same address of a StorageImpl that was freed and given out again. What a communication made inside for its
+own use is among its results, with `arg` SCRATCH_ARG.
+
+A work says when a communication really ran, a wait when a thread of the program waited for one, a free when memory was
+given back. Times are CLOCK_MONOTONIC in ns. `tracer/record/native/trace_file.h` is the other side of this page;
+`FORMAT.md` beside it is the page for people who write readers of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ from enum import IntEnum, IntFlag
 import numpy as np
 
 FILE_MAGIC = b"TRUEDAG\0"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_HEADER_BYTES = 4096
 CHUNK_MAGIC = 0x4B4E4843
 SEGMENT_BYTES = 8 << 20
@@ -38,29 +45,42 @@ class ChunkKind(IntEnum):
     COMMS = 3
     WORKS = 4
     TABLES = 5
+    TENSORS = 6
+    STORAGES = 7
+    FREES = 8
+    WAITS = 9
+    PLACES = 10
 
 
 class TableKind(IntEnum):
-    """What an entry of the tables tells; payloads are JSON but for layouts and storages."""
+    """What an entry of the tables tells; payloads are JSON but for layouts and calls.
+
+    A layout is dtype, device type, itemsize and number of dimensions as int32, then sizes and strides (in elements) as
+    int64. A call is operator, number of argument tensors and number of result tensors as uint32, then for each of the
+    tensors `arg` (position among the schema's arguments, or returns) and `element` (position in a list) as uint16.
+    """
 
     META = 1
     THREAD = 2
     OP = 3
     LAYOUT = 4
-    STORAGE = 5
     GROUP = 6
     LABEL = 7
     CONTEXT = 8
     NAMED_TENSOR = 9
     GROUP_RANKS = 10
+    CALL = 11
+    LANES = 12
 
 
 class EventFlags(IntFlag):
-    """How an event came about."""
+    """How an event came about, and how its record is to be read."""
 
     IN_BACKWARD = 1
     RANGE = 2
     FAILED = 4
+    COMM = 8
+    LONG = 16  # the duration is in units of 1024 ns
 
 
 FILE_HEADER = np.dtype([("magic", "S8"), ("version", "<u4"), ("header_bytes", "<u4"), ("closed", "<u8")])
@@ -75,34 +95,25 @@ CHUNK = np.dtype(
         ("reserved", "<u8", (4,)),
     ]
 )
+# The numbers that autograd gives nodes are kept modulo 2^32; NO_SEQUENCE is none.
 EVENT = np.dtype(
     [
         ("start_ns", "<i8"),
-        ("end_ns", "<i8"),
-        ("sequence", "<i8"),
-        ("backward_sequence", "<i8"),
-        ("fwd_thread", "<u8"),
-        ("first_ref", "<u8"),
-        ("op", "<u4"),
+        ("duration", "<u4"),
+        ("call", "<u4"),
+        ("sequence", "<u4"),
+        ("backward_sequence", "<u4"),
+        ("fwd_thread", "<u4"),
         ("label", "<u4"),
         ("context", "<u4"),
         ("flags", "<u4"),
-        ("num_inputs", "<u4"),
-        ("num_outputs", "<u4"),
-        ("comm", "<u4"),
-        ("reserved", "<u4"),
     ]
 )
-REF = np.dtype(
-    [
-        ("offset_bytes", "<i8"),
-        ("storage", "<u4"),
-        ("layout", "<u4"),
-        ("arg", "<u2"),
-        ("element", "<u2"),
-        ("reserved", "<u4"),
-    ]
-)
+REF = np.dtype([("tensor", "<u4")])
+TENSOR = np.dtype([("offset_bytes", "<i8"), ("storage", "<u4"), ("layout", "<u4")])
+STORAGE = np.dtype([("impl", "<u8"), ("address", "<u8"), ("bytes", "<u8")])
+# From the thread's event number `event` on (from 0), the storage has this memory and no longer the one before.
+PLACE = np.dtype([("storage", "<u4"), ("event", "<u4"), ("address", "<u8"), ("bytes", "<u8")])
 COMM = np.dtype(
     [
         ("sequence", "<i8"),
@@ -116,12 +127,25 @@ COMM = np.dtype(
     ]
 )
 WORK = np.dtype([("start_ns", "<i8"), ("end_ns", "<i8"), ("comm_id", "<u4"), ("op", "<u4")])
+FREE = np.dtype([("time_ns", "<i8"), ("address", "<u8")])
+WAIT = np.dtype([("start_ns", "<i8"), ("end_ns", "<i8"), ("comm_id", "<u4"), ("reserved", "<u4")])
 ENTRY = np.dtype([("kind", "<u4"), ("id", "<u4"), ("bytes", "<u4"), ("zero", "<u4")])
 
+NO_SEQUENCE = 0xFFFFFFFF
 # The arg of a tensor that a communication made inside for its own use.
 SCRATCH_ARG = 0xFFFF
 
-RECORDS = {ChunkKind.EVENTS: EVENT, ChunkKind.REFS: REF, ChunkKind.COMMS: COMM, ChunkKind.WORKS: WORK}
+RECORDS = {
+    ChunkKind.EVENTS: EVENT,
+    ChunkKind.REFS: REF,
+    ChunkKind.COMMS: COMM,
+    ChunkKind.WORKS: WORK,
+    ChunkKind.TENSORS: TENSOR,
+    ChunkKind.STORAGES: STORAGE,
+    ChunkKind.FREES: FREE,
+    ChunkKind.WAITS: WAIT,
+    ChunkKind.PLACES: PLACE,
+}
 
 # c10::ScalarType and c10::DeviceType by number, as layouts name them.
 DTYPES = {

@@ -81,9 +81,12 @@ def record(
             _write_groups(engine)
             said.begin()
             scopes.attach()
+            if dist.is_available():
+                engine.watch_waits(dist.Work)
         yield recording
     finally:
         with _shield(recording):
+            engine.unwatch_waits()
             scopes.detach()
             said.end()
             _write_groups(engine)

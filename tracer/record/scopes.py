@@ -1,14 +1,16 @@
-"""Module scopes: which module's forward pass runs, by hooks that the model does not know of.
+"""Module scopes: which module's forward pass runs, without hooks and unknown to the model.
 
 Each watched module has one label, made before recording: its name in the model, and the layer and the expert that
-`annotate.module` told of it or of a module around it. A label holds from a module's forward pre-hook to its forward
-hook, on the thread that runs it; the backward pass finds it through autograd's sequence numbers.
+`annotate.module` told of it or of a module around it. While it is watched, the module's own attribute `forward` is what
+sets the label and calls the method of its class; it holds on the thread that runs it, and the backward pass finds it
+through autograd's sequence numbers. (A forward hook would do the same and take every call of the module off the fast
+path of `nn.Module`, which costs many times what the label does.)
 """
 
 from __future__ import annotations
 
 import json
-import threading
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,15 +20,22 @@ from truedag.tracer.annotate import REGISTRY, ModuleLabel
 from truedag.tracer.record.format import TableKind
 from truedag.tracer.record.recorder import Recorder
 
+_NOTHING = object()
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    """Whether it is what torch.compile made; torch's compiler is not imported to find out."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return compiler is not None and isinstance(module, compiler.OptimizedModule)
+
 
 class ModuleScopes:
-    """The hooks on the watched models."""
+    """The labels on the watched models."""
 
     def __init__(self, engine: Recorder, watch: Sequence[tuple[str, torch.nn.Module]]) -> None:
         self._engine = engine
         self._watch = watch
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._thread = threading.local()
+        self._labelled: list[tuple[torch.nn.Module, Callable[..., Any], Any]] = []
         self._num_labels = 0
 
     def attach(self) -> None:
@@ -35,13 +44,19 @@ class ModuleScopes:
             self._attach(model, name, ModuleLabel(), set())
 
     def detach(self) -> None:
-        """Take all hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Leave every module as it was; one whose `forward` somebody else has set since keeps that."""
+        for module, labelled, before in self._labelled:
+            if module.__dict__.get("forward") is not labelled:
+                continue
+            if before is _NOTHING:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before
+        self._labelled.clear()
 
     def _attach(self, module: torch.nn.Module, path: str, around: ModuleLabel, seen: set[int]) -> None:
-        if id(module) in seen:
+        # TorchScript has no Python method to call; the module around it is where its operators are.
+        if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
             return
         seen.add(id(module))
         told = REGISTRY.modules.get(module, ModuleLabel())
@@ -52,7 +67,6 @@ class ModuleScopes:
             category=told.category or around.category,
         )
         self._num_labels += 1
-        label = self._num_labels
         payload = {
             "module": own.name,
             "type": type(module).__name__,
@@ -60,27 +74,11 @@ class ModuleScopes:
             "expert": own.expert,
             "category": own.category,
         }
-        self._engine.write(TableKind.LABEL, label, json.dumps(payload).encode())
-        self._handles.append(module.register_forward_pre_hook(self._enter(label)))
-        self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        self._engine.write(TableKind.LABEL, self._num_labels, json.dumps(payload).encode())
+        labelled = self._engine.label_forward(module.forward, self._num_labels)
+        self._labelled.append((module, labelled, module.__dict__.get("forward", _NOTHING)))
+        module.__dict__["forward"] = labelled
+        if _is_compiled(module):
+            return  # what is compiled is compiled as it was written
         for name, child in module.named_children():
             self._attach(child, f"{own.name}.{name}" if own.name else name, own, seen)
-
-    def _stack(self) -> list[int]:
-        stack: list[int] | None = getattr(self._thread, "stack", None)
-        if stack is None:
-            stack = self._thread.stack = []
-        return stack
-
-    def _enter(self, label: int) -> Callable[[torch.nn.Module, Any], None]:
-        set_label = self._engine.set_label
-
-        def enter(_module: torch.nn.Module, _args: Any) -> None:
-            self._stack().append(set_label(label))
-
-        return enter
-
-    def _leave(self, _module: torch.nn.Module, _args: Any, _output: Any) -> None:
-        stack = self._stack()
-        if stack:
-            self._engine.set_label(stack.pop())

@@ -7,10 +7,10 @@
 #include <Python.h>
 
 #include <ATen/record_function.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
-#include "session.h"
+#include "frees.h"
 #include "slots.h"
 
 namespace truedag {
@@ -38,61 +38,118 @@ inline bool is_wrapper(const at::Tensor& tensor) {
   return tensor.defined() && tensor.key_set().has_any(kWrapperKeys);
 }
 
-inline void add_ref(Session& session, ThreadState& state, std::vector<Ref>& refs, const at::Tensor& tensor,
-                    uint16_t arg, uint16_t element, bool is_input) {
-  // A number that became a tensor on the way is a constant of the call, not data that flowed.
-  if (!tensor.defined() || tensor.unsafeGetTensorImpl()->is_wrapped_number()) return;
-  Ref ref{};
-  ref.arg = arg;
-  ref.element = element;
-  const auto* impl = tensor.unsafeGetTensorImpl();
-  if (impl->has_storage() && impl->layout() == c10::kStrided && !tensor.is_nested() &&
-      !impl->has_symbolic_sizes_strides()) {
-    auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
-    const void* data = storage->_mutable_data_ptr_no_checks().get();
-    const uint64_t bytes = storage->nbytes();
-    auto& known = state.storages[(reinterpret_cast<uint64_t>(storage) >> 5) % ThreadState::kCacheSize];
-    if (known.impl != storage || known.data != data || known.bytes != bytes) {
-      known = {storage, data, bytes,
-               session.storages.find(storage, data, bytes, is_input, session.tables, state.error)};
-    }
-    ref.storage = known.id;
-    const auto dtype = static_cast<int32_t>(tensor.scalar_type());
-    const auto device = static_cast<int32_t>(tensor.device().type());
-    const auto itemsize = static_cast<int32_t>(tensor.dtype().itemsize());
-    const auto sizes = impl->sizes();
-    const auto strides = impl->strides();
-    ref.offset_bytes = impl->storage_offset() * itemsize;
-    const uint64_t hash = hash_layout(dtype, device, sizes, strides);
-    auto& layout = state.layouts[hash % ThreadState::kCacheSize];
-    if (layout.entry == nullptr || layout.hash != hash || !layout.entry->same(dtype, device, sizes, strides)) {
-      layout = {hash, session.layouts.find(hash, dtype, device, itemsize, sizes, strides, session.tables, state.error)};
-    }
-    ref.layout = layout.entry->id;
-  }
-  refs.push_back(ref);
+inline bool has_place(const at::TensorImpl* impl) {
+  return impl->has_storage() && impl->layout() == c10::kStrided && !impl->is_nested() &&
+         !impl->has_symbolic_sizes_strides();
 }
 
-inline void add_refs(Session& session, ThreadState& state, std::vector<Ref>& refs, const c10::IValue& value,
-                     uint16_t arg, uint16_t& element, bool is_input) {
+// The number of a storage; says so where it has other memory than this thread saw last.
+inline uint32_t find_storage(Session& session, ThreadState& state, c10::StorageImpl* storage, const void* data,
+                             uint64_t bytes, bool is_input) {
+  Caches& caches = state.caches();
+  auto& known = caches.storages[(reinterpret_cast<uint64_t>(storage) >> 4) % caches.storages.size()];
+  if (known.impl == storage && known.data == data && known.bytes == bytes) return known.id;
+  bool is_new = false;
+  const uint32_t id =
+      known.impl == storage ? known.id : session.storages.find(storage, data, bytes, is_input, is_new, state.error);
+  if (!is_new) {
+    const Place other{id, static_cast<uint32_t>(state.events.count()), reinterpret_cast<uint64_t>(data), bytes};
+    state.places.append(&other, sizeof(other), state.error);
+  }
+  known = {storage, data, bytes, id};
+  return id;
+}
+
+inline const LayoutEntry* find_layout(Session& session, ThreadState& state, const at::TensorImpl* impl) {
+  const auto dtype = static_cast<int32_t>(c10::typeMetaToScalarType(impl->dtype()));
+  const auto device = static_cast<int32_t>(impl->device_type());
+  const auto itemsize = static_cast<int32_t>(impl->dtype().itemsize());
+  const auto sizes = impl->sizes();
+  const auto strides = impl->strides();
+  const uint64_t hash = hash_layout(dtype, device, sizes, strides);
+  Caches& caches = state.caches();
+  auto& known = caches.layouts[hash % caches.layouts.size()];
+  if (known == nullptr || !known->same(dtype, device, sizes, strides)) {
+    known = session.layouts.find(hash, dtype, device, itemsize, sizes, strides, session.tables, state.error);
+  }
+  return known;
+}
+
+// Where a tensor lies, by the tables' numbers.
+inline Tensor find_place(Session& session, ThreadState& state, const at::TensorImpl* impl, const LayoutEntry* layout,
+                         bool is_input) {
+  auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
+  const void* data = storage->_mutable_data_ptr_no_checks().get();
+  const uint32_t id = find_storage(session, state, storage, data, storage->nbytes(), is_input);
+  return {impl->storage_offset() * static_cast<int64_t>(impl->dtype().itemsize()), id, layout->id};
+}
+
+// The number of a tensor on this thread; 0: memory that cannot be named.
+inline Ref name_tensor(Session& session, ThreadState& state, const at::TensorImpl* impl, bool is_input) {
+  if (!has_place(impl)) return 0;
+  auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
+  if (!is_input) watch_free(storage);
+  const void* data = storage->_mutable_data_ptr_no_checks().get();
+  const uint64_t bytes = storage->nbytes();
+  const int64_t offset = impl->storage_offset();
+  Caches& caches = state.caches();
+  auto& known = caches.tensors[(reinterpret_cast<uint64_t>(impl) >> 4) % caches.tensors.size()];
+  const bool is_layout =
+      known.layout != nullptr && known.layout->same(static_cast<int32_t>(c10::typeMetaToScalarType(impl->dtype())),
+                                                    static_cast<int32_t>(impl->device_type()), impl->sizes(),
+                                                    impl->strides());
+  if (is_layout && known.storage == storage && known.offset == offset) {
+    if (known.data != data || known.bytes != bytes) {
+      find_storage(session, state, storage, data, bytes, is_input);
+      known.data = data;
+      known.bytes = bytes;
+    }
+    return known.id;
+  }
+  const LayoutEntry* layout = is_layout ? known.layout : find_layout(session, state, impl);
+  const Tensor tensor = find_place(session, state, impl, layout, is_input);
+  auto& number = caches.ids[mix(tensor.offset_bytes ^ uint64_t{tensor.storage} << 32, tensor.layout) %
+                            caches.ids.size()];
+  if (number.id == 0 || std::memcmp(&number.tensor, &tensor, sizeof(tensor)) != 0) {
+    state.tensors.append(&tensor, sizeof(tensor), state.error);
+    number = {tensor, static_cast<uint32_t>(state.tensors.count())};
+  }
+  known = {storage, data, bytes, offset, layout, number.id};
+  return number.id;
+}
+
+inline void add_tensor(Session& session, ThreadState& state, std::vector<Ref>& refs, std::vector<uint32_t>& places,
+                       const at::Tensor& tensor, uint16_t arg, uint16_t element, bool is_input) {
+  const auto* impl = tensor.unsafeGetTensorImpl();
+  // A number that became a tensor on the way is a constant of the call, not data that flowed.
+  if (!tensor.defined() || impl->is_wrapped_number()) return;
+  refs.push_back(name_tensor(session, state, impl, is_input));
+  places.push_back(static_cast<uint32_t>(element) << 16 | arg);
+}
+
+inline void add_value(Session& session, ThreadState& state, std::vector<Ref>& refs, std::vector<uint32_t>& places,
+                      const c10::IValue& value, uint16_t arg, uint16_t& element, bool is_input) {
   if (value.isTensor()) {
-    add_ref(session, state, refs, value.toTensor(), arg, element++, is_input);
+    add_tensor(session, state, refs, places, value.toTensor(), arg, element++, is_input);
   } else if (value.isList()) {
     for (const auto& item : value.toListRef()) {
       if (!item.isTensor() && !item.isList() && !item.isNone()) break;
-      add_refs(session, state, refs, item, arg, element, is_input);
+      add_value(session, state, refs, places, item, arg, element, is_input);
     }
   } else if (value.isTuple()) {
-    for (const auto& item : value.toTupleRef().elements()) add_refs(session, state, refs, item, arg, element, is_input);
+    for (const auto& item : value.toTupleRef().elements()) {
+      add_value(session, state, refs, places, item, arg, element, is_input);
+    }
   }
 }
 
 // A tensor subclass (DTensor), a dispatch mode or a functorch transform answers this call: the operators are what it
 // calls.
 inline bool answered_elsewhere(c10::ArrayRef<const c10::IValue> inputs) {
-  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return true;
   const auto keys = c10::impl::tls_local_dispatch_key_set();
-  if ((keys.included_ - keys.excluded_).has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return true;
+  constexpr c10::DispatchKeySet asked(
+      {c10::DispatchKey::Python, c10::DispatchKey::FuncTorchDynamicLayerFrontMode});
+  if ((keys.included_ - keys.excluded_).has_any(asked)) return true;
   for (const auto& value : inputs) {
     if (value.isTensor()) {
       if (is_wrapper(value.toTensor())) return true;
@@ -113,7 +170,23 @@ inline int64_t backend_sequence(c10d::ProcessGroup& group) {
   }
 }
 
-inline void open_comm(Session& session, ThreadState& state, const OpEntry& op,
+// A functional collective is waited for by the tensor that it writes, which is one of its arguments.
+inline void remember_storages(Session& session, uint32_t comm_id, c10::ArrayRef<const c10::IValue> inputs) {
+  const auto remember = [&](const at::Tensor& tensor) {
+    if (tensor.defined() && tensor.has_storage()) {
+      session.recent.add(comm_id, nullptr, tensor.storage().unsafeGetStorageImpl());
+    }
+  };
+  for (const auto& value : inputs) {
+    if (value.isTensor()) remember(value.toTensor());
+    if (!value.isTensorList()) continue;
+    for (const auto& item : value.toListRef()) {
+      if (item.isTensor()) remember(item.toTensor());
+    }
+  }
+}
+
+[[gnu::cold]] inline void open_comm(Session& session, ThreadState& state, const OpEntry& op,
                       c10::ArrayRef<const c10::IValue> inputs) {
   const auto group = inputs[op.group_arg].toCustomClass<c10d::ProcessGroup>();
   Comm comm{};
@@ -132,22 +205,33 @@ inline void open_comm(Session& session, ThreadState& state, const OpEntry& op,
     comm.group = entry->id;
     comm.order = op.p2p ? entry->num_p2p++ : entry->num_collectives++;
   }
+  remember_storages(session, comm.id, inputs);
   state.open_comm = comm;
   state.has_comm = true;
   c10::ThreadLocalDebugInfo::_push(kCommInfo, std::make_shared<CommInfo>(session.generation, comm.id));
   this_slot->comm_generation = session.generation;
 }
 
+inline bool is_engine(const char* name) {
+  return name[0] == 'a' && name[1] == 'u' && std::strncmp(name, "autograd::engine::", 18) == 0;
+}
+
+inline Caches::OpSlot& op_slot(ThreadState& state, const char* name) {
+  auto& ops = state.caches().ops;
+  return ops[(reinterpret_cast<uint64_t>(name) >> 4) % ops.size()];
+}
+
 inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFunction& fn) {
   const char* name = fn.name();
-  auto& known = state.ops[(reinterpret_cast<uint64_t>(name) >> 4) % state.ops.size()];
-  if (known.name == name && known.entry->name == name) return known.entry;
+  state.forget_operators_that_are_gone();
+  auto& known = op_slot(state, name);
+  if (known.name == name) [[likely]] return known.entry;
   OpEntry* entry = session.ops.find(fn, session.tables, state.error);
-  if (entry->stable) known = {name, entry};
+  if (entry->stable) known = {name, entry, nullptr};
   return entry;
 }
 
-inline std::unique_ptr<at::ObserverContext> start_work(Session& session, ThreadState& state,
+[[gnu::cold]] inline std::unique_ptr<at::ObserverContext> start_work(Session& session, ThreadState& state,
                                                        const at::RecordFunction& fn) {
   const auto* info = static_cast<const CommInfo*>(c10::ThreadLocalDebugInfo::get(kCommInfo));
   if (info == nullptr || info->generation != session.generation) return nullptr;
@@ -168,38 +252,66 @@ inline std::unique_ptr<at::ObserverContext> start_work(Session& session, ThreadS
 inline void set_place(Event& event, const ThreadState& state, const ThreadSlot& slot, const at::RecordFunction& fn) {
   event.label = slot.label;
   event.context = slot.context;
-  event.sequence = fn.seqNr();
-  event.backward_sequence = -1;
+  event.sequence = static_cast<uint32_t>(fn.seqNr());
+  event.backward_sequence = kNoSequence;
   if (state.backward.empty() && state.engine_labels.empty()) return;
   // A label from around the backward pass says nothing of what runs in it; one set inside (recomputation) does.
   if (!state.engine_labels.empty() && state.engine_labels.back() == slot.label) event.label = 0;
   // The engine's own work on what a node gave (sums to the right shape, additions of gradients) is that node's.
   const auto& node = state.backward.empty() ? state.engine_node : state.backward.back();
   event.flags |= kInBackward;
-  event.backward_sequence = node.sequence;
-  event.fwd_thread = node.fwd_thread;
+  event.backward_sequence = static_cast<uint32_t>(node.sequence);
+  event.fwd_thread = static_cast<uint32_t>(node.fwd_thread);
+}
+
+inline const Call* find_call(Session& session, ThreadState& state, const OpenEvent& open) {
+  // The slot may be another operator's by now: then its last call is not ours either.
+  auto& known = op_slot(state, open.name);
+  const bool is_ours = known.entry == open.op;
+  if (is_ours && known.call != nullptr && known.call->same(open.num_inputs, open.places)) return known.call;
+  const Call* call = session.calls.find(open.op->id, open.num_inputs, open.places, session.tables, state.error);
+  if (is_ours) known.call = call;
+  return call;
+}
+
+// What runs inside PyTorch's own kernels is nobody's business: where it is so much that switching costs less, it is not
+// even observed, unless somebody else (a profiler) observes as well.
+constexpr uint32_t kWorthSilencing = 3;
+inline bool can_silence(const OpEntry& op) {
+  return op.closed.load(std::memory_order_relaxed) && op.num_inside.load(std::memory_order_relaxed) >= kWorthSilencing &&
+         at::getStepCallbacks(at::RecordScope::FUNCTION).callbacks_.size() == 1;
 }
 
 // Begins the record of an operator, or of a communication.
-inline void open_leaf(Session& session, ThreadState& state, const ThreadSlot& slot, const OpEntry& op,
+inline void open_leaf(Session& session, ThreadState& state, ThreadSlot& slot, OpEntry& op,
                       const at::RecordFunction& fn, Frame frame) {
   const auto inputs = fn.inputs();
-  state.open = Event{};
-  auto& event = state.open;
-  event.op = op.id;
-  set_place(event, state, slot, fn);
-  state.open_refs.clear();
-  state.scratch_refs.clear();
+  auto& open = state.open;
+  open.op = &op;
+  open.name = fn.name();
+  open.event = Event{};
+  set_place(open.event, state, slot, fn);
+  open.refs.clear();
+  open.places.clear();
   for (size_t i = 0; i < inputs.size(); ++i) {
     uint16_t element = 0;
-    add_refs(session, state, state.open_refs, inputs[i], static_cast<uint16_t>(i), element, true);
+    add_value(session, state, open.refs, open.places, inputs[i], static_cast<uint16_t>(i), element, true);
   }
-  event.num_inputs = static_cast<uint32_t>(state.open_refs.size());
+  open.num_inputs = static_cast<uint32_t>(open.refs.size());
   state.has_comm = false;
-  if (op.kind == OpClass::kComm) open_comm(session, state, op, inputs);
+  if (op.kind == OpClass::kComm) {
+    state.scratch_refs.clear();
+    state.scratch_places.clear();
+    open_comm(session, state, op, inputs);
+  }
   state.inside = 1;
+  state.num_inside = 0;
   state.frames.push_back(frame);
-  event.start_ns = now_ns();
+  if (can_silence(op)) {
+    at::enableRecordFunction(false);
+    slot.silenced = true;
+  }
+  open.event.start_ns = now_ns();
 }
 
 // Whether a communication runs inside an operator that is none itself (a library's, whose kernel communicates).
@@ -207,7 +319,17 @@ inline bool is_inner_comm(const ThreadState& state, const at::RecordFunction& fn
   return state.inside > 0 && !state.has_comm && !state.muted && std::strncmp(fn.name(), "c10d::", 6) == 0;
 }
 
-inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState& state, const ThreadSlot& slot,
+// A functional collective's tensor is waited for: by which communication it was written, the storage tells.
+[[gnu::cold]] inline void open_wait(Session& session, ThreadState& state, c10::ArrayRef<const c10::IValue> inputs) {
+  Wait wait{};
+  if (!inputs.empty() && inputs[0].isTensor() && inputs[0].toTensor().has_storage()) {
+    wait.comm_id = session.recent.find(nullptr, inputs[0].toTensor().storage().unsafeGetStorageImpl());
+  }
+  wait.start_ns = now_ns();
+  state.open_waits.push_back(wait);
+}
+
+inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState& state, ThreadSlot& slot,
                                                   const at::RecordFunction& fn) {
   const auto scope = fn.scope();
   if (scope == at::RecordScope::USER_SCOPE) {
@@ -219,11 +341,13 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
   if (state.inside > 0 || (state.muted && PyGILState_GetThisThreadState() == nullptr)) {
     if (is_inner_comm(state, fn) && find_op(session, state, fn)->kind == OpClass::kComm) {
       // Ranks meet in it whatever it is inside of: the operator around it waits.
-      state.waiting.push_back({state.open, std::move(state.open_refs), state.inside});
+      state.open.op->closed.store(false, std::memory_order_relaxed);
+      state.waiting.push_back({std::move(state.open), state.inside});
       open_leaf(session, state, slot, *find_op(session, state, fn), fn, Frame::kInnerComm);
       return nullptr;
     }
     ++state.inside;
+    ++state.num_inside;
     state.frames.push_back(Frame::kInside);
     return nullptr;
   }
@@ -232,25 +356,29 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
     state.frames.push_back(Frame::kBackward);
     return nullptr;
   }
+  if (is_engine(fn.name())) {
+    state.engine_labels.push_back(slot.label);
+    state.engine_node = {-1, 0};
+    state.frames.push_back(Frame::kEngine);
+    return nullptr;
+  }
   OpEntry* op = find_op(session, state, fn);
   switch (op->kind) {
     case OpClass::kTransparent:
       state.frames.push_back(Frame::kTransparent);
       return nullptr;
-    case OpClass::kEngine:
-      state.engine_labels.push_back(slot.label);
-      state.engine_node = {-1, 0};
-      state.frames.push_back(Frame::kEngine);
+    case OpClass::kWait:
+      open_wait(session, state, fn.inputs());
+      state.frames.push_back(Frame::kWait);
       return nullptr;
     case OpClass::kFunction: {
       state.frames.push_back(Frame::kTransparent);
       if (fn.seqNr() >= 0) {
         Event event{};
-        event.start_ns = event.end_ns = now_ns();
-        event.op = op->id;
+        event.start_ns = now_ns();
+        event.call = session.calls.find(op->id, 0, {}, session.tables, state.error)->id;
         set_place(event, state, slot, fn);
         event.flags |= kRange;
-        event.first_ref = state.refs.count();
         if (!state.events.append(&event, sizeof(event), state.error)) switch_off(state.error);
       }
       return nullptr;
@@ -274,26 +402,34 @@ inline void close_comm(ThreadSlot& slot) {
   slot.comm_generation = 0;
 }
 
-inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunction& fn) {
-  auto& event = state.open;
-  event.end_ns = now_ns();
-  if (state.has_comm) close_comm(*this_slot);
+inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunction& fn, bool was_silenced) {
+  auto& open = state.open;
+  auto& event = open.event;
+  const int64_t duration = now_ns() - event.start_ns;
   const auto& outputs = fn.outputs();
   for (size_t i = 0; i < outputs.size(); ++i) {
     uint16_t element = 0;
-    add_refs(session, state, state.open_refs, outputs[i], static_cast<uint16_t>(i), element, false);
+    add_value(session, state, open.refs, open.places, outputs[i], static_cast<uint16_t>(i), element, false);
   }
-  state.open_refs.insert(state.open_refs.end(), state.scratch_refs.begin(), state.scratch_refs.end());
-  event.num_outputs = static_cast<uint32_t>(state.open_refs.size()) - event.num_inputs;
-  if (outputs.empty() && fn.num_outputs() > 0) event.flags |= kFailed;
-  event.first_ref = state.refs.count();
+  if (!was_silenced) open.op->num_inside.store(state.num_inside, std::memory_order_relaxed);
   bool written = true;
   if (state.has_comm) {
+    close_comm(*this_slot);
+    if (!outputs.empty() && outputs.back().isCustomClass()) {
+      session.recent.add(state.open_comm.id, outputs.back().toCustomClass<c10d::Work>().get(), nullptr);
+    }
+    open.refs.insert(open.refs.end(), state.scratch_refs.begin(), state.scratch_refs.end());
+    open.places.insert(open.places.end(), state.scratch_places.begin(), state.scratch_places.end());
     written = state.comms.append(&state.open_comm, sizeof(Comm), state.error);
-    event.comm = static_cast<uint32_t>(state.comms.count());
+    event.flags |= kIsComm;
   }
-  const size_t ref_bytes = state.open_refs.size() * sizeof(Ref);
-  if (ref_bytes > 0) written = written && state.refs.append(state.open_refs.data(), ref_bytes, state.error);
+  if (outputs.empty() && fn.num_outputs() > 0) event.flags |= kFailed;
+  const bool is_long = duration > int64_t{0xffffffff};
+  if (is_long) event.flags |= kLong;
+  event.duration = static_cast<uint32_t>(is_long ? duration >> 10 : duration);
+  event.call = find_call(session, state, open)->id;
+  const size_t ref_bytes = open.refs.size() * sizeof(Ref);
+  if (ref_bytes > 0) written = written && state.refs.append(open.refs.data(), ref_bytes, state.error);
   written = written && state.events.append(&event, sizeof(event), state.error);
   if (!written || !state.error.empty()) switch_off(state.error);  // an event whose names are lost is no event
 }
@@ -311,14 +447,14 @@ inline std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& f
   }
 }
 
-inline void end_work(Session& session, ThreadState& state, WorkContext& context) {
+[[gnu::cold]] inline void end_work(Session& session, ThreadState& state, WorkContext& context) {
   if (context.generation != session.generation) return;
   context.work.end_ns = now_ns();
   if (context.worker == &state) state.muted = false;
   if (!state.works.append(&context.work, sizeof(Work), state.error)) switch_off(state.error);
 }
 
-inline void end_frame(Session& session, ThreadState& state, const at::RecordFunction& fn) {
+inline void end_frame(Session& session, ThreadState& state, const at::RecordFunction& fn, bool was_silenced) {
   const Frame frame = state.frames.back();
   state.frames.pop_back();
   switch (frame) {
@@ -329,7 +465,7 @@ inline void end_frame(Session& session, ThreadState& state, const at::RecordFunc
       if (state.has_comm) {
         uint16_t element = 0;
         for (const auto& output : fn.outputs()) {
-          add_refs(session, state, state.scratch_refs, output, kScratchArg, element, false);
+          add_value(session, state, state.scratch_refs, state.scratch_places, output, kScratchArg, element, false);
         }
       }
       return;
@@ -340,17 +476,21 @@ inline void end_frame(Session& session, ThreadState& state, const at::RecordFunc
     case Frame::kEngine:
       state.engine_labels.pop_back();
       return;
+    case Frame::kWait:
+      state.open_waits.back().end_ns = now_ns();
+      if (!state.waits.append(&state.open_waits.back(), sizeof(Wait), state.error)) switch_off(state.error);
+      state.open_waits.pop_back();
+      return;
     case Frame::kLeaf:
       state.inside = 0;
-      end_leaf(session, state, fn);
+      end_leaf(session, state, fn, was_silenced);
       state.has_comm = false;
       return;
     case Frame::kInnerComm: {
-      end_leaf(session, state, fn);
+      end_leaf(session, state, fn, was_silenced);
       state.has_comm = false;
       auto& outer = state.waiting.back();
-      state.open = outer.open;
-      state.open_refs = std::move(outer.refs);
+      state.open = std::move(outer.open);
       state.inside = outer.inside;
       state.waiting.pop_back();
       return;
@@ -362,6 +502,11 @@ inline void on_end(const at::RecordFunction& fn, at::ObserverContext* context) {
   ThreadSlot* slot = thread_slot();
   const SessionHold hold(slot);
   if (slot == nullptr) return;
+  const bool was_silenced = slot->silenced;
+  if (was_silenced) {  // nothing else is observed meanwhile: it is the operator itself that ends
+    slot->silenced = false;
+    at::enableRecordFunction(true);
+  }
   Session* session = hold.get();
   if (slot->comm_generation != 0 && (session == nullptr || slot->comm_generation != session->generation)) {
     close_comm(*slot);  // the recording ended inside a communication
@@ -372,7 +517,7 @@ inline void on_end(const at::RecordFunction& fn, at::ObserverContext* context) {
     if (context != nullptr) {
       end_work(*session, state, *static_cast<WorkContext*>(context));
     } else if (fn.scope() != at::RecordScope::USER_SCOPE && !state.frames.empty()) {
-      end_frame(*session, state, fn);  // an empty stack: it began before this recording
+      end_frame(*session, state, fn, was_silenced);  // an empty stack: it began before this recording
     }
   } catch (const std::exception& failure) {
     switch_off(failure.what());

@@ -3,7 +3,9 @@
 #include <Python.h>
 #include <pthread.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
 
+#include "labelled_forward.h"
 #include "observer.h"
 
 namespace truedag {
@@ -23,7 +25,8 @@ Session* running() { return callback == at::INVALID_CALLBACK_HANDLE ? nullptr : 
 
 PyObject* py_start(PyObject*, PyObject* args) {
   const char* path = nullptr;
-  if (!PyArg_ParseTuple(args, "s", &path)) return nullptr;
+  unsigned long long max_bytes = 0;
+  if (!PyArg_ParseTuple(args, "s|K", &path, &max_bytes)) return nullptr;
   if (callback != at::INVALID_CALLBACK_HANDLE) return refuse("a recording is running in this process already");
   if (inherited_callback != at::INVALID_CALLBACK_HANDLE) {
     at::removeCallback(inherited_callback);
@@ -36,10 +39,11 @@ PyObject* py_start(PyObject*, PyObject* args) {
   }
   auto session = std::make_unique<Session>();
   std::string error;
-  if (!session->file.open(path, error)) return refuse(error);
+  if (!session->file.open(path, max_bytes, error)) return refuse(error);
   session->generation = session_generation.fetch_add(1) + 1;
   current = session.release();
   forked = false;
+  find_cpu_deleter();
   active_session.store(current, std::memory_order_seq_cst);
   callback = at::addGlobalCallback(at::RecordFunctionCallback(&on_start, &on_end)
                                        .needsInputs(true)
@@ -81,25 +85,6 @@ PyObject* py_write(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
-// This thread's slot with its state of the running session; null where nothing is recorded.
-ThreadSlot* recorded_slot() {
-  Session* session = active_session.load();
-  ThreadSlot* slot = thread_slot();
-  if (session == nullptr || slot == nullptr) return nullptr;
-  thread_state(session, *slot);
-  return slot;
-}
-
-PyObject* py_set_label(PyObject*, PyObject* value) {
-  const auto label = PyLong_AsUnsignedLong(value);
-  if (PyErr_Occurred() != nullptr) return nullptr;
-  ThreadSlot* slot = recorded_slot();
-  if (slot == nullptr) return PyLong_FromLong(0);
-  const uint32_t before = slot->label;
-  slot->label = static_cast<uint32_t>(label);
-  return PyLong_FromUnsignedLong(before);
-}
-
 PyObject* py_set_context(PyObject*, PyObject* value) {
   const auto context = PyLong_AsUnsignedLong(value);
   if (PyErr_Occurred() != nullptr) return nullptr;
@@ -113,27 +98,90 @@ PyObject* py_where(PyObject*, PyObject* object) {
     PyErr_SetString(PyExc_TypeError, "where() takes a tensor");
     return nullptr;
   }
-  std::vector<Ref> refs;
-  if (ThreadSlot* slot = recorded_slot()) {
-    add_ref(*active_session.load(), *slot->state, refs, THPVariable_Unpack(object), 0, 0, true);
+  Tensor place{};
+  const auto* impl = THPVariable_Unpack(object).unsafeGetTensorImpl();
+  ThreadSlot* slot = recorded_slot();
+  if (slot != nullptr && has_place(impl)) {
+    Session& session = *active_session.load();
+    place = find_place(session, *slot->state, impl, find_layout(session, *slot->state, impl), true);
   }
-  const Ref ref = refs.empty() ? Ref{} : refs.front();
-  return Py_BuildValue("IIL", ref.storage, ref.layout, static_cast<long long>(ref.offset_bytes));
+  return Py_BuildValue("IIL", place.storage, place.layout, static_cast<long long>(place.offset_bytes));
+}
+
+// What `Work.wait` is while it is watched: the method itself, and what it was before.
+PyObject* watched_wait = nullptr;
+PyObject* original_wait = nullptr;
+PyObject* watched_type = nullptr;
+
+// Waits, and writes down from when to when. Also without a recording, should somebody have kept hold of it.
+PyObject* timed_wait(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+  const Py_ssize_t total = count + (names == nullptr ? 0 : PyTuple_GET_SIZE(names));
+  std::vector<PyObject*> all(static_cast<size_t>(total) + 1, self);
+  std::copy(args, args + total, all.begin() + 1);
+  Wait wait{};
+  wait.start_ns = now_ns();
+  PyObject* result = PyObject_Vectorcall(original_wait, all.data(), static_cast<size_t>(count) + 1, names);
+  wait.end_ns = now_ns();
+  ThreadSlot* slot = recorded_slot();
+  if (slot == nullptr) return result;
+  try {
+    const auto work = pybind11::handle(self).cast<c10::intrusive_ptr<c10d::Work>>();
+    wait.comm_id = active_session.load()->recent.find(work.get(), nullptr);
+    ThreadState& state = *slot->state;
+    if (!state.waits.append(&wait, sizeof(wait), state.error)) switch_off(state.error);
+  } catch (const std::exception& failure) {
+    switch_off(failure.what());
+  }
+  return result;
+}
+
+PyMethodDef timed_wait_method = {"wait", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&timed_wait)),
+                                 METH_FASTCALL | METH_KEYWORDS, "Wait for a communication; truedag is recording."};
+
+// watch_waits(Work): tell from when to when the program's threads wait for works, until unwatch_waits().
+PyObject* py_watch_waits(PyObject*, PyObject* type) {
+  if (!PyType_Check(type)) return refuse("watch_waits() takes the class Work");
+  if (watched_type != nullptr) Py_RETURN_NONE;
+  PyObject* wait = PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type), &timed_wait_method);
+  if (wait == nullptr) return nullptr;
+  PyObject* before = PyObject_GetAttrString(type, "wait");
+  if (before == nullptr) return nullptr;
+  original_wait = before;  // never given back: a call may still be inside
+  if (PyObject_SetAttrString(type, "wait", wait) != 0) return nullptr;
+  watched_wait = wait;
+  watched_type = Py_NewRef(type);
+  Py_RETURN_NONE;
+}
+
+PyObject* py_unwatch_waits(PyObject*, PyObject*) {
+  if (watched_type == nullptr) Py_RETURN_NONE;
+  PyObject* type = watched_type;
+  watched_type = nullptr;
+  PyObject* present = PyObject_GetAttrString(type, "wait");
+  // Somebody may have put a method of their own in its place.
+  const int failed = present == watched_wait ? PyObject_SetAttrString(type, "wait", original_wait) : 0;
+  Py_XDECREF(present);
+  Py_DECREF(type);
+  if (failed != 0) return nullptr;
+  Py_RETURN_NONE;
 }
 
 // sizes() -> bytes of each record, for the test that holds format.py to this file.
 PyObject* py_sizes(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n}", "event", sizeof(Event), "ref", sizeof(Ref), "comm", sizeof(Comm),
-                       "work", sizeof(Work), "chunk", sizeof(ChunkHeader), "file", kFileHeaderBytes);
+  return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "event", sizeof(Event), "ref", sizeof(Ref), "tensor",
+                       sizeof(Tensor), "storage", sizeof(Storage), "comm", sizeof(Comm), "work", sizeof(Work), "free",
+                       sizeof(Free), "wait", sizeof(Wait), "place", sizeof(Place), "chunk", sizeof(ChunkHeader), "file", kFileHeaderBytes);
 }
 
 PyMethodDef methods[] = {
-    {"start", py_start, METH_VARARGS, "start(path): record this process into a new file."},
+    {"start", py_start, METH_VARARGS, "start(path, max_bytes=0): record this process into a new file."},
     {"stop", py_stop, METH_NOARGS, "stop() -> (number of events, why the recorder switched itself off or '')."},
     {"write", py_write, METH_VARARGS, "write(kind, id, payload): add an entry to the tables."},
-    {"set_label", py_set_label, METH_O, "set_label(id) -> the label before, on this thread."},
+    {"label_forward", py_label_forward, METH_VARARGS, "label_forward(forward, id): call it under a label."},
     {"set_context", py_set_context, METH_O, "set_context(id), on this thread."},
     {"where", py_where, METH_O, "where(tensor) -> (storage, layout, offset in bytes)."},
+    {"watch_waits", py_watch_waits, METH_O, "watch_waits(Work): record when the program waits for works."},
+    {"unwatch_waits", py_unwatch_waits, METH_NOARGS, "unwatch_waits(): leave Work as it was."},
     {"sizes", py_sizes, METH_NOARGS, "sizes() -> bytes of each kind of record."},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -160,5 +208,8 @@ void forget_in_child() {
 
 PyMODINIT_FUNC PyInit_truedag_recorder() {
   pthread_atfork(nullptr, nullptr, &truedag::forget_in_child);
+  // For good: nothing of the recorder is taken down at exit, when other threads may still run operators.
+  new c10::RegistrationHandleRAII(
+      c10::Dispatcher::singleton().addRegistrationListener(std::make_unique<truedag::GoneOperators>()));
   return PyModule_Create(&truedag::module);
 }

@@ -11,8 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "memory.h"
+#include "operators.h"
 #include "tables.h"
 #include "trace_file.h"
+#include "waits.h"
 
 namespace truedag {
 
@@ -22,21 +25,24 @@ inline int64_t now_ns() {
   return static_cast<int64_t>(time.tv_sec) * 1000000000 + time.tv_nsec;
 }
 
-struct Session;
-
 // What a RecordFunction that is still open means to this thread.
-enum class Frame : uint8_t { kTransparent, kLeaf, kInnerComm, kInside, kBackward, kEngine };
+enum class Frame : uint8_t { kTransparent, kLeaf, kInnerComm, kInside, kBackward, kEngine, kWait };
 
-struct ThreadState {
-  static constexpr size_t kCacheSize = 4096;
-
+// What a thread remembers of what it has seen, so that it asks the tables seldom.
+struct Caches {
   struct OpSlot {
     const char* name = nullptr;
     OpEntry* entry = nullptr;
+    const Call* call = nullptr;  // how it was called last
   };
-  struct LayoutSlot {
-    uint64_t hash = 0;
-    const LayoutEntry* entry = nullptr;
+  // By the address of the TensorImpl: right as long as all else is the same.
+  struct TensorSlot {
+    const void* storage = nullptr;
+    const void* data = nullptr;
+    uint64_t bytes = 0;
+    int64_t offset = 0;
+    const LayoutEntry* layout = nullptr;
+    uint32_t id = 0;
   };
   struct StorageSlot {
     const void* impl = nullptr;
@@ -44,6 +50,29 @@ struct ThreadState {
     uint64_t bytes = 0;
     uint32_t id = 0;
   };
+  struct IdSlot {
+    Tensor tensor{};
+    uint32_t id = 0;
+  };
+
+  std::array<OpSlot, 1024> ops{};
+  std::array<TensorSlot, 2048> tensors{};
+  std::array<const LayoutEntry*, 1024> layouts{};
+  std::array<StorageSlot, 2048> storages{};
+  std::array<IdSlot, 4096> ids{};
+};
+
+// An operator whose record is being made.
+struct OpenEvent {
+  OpEntry* op = nullptr;
+  const char* name = nullptr;
+  Event event{};
+  std::vector<Ref> refs;
+  std::vector<uint32_t> places;  // element << 16 | arg of each
+  uint32_t num_inputs = 0;
+};
+
+struct ThreadState {
   struct Backward {
     int64_t sequence;
     uint64_t fwd_thread;
@@ -51,42 +80,57 @@ struct ThreadState {
 
   // An operator that waits while a communication inside it is recorded.
   struct Waiting {
-    Event open;
-    std::vector<Ref> refs;
+    OpenEvent open;
     size_t inside;
   };
 
   ThreadState(TraceFile& file, uint32_t index)
-      : events(file, kEvents, index, sizeof(Event), size_t{256} << 10),
-        refs(file, kRefs, index, sizeof(Ref), size_t{256} << 10),
-        comms(file, kComms, index, sizeof(Comm), size_t{16} << 10),
-        works(file, kWorks, index, sizeof(Work), size_t{16} << 10) {
-    frames.reserve(1024);
-    open_refs.reserve(256);
-    backward.reserve(64);
+      : events(file, kEvents, index, sizeof(Event)),
+        refs(file, kRefs, index, sizeof(Ref)),
+        tensors(file, kTensors, index, sizeof(Tensor)),
+        comms(file, kComms, index, sizeof(Comm)),
+        works(file, kWorks, index, sizeof(Work)),
+        frees(file, kFrees, index, sizeof(Free)),
+        waits(file, kWaits, index, sizeof(Wait)),
+        places(file, kPlaces, index, sizeof(Place)) {
+    frames.reserve(256);
   }
 
-  Stream events, refs, comms, works;
+  // Many threads only ever run a backend's works: those need none. An operator that is gone may leave the address of
+  // its name to another one.
+  Caches& caches() {
+    if (known == nullptr) known = std::make_unique<Caches>();
+    return *known;
+  }
+  void forget_operators_that_are_gone() {
+    const uint64_t gone = operators_gone.load(std::memory_order_relaxed);
+    if (gone == num_gone) return;
+    num_gone = gone;
+    if (known != nullptr) known->ops.fill({});
+  }
+
   std::vector<Frame> frames;
+  std::unique_ptr<Caches> known;
+  uint64_t num_gone = 0;
   size_t inside = 0;   // frames below the open leaf, itself included
+  uint32_t num_inside = 0;  // operators that were seen inside it
+  bool has_comm = false;
   bool muted = false;  // a backend's worker runs a communication here: its own operators are not the program's
   std::vector<Backward> backward;
   std::vector<uint32_t> engine_labels;  // the label when each of the engine's open frames began
   Backward engine_node{-1, 0};          // the last node that ran inside the engine's current frame
+  OpenEvent open;
+  Stream events, refs, tensors, comms, works, frees, waits, places;
   std::string error;
-  Event open{};
-  std::vector<Ref> open_refs;
   std::vector<Ref> scratch_refs;  // what a communication made for itself inside
+  std::vector<uint32_t> scratch_places;
   std::vector<Waiting> waiting;
+  std::vector<Wait> open_waits;
   Comm open_comm{};
-  bool has_comm = false;
-  std::array<OpSlot, 1024> ops{};
-  std::array<LayoutSlot, kCacheSize> layouts{};
-  std::array<StorageSlot, kCacheSize> storages{};
 };
 
 struct Session {
-  Session() : tables(file) {}
+  Session() : tables(file), storages(file) {}
 
   ThreadState* join() {
     std::lock_guard<std::mutex> guard(mutex);
@@ -102,9 +146,11 @@ struct Session {
   TraceFile file;
   TableWriter tables;
   OpTable ops;
+  CallTable calls;
   LayoutTable layouts;
   StorageTable storages;
   GroupTable groups;
+  RecentComms recent;
   std::atomic<uint32_t> next_comm_id{1};
   uint64_t generation = 0;
   std::mutex mutex;

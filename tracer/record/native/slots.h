@@ -2,6 +2,10 @@
 // until nobody holds it. That is all the synchronisation there is between recording threads and the one that stops.
 #pragma once
 
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -17,6 +21,11 @@ namespace truedag {
 inline std::atomic<Session*> active_session{nullptr};
 inline std::atomic<uint64_t> session_generation{0};
 
+// Where the kernel can run a barrier on all threads of the process, the one that stops pays for it and a callback does
+// not. Registered once, when the module is loaded.
+inline const bool barrier_on_all_threads =
+    ::syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
+
 // A thread's place in the running session, and what Python said last on it.
 struct ThreadSlot {
   std::atomic<bool> busy{false};  // in a callback: the session it found there must stay
@@ -25,6 +34,7 @@ struct ThreadSlot {
   uint32_t label = 0;
   uint32_t context = 0;
   uint64_t comm_generation = 0;  // of the session whose communication is open on this thread; 0: none
+  bool silenced = false;         // nothing is observed on this thread until the open operator has ended
 };
 
 // All threads' slots, so that stopping can wait until nobody is in a callback.
@@ -64,12 +74,19 @@ inline ThreadSlot* thread_slot() {
   return this_slot;
 }
 
-// Holds the running session for as long as a callback looks at it.
+// Holds the running session for as long as a callback looks at it. One inside another is part of it.
 class SessionHold {
  public:
   explicit SessionHold(ThreadSlot* slot) : slot_(slot) {
     if (slot_ == nullptr) return;
-    slot_->busy.store(true, std::memory_order_seq_cst);
+    if (slot_->busy.load(std::memory_order_relaxed)) {
+      slot_ = nullptr;
+    } else if (barrier_on_all_threads) {
+      slot_->busy.store(true, std::memory_order_relaxed);
+      std::atomic_signal_fence(std::memory_order_seq_cst);
+    } else {
+      slot_->busy.store(true, std::memory_order_seq_cst);
+    }
     session_ = active_session.load(std::memory_order_seq_cst);
   }
   ~SessionHold() {
@@ -87,6 +104,7 @@ class SessionHold {
 // Ends the session for all threads: returns when none is in a callback any more.
 inline void quiesce() {
   active_session.store(nullptr, std::memory_order_seq_cst);
+  if (barrier_on_all_threads) ::syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
   std::lock_guard<std::mutex> guard(all_slots().mutex);
   for (const auto* slot : all_slots().slots) {
     while (slot->busy.load(std::memory_order_acquire)) std::this_thread::yield();
@@ -108,6 +126,15 @@ inline ThreadState* thread_state(Session* session, ThreadSlot& slot) {
     slot.label = slot.context = 0;  // what was said to an earlier recording
   }
   return slot.state;
+}
+
+// This thread's slot with its state of the running session; null where nothing is recorded.
+inline ThreadSlot* recorded_slot() {
+  Session* session = active_session.load();
+  ThreadSlot* slot = thread_slot();
+  if (session == nullptr || slot == nullptr) return nullptr;
+  thread_state(session, *slot);
+  return slot;
 }
 
 }  // namespace truedag

@@ -18,24 +18,40 @@
 namespace truedag {
 
 constexpr char kFileMagic[8] = {'T', 'R', 'U', 'E', 'D', 'A', 'G', '\0'};
-constexpr uint32_t kFormatVersion = 1;
+constexpr uint32_t kFormatVersion = 2;
 constexpr uint32_t kChunkMagic = 0x4b4e4843;  // "CHNK"
 constexpr size_t kFileHeaderBytes = 4096;
 constexpr size_t kSegmentBytes = size_t{8} << 20;
+constexpr size_t kPageBytes = 4096;
+constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, since Linux 5.14
+constexpr size_t kSmallestChunkBytes = 4096;
+constexpr size_t kLargestChunkBytes = size_t{256} << 10;
 
-enum ChunkKind : uint32_t { kEvents = 1, kRefs = 2, kComms = 3, kWorks = 4, kTables = 5 };
+enum ChunkKind : uint32_t {
+  kEvents = 1,
+  kRefs = 2,
+  kComms = 3,
+  kWorks = 4,
+  kTables = 5,
+  kTensors = 6,
+  kStorages = 7,
+  kFrees = 8,
+  kWaits = 9,
+  kPlaces = 10,
+};
 
 enum TableKind : uint32_t {
   kMeta = 1,
   kThread = 2,
   kOp = 3,
   kLayout = 4,
-  kStorage = 5,
   kGroup = 6,
   kLabel = 7,
   kContext = 8,
   kNamedTensor = 9,
   kGroupRanks = 10,
+  kCall = 11,
+  kLanes = 12,
 };
 
 struct FileHeader {
@@ -60,35 +76,50 @@ enum EventFlags : uint32_t {
   kInBackward = 1,   // ran inside autograd's engine
   kRange = 2,        // an autograd function, not a dispatcher operator: it carries a label to its backward pass
   kFailed = 4,       // raised: there are no outputs
+  kIsComm = 8,       // the thread's next comm is its
+  kLong = 16,        // the duration is in units of 1024 ns
 };
 
+// Its tensors are the thread's next refs, as many as its call has.
 struct Event {
   int64_t start_ns;
-  int64_t end_ns;
-  int64_t sequence;           // the number that autograd gives a node made here; -1: it makes none
-  int64_t backward_sequence;  // in the backward pass: the number of the node it runs in; -1: none
-  uint64_t fwd_thread;        // and the autograd thread that made that node
-  uint64_t first_ref;    // in this thread's refs
-  uint32_t op;
+  uint32_t duration;
+  uint32_t call;
+  uint32_t sequence;           // the number, modulo 2^32, that autograd gives a node made here; all ones: it makes none
+  uint32_t backward_sequence;  // in the backward pass: the number of the node it runs in; all ones: none
+  uint32_t fwd_thread;         // and the autograd thread that made that node
   uint32_t label;
   uint32_t context;
   uint32_t flags;
-  uint32_t num_inputs;
-  uint32_t num_outputs;
-  uint32_t comm;         // in this thread's comms, plus 1; 0: none
-  uint32_t reserved;
 };
-static_assert(sizeof(Event) == 80);
+static_assert(sizeof(Event) == 40);
+constexpr uint32_t kNoSequence = 0xffffffff;
 
-struct Ref {
+// The number of a tensor of the same thread, from 1; 0: memory that cannot be named (sparse, nested, symbolic).
+using Ref = uint32_t;
+
+struct Tensor {
   int64_t offset_bytes;  // of the first element in its storage
-  uint32_t storage;      // 0: memory that cannot be named (sparse, nested, symbolic)
+  uint32_t storage;
   uint32_t layout;
-  uint16_t arg;          // position in the schema's arguments, or returns
-  uint16_t element;      // position in a list argument
-  uint32_t reserved;
 };
-static_assert(sizeof(Ref) == 24);
+static_assert(sizeof(Tensor) == 16);
+
+struct Storage {
+  uint64_t impl;
+  uint64_t address;  // of its memory when it was first seen
+  uint64_t bytes;
+};
+static_assert(sizeof(Storage) == 24);
+
+// A storage has other memory than when this thread saw it last.
+struct Place {
+  uint32_t storage;
+  uint32_t event;  // how many events the thread had recorded by then
+  uint64_t address;
+  uint64_t bytes;
+};
+static_assert(sizeof(Place) == 24);
 
 // The arg of a tensor that a communication made inside for its own use. Backends hand such memory on: gloo's
 // reduce-scatter copies its result out of it when it is waited for.
@@ -102,7 +133,7 @@ struct Comm {
   int32_t tag;
   int32_t reduce_op; // c10d::ReduceOp; -1: none
   uint32_t async_op;
-  uint32_t id;       // names this communication to its work's record; from 1
+  uint32_t id;       // names this communication to its work's record and to waits; from 1
 };
 static_assert(sizeof(Comm) == 40);
 
@@ -114,11 +145,26 @@ struct Work {
 };
 static_assert(sizeof(Work) == 24);
 
+struct Free {
+  int64_t time_ns;
+  uint64_t address;
+};
+static_assert(sizeof(Free) == 16);
+
+struct Wait {
+  int64_t start_ns;
+  int64_t end_ns;
+  uint32_t comm_id;  // 0: of a communication that was not recorded
+  uint32_t reserved;
+};
+static_assert(sizeof(Wait) == 24);
+
 // The mapped file. `grab` is the only call that locks, once per chunk.
 class TraceFile {
  public:
   // Returns false with `error` set when the file can't be made.
-  bool open(const std::string& path, std::string& error) {
+  bool open(const std::string& path, size_t max_bytes, std::string& error) {
+    max_bytes_ = max_bytes / kPageBytes * kPageBytes;
     fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (fd_ < 0) return fail(error, "cannot create " + path);
     if (!extend(error)) return false;
@@ -131,13 +177,13 @@ class TraceFile {
   }
 
   // A zeroed chunk of at least `bytes`, or null when the disk has no room.
-  ChunkHeader* grab(ChunkKind kind, uint32_t thread, uint32_t record_bytes, size_t bytes, std::string& error) {
+  [[gnu::cold]] ChunkHeader* grab(ChunkKind kind, uint32_t thread, uint32_t record_bytes, size_t bytes, std::string& error) {
     std::lock_guard<std::mutex> guard(mutex_);
     if (fd_ < 0) {
       error = "the trace is closed";
       return nullptr;
     }
-    bytes = (bytes + 4095) & ~size_t{4095};
+    bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
     while (segments_.empty() || position_ + bytes > segments_.back().file_offset + segments_.back().bytes) {
       if (!segments_.empty()) {
         auto& last = segments_.back();
@@ -148,6 +194,8 @@ class TraceFile {
     auto& segment = segments_.back();
     auto* chunk = reinterpret_cast<ChunkHeader*>(segment.base + (position_ - segment.file_offset));
     position_ += bytes;
+    // All its pages in one go, which costs a third of one fault each; where the kernel can't, they fault in.
+    ::madvise(chunk, bytes, kPopulateWrite);
     chunk->kind = kind;
     chunk->thread = thread;
     chunk->record_bytes = record_bytes;
@@ -185,8 +233,15 @@ class TraceFile {
   }
 
   bool extend(std::string& error, size_t at_least = 0) {
-    const size_t bytes = (std::max(at_least, size_t{1}) + kSegmentBytes - 1) / kSegmentBytes * kSegmentBytes;
+    size_t bytes = (std::max(at_least, size_t{1}) + kSegmentBytes - 1) / kSegmentBytes * kSegmentBytes;
     const size_t offset = segments_.empty() ? 0 : segments_.back().file_offset + segments_.back().bytes;
+    if (max_bytes_ != 0 && offset + bytes > max_bytes_) {
+      bytes = max_bytes_ > offset ? max_bytes_ - offset : 0;
+      if (bytes < std::max(at_least, 2 * kFileHeaderBytes)) {
+        error = "the trace has reached the size it is allowed (" + std::to_string(max_bytes_) + " bytes)";
+        return false;
+      }
+    }
     // Blocks are taken now: a full disk is an error here and not a SIGBUS in the middle of the program.
     const int code = ::posix_fallocate(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes));
     if (code != 0) {
@@ -203,14 +258,15 @@ class TraceFile {
   std::mutex mutex_;
   std::vector<Segment> segments_;
   size_t position_ = 0;
+  size_t max_bytes_ = 0;  // 0: no limit
   int fd_ = -1;
 };
 
 // One thread's (or, under a lock, everybody's) records of one kind.
 class Stream {
  public:
-  Stream(TraceFile& file, ChunkKind kind, uint32_t thread, uint32_t record_bytes, size_t chunk_bytes)
-      : file_(&file), kind_(kind), thread_(thread), record_bytes_(record_bytes), chunk_bytes_(chunk_bytes) {}
+  Stream(TraceFile& file, ChunkKind kind, uint32_t thread, uint32_t record_bytes)
+      : file_(&file), kind_(kind), thread_(thread), record_bytes_(record_bytes) {}
 
   // Room for `bytes`, to be filled and then committed; null when there is none left.
   char* reserve(size_t bytes, std::string& error) {
@@ -218,6 +274,7 @@ class Stream {
       const size_t wanted = std::max(chunk_bytes_, bytes + sizeof(ChunkHeader));
       chunk_ = file_->grab(kind_, thread_, record_bytes_, wanted, error);
       if (chunk_ == nullptr) return nullptr;
+      chunk_bytes_ = std::min(2 * chunk_bytes_, kLargestChunkBytes);
       begin_ = reinterpret_cast<char*>(chunk_) + sizeof(ChunkHeader);
       cursor_ = begin_;
       end_ = reinterpret_cast<char*>(chunk_) + chunk_->bytes;
@@ -227,6 +284,7 @@ class Stream {
 
   void commit(size_t bytes) {
     cursor_ += bytes;
+    __builtin_prefetch(cursor_ + 192, 1);
     if (record_bytes_ != 0) count_ += bytes / record_bytes_;
     reinterpret_cast<std::atomic<uint64_t>*>(&chunk_->used)
         ->store(static_cast<uint64_t>(cursor_ - begin_), std::memory_order_release);
@@ -247,7 +305,7 @@ class Stream {
   ChunkKind kind_;
   uint32_t thread_;
   uint32_t record_bytes_;
-  size_t chunk_bytes_;
+  size_t chunk_bytes_ = kSmallestChunkBytes;
   ChunkHeader* chunk_ = nullptr;
   char* begin_ = nullptr;
   char* cursor_ = nullptr;

@@ -1,0 +1,45 @@
+// When memory is given back. A storage that an operator returns gets a deleter that writes down the time and then calls
+// the allocator's own; the memory and its context stay what they were, so nothing else changes, also not for storages
+// that outlive the recording.
+#pragma once
+
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/StorageImpl.h>
+
+#include "slots.h"
+
+namespace truedag {
+
+inline c10::DeleterFnPtr cpu_deleter = nullptr;  // of PyTorch's allocator for host memory; null: it has none of this kind
+
+inline void note_free(void* address) noexcept {
+  ThreadSlot* slot = thread_slot();
+  const SessionHold hold(slot);
+  Session* session = hold.get();
+  if (session == nullptr || slot == nullptr) return;
+  try {
+    ThreadState& state = *thread_state(session, *slot);
+    const Free free{now_ns(), reinterpret_cast<uint64_t>(address)};
+    if (!state.frees.append(&free, sizeof(free), state.error)) switch_off(state.error);
+  } catch (const std::exception& failure) {
+    switch_off(failure.what());
+  }
+}
+
+inline void note_and_free(void* address) {
+  note_free(address);
+  cpu_deleter(address);
+}
+
+inline void watch_free(c10::StorageImpl* storage) {
+  auto& data = storage->_mutable_data_ptr_no_checks();
+  if (data.get_deleter() != cpu_deleter || data.get_context() != data.get() || data.get() == nullptr) return;
+  const bool swapped = data.compare_exchange_deleter(cpu_deleter, &note_and_free);
+  (void)swapped;
+}
+
+inline void find_cpu_deleter() {
+  if (cpu_deleter == nullptr) cpu_deleter = c10::GetCPUAllocator()->raw_deleter();
+}
+
+}  // namespace truedag
