@@ -13,7 +13,6 @@ a hundred times slower, and differs from the native one in what a dispatch mode 
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import threading
@@ -86,7 +85,7 @@ class PythonRecorder:
         except OSError as error:
             raise RuntimeError(str(error)) from error
         self._records = {kind: [] for kind in layout.RECORDS}
-        thread = {"autograd_thread": 0, "os_thread": threading.get_native_id()}
+        thread = {"autograd_thread": 0, "os_thread": threading.get_native_id(), "pthread": threading.get_ident()}
         self.write(TableKind.THREAD, 0, json.dumps(thread).encode())
         self._last_sequence = _next_sequence() - 1
         self._mode = _Mode(self.run)
@@ -106,18 +105,10 @@ class PythonRecorder:
         """Add an entry to the tables."""
         self._tables.append((kind, id, payload))
 
-    def label_forward(self, forward: Callable[..., Any], label: int, /) -> Callable[..., Any]:
-        """Return what calls `forward` with the label set to `label`."""
-
-        @functools.wraps(forward)
-        def labelled(*args: Any, **kwargs: Any) -> Any:
-            before, self._label = self._label, label
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self._label = before
-
-        return labelled
+    def set_label(self, label: int, /) -> int:
+        """Set the label and return the one before."""
+        before, self._label = self._label, label
+        return before
 
     def set_context(self, context: int, /) -> None:
         """Set the context."""
@@ -128,6 +119,22 @@ class PythonRecorder:
 
     def unwatch_waits(self) -> None:
         """Nothing."""
+
+    def open_region(
+        self,
+        _name: str,
+        _overload: str,
+        _schema: str,
+        _inputs: Sequence[Any],
+        _written: tuple[int, ...],
+        _may_reuse: bool,
+        /,
+    ) -> bool:
+        """Nothing is one for a dispatch mode: PyTorch does not run compiled graphs under it."""
+        return False
+
+    def close_region(self, _results: Sequence[Any] | None, /) -> None:
+        """Never called."""
 
     def where(self, tensor: torch.Tensor, /) -> tuple[int, int, int]:
         """Return the tensor's storage, layout and offset in bytes."""

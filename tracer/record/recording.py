@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from truedag.tracer.annotate import REGISTRY, Context, NamedTensor
 from truedag.tracer.errors import RecordError
+from truedag.tracer.record.compiled import CompiledGraphs
 from truedag.tracer.record.format import TableKind
 from truedag.tracer.record.recorder import Recorder
 from truedag.tracer.record.scopes import ModuleScopes
@@ -75,18 +76,21 @@ def record(
         raise RecordError(f"cannot record into {path}: {error}") from error
     said = _Said(engine)
     scopes = ModuleScopes(engine, watch)
+    compiled = CompiledGraphs(engine)
     try:
         with _shield(recording):
             _write_meta(engine, recorder)
             _write_groups(engine)
             said.begin()
             scopes.attach()
+            compiled.attach()
             if dist.is_available():
                 engine.watch_waits(dist.Work)
         yield recording
     finally:
         with _shield(recording):
             engine.unwatch_waits()
+            compiled.detach()
             scopes.detach()
             said.end()
             _write_groups(engine)

@@ -9,9 +9,11 @@ path of `nn.Module`, which costs many times what the label does.)
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -27,6 +29,28 @@ def _is_compiled(module: torch.nn.Module) -> bool:
     """Whether it is what torch.compile made; torch's compiler is not imported to find out."""
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     return compiler is not None and isinstance(module, compiler.OptimizedModule)
+
+
+def _label(module: torch.nn.Module, label: int, set_label: Callable[[int], int]) -> Callable[..., Any]:
+    """Return what calls the module's forward under a label: a method of it, as long as its forward is one.
+
+    A copy of the module, in memory or through a file, then has a method of its own.
+    """
+    method = module.forward
+    is_method = isinstance(method, MethodType) and method.__self__ is module
+    forward: Callable[..., Any] = method.__func__ if isinstance(method, MethodType) and is_method else method
+
+    @functools.wraps(forward)
+    def labelled(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # a label must not break a compiled graph in two
+            return forward(*args, **kwargs)
+        before = set_label(label)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            set_label(before)
+
+    return MethodType(labelled, module) if is_method else labelled
 
 
 class ModuleScopes:
@@ -75,7 +99,7 @@ class ModuleScopes:
             "category": own.category,
         }
         self._engine.write(TableKind.LABEL, self._num_labels, json.dumps(payload).encode())
-        labelled = self._engine.label_forward(module.forward, self._num_labels)
+        labelled = _label(module, self._num_labels, self._engine.set_label)
         self._labelled.append((module, labelled, module.__dict__.get("forward", _NOTHING)))
         module.__dict__["forward"] = labelled
         if _is_compiled(module):

@@ -249,10 +249,10 @@ inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFu
 }
 
 // Where an event belongs: what was said on its thread, and what autograd knows of it.
-inline void set_place(Event& event, const ThreadState& state, const ThreadSlot& slot, const at::RecordFunction& fn) {
+inline void set_place(Event& event, const ThreadState& state, const ThreadSlot& slot, int64_t sequence) {
   event.label = slot.label;
   event.context = slot.context;
-  event.sequence = static_cast<uint32_t>(fn.seqNr());
+  event.sequence = static_cast<uint32_t>(sequence);
   event.backward_sequence = kNoSequence;
   if (state.backward.empty() && state.engine_labels.empty()) return;
   // A label from around the backward pass says nothing of what runs in it; one set inside (recomputation) does.
@@ -290,7 +290,7 @@ inline void open_leaf(Session& session, ThreadState& state, ThreadSlot& slot, Op
   open.op = &op;
   open.name = fn.name();
   open.event = Event{};
-  set_place(open.event, state, slot, fn);
+  set_place(open.event, state, slot, fn.seqNr());
   open.refs.clear();
   open.places.clear();
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -377,7 +377,7 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
         Event event{};
         event.start_ns = now_ns();
         event.call = session.calls.find(op->id, 0, {}, session.tables, state.error)->id;
-        set_place(event, state, slot, fn);
+        set_place(event, state, slot, fn.seqNr());
         event.flags |= kRange;
         if (!state.events.append(&event, sizeof(event), state.error)) switch_off(state.error);
       }
@@ -402,6 +402,20 @@ inline void close_comm(ThreadSlot& slot) {
   slot.comm_generation = 0;
 }
 
+// Writes the record of the open event.
+inline void write_open(Session& session, ThreadState& state, int64_t duration, bool written) {
+  auto& open = state.open;
+  auto& event = open.event;
+  const bool is_long = duration > int64_t{0xffffffff};
+  if (is_long) event.flags |= kLong;
+  event.duration = static_cast<uint32_t>(is_long ? duration >> 10 : duration);
+  event.call = find_call(session, state, open)->id;
+  const size_t ref_bytes = open.refs.size() * sizeof(Ref);
+  if (ref_bytes > 0) written = written && state.refs.append(open.refs.data(), ref_bytes, state.error);
+  written = written && state.events.append(&event, sizeof(event), state.error);
+  if (!written || !state.error.empty()) switch_off(state.error);  // an event whose names are lost is no event
+}
+
 inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunction& fn, bool was_silenced) {
   auto& open = state.open;
   auto& event = open.event;
@@ -424,14 +438,7 @@ inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunct
     event.flags |= kIsComm;
   }
   if (outputs.empty() && fn.num_outputs() > 0) event.flags |= kFailed;
-  const bool is_long = duration > int64_t{0xffffffff};
-  if (is_long) event.flags |= kLong;
-  event.duration = static_cast<uint32_t>(is_long ? duration >> 10 : duration);
-  event.call = find_call(session, state, open)->id;
-  const size_t ref_bytes = open.refs.size() * sizeof(Ref);
-  if (ref_bytes > 0) written = written && state.refs.append(open.refs.data(), ref_bytes, state.error);
-  written = written && state.events.append(&event, sizeof(event), state.error);
-  if (!written || !state.error.empty()) switch_off(state.error);  // an event whose names are lost is no event
+  write_open(session, state, duration, written);
 }
 
 inline std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& fn) {
@@ -476,6 +483,8 @@ inline void end_frame(Session& session, ThreadState& state, const at::RecordFunc
     case Frame::kEngine:
       state.engine_labels.pop_back();
       return;
+    case Frame::kRegion:
+      return;  // ends by itself
     case Frame::kWait:
       state.open_waits.back().end_ns = now_ns();
       if (!state.waits.append(&state.open_waits.back(), sizeof(Wait), state.error)) switch_off(state.error);

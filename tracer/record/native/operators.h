@@ -53,7 +53,27 @@ class Operators {
     return slot.get();
   }
 
+  // What is no operator of the dispatcher, and says itself what it is.
+  OpEntry* find_region(const std::string& name, const std::string& overload, const std::string& schema) {
+    std::lock_guard<std::mutex> guard(mutex_);
+    auto& slot = entries_[name + "." + overload + "#"];
+    if (slot == nullptr) {
+      slot = std::make_unique<OpEntry>();
+      slot->name = name;
+      slot->id = static_cast<uint32_t>(entries_.size());
+      slot->kind = OpClass::kLeaf;
+      slot->told = tell(name, overload, schema, false);
+    }
+    return slot.get();
+  }
+
  private:
+  static std::string tell(const std::string& name, const std::string& overload, const std::string& schema,
+                          bool inplace_view) {
+    return "{\"name\":" + json_string(name) + ",\"overload\":" + json_string(overload) +
+           ",\"schema\":" + json_string(schema) + ",\"inplace_view\":" + (inplace_view ? "true" : "false") + "}";
+  }
+
   std::unique_ptr<OpEntry> make(const at::RecordFunction& fn, const std::optional<c10::OperatorName>& operator_name) {
     auto entry = std::make_unique<OpEntry>();
     entry->name = fn.name();
@@ -80,9 +100,7 @@ class Operators {
     } else {
       entry->kind = OpClass::kFunction;
     }
-    entry->told = "{\"name\":" + json_string(entry->name) + ",\"overload\":" + json_string(overload) +
-                  ",\"schema\":" + json_string(schema_text) +
-                  ",\"inplace_view\":" + (inplace_view ? "true" : "false") + "}";
+    entry->told = tell(entry->name, overload, schema_text, inplace_view);
     return entry;
   }
 
@@ -140,7 +158,16 @@ class GoneOperators : public c10::OpRegistrationListener {
 class OpTable {
  public:
   [[gnu::cold]] OpEntry* find(const at::RecordFunction& fn, TableWriter& tables, std::string& error) {
-    OpEntry* entry = operators->find(fn);
+    return note(operators->find(fn), tables, error);
+  }
+
+  OpEntry* find_region(const std::string& name, const std::string& overload, const std::string& schema,
+                       TableWriter& tables, std::string& error) {
+    return note(operators->find_region(name, overload, schema), tables, error);
+  }
+
+ private:
+  OpEntry* note(OpEntry* entry, TableWriter& tables, std::string& error) {
     std::lock_guard<std::mutex> guard(mutex_);
     if (entry->id >= written_.size()) written_.resize(entry->id + 256);
     if (!written_[entry->id]) {
@@ -150,7 +177,6 @@ class OpTable {
     return entry;
   }
 
- private:
   std::mutex mutex_;
   std::vector<bool> written_;
 };

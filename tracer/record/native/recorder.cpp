@@ -5,8 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "labelled_forward.h"
-#include "observer.h"
+#include "regions.h"
 
 namespace truedag {
 namespace {
@@ -83,6 +82,16 @@ PyObject* py_write(PyObject*, PyObject* args) {
     switch_off(session->error);
   }
   Py_RETURN_NONE;
+}
+
+PyObject* py_set_label(PyObject*, PyObject* value) {
+  const auto label = PyLong_AsUnsignedLong(value);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  ThreadSlot* slot = recorded_slot();
+  if (slot == nullptr) return PyLong_FromLong(0);
+  const uint32_t before = slot->label;
+  slot->label = static_cast<uint32_t>(label);
+  return PyLong_FromUnsignedLong(before);
 }
 
 PyObject* py_set_context(PyObject*, PyObject* value) {
@@ -166,6 +175,63 @@ PyObject* py_unwatch_waits(PyObject*, PyObject*) {
   Py_RETURN_NONE;
 }
 
+// open_region(name, overload, schema, inputs, written, may_reuse) -> whether close_region() is to follow on this thread.
+PyObject* py_open_region(PyObject*, PyObject* args) {
+  const char *name = nullptr, *overload = nullptr, *schema = nullptr;
+  PyObject *inputs = nullptr, *written = nullptr;
+  int may_reuse = 0;
+  if (!PyArg_ParseTuple(args, "sssOO!p", &name, &overload, &schema, &inputs, &PyTuple_Type, &written, &may_reuse)) {
+    return nullptr;
+  }
+  ThreadSlot* slot = recorded_slot();
+  if (slot == nullptr) Py_RETURN_FALSE;
+  PyObject* items = PySequence_Fast(inputs, "a region's inputs are a sequence");
+  if (items == nullptr) return nullptr;
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+  std::vector<bool> is_written(count);
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(written); ++i) {
+    const Py_ssize_t place = PyLong_AsSsize_t(PyTuple_GET_ITEM(written, i));
+    if (place >= 0 && place < count) is_written[place] = true;
+  }
+  Tensors read, changed;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* item = PySequence_Fast_GET_ITEM(items, i);
+    if (THPVariable_Check(item)) (is_written[i] ? changed : read).push_back(THPVariable_Unpack(item));
+  }
+  Py_DECREF(items);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  try {
+    Session& session = *active_session.load();
+    return PyBool_FromLong(
+        open_region(session, *slot->state, *slot, name, overload, schema, read, changed, may_reuse != 0));
+  } catch (const std::exception& failure) {
+    switch_off(failure.what());
+    Py_RETURN_FALSE;
+  }
+}
+
+// close_region(results, or None where it failed)
+PyObject* py_close_region(PyObject*, PyObject* results) {
+  ThreadSlot* slot = recorded_slot();
+  if (slot == nullptr) Py_RETURN_NONE;
+  Tensors tensors;
+  if (results != Py_None) {
+    PyObject* items = PySequence_Fast(results, "a region's results are a sequence");
+    if (items == nullptr) return nullptr;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items); ++i) {
+      PyObject* item = PySequence_Fast_GET_ITEM(items, i);
+      if (THPVariable_Check(item)) tensors.push_back(THPVariable_Unpack(item));
+    }
+    Py_DECREF(items);
+  }
+  try {
+    close_region(*active_session.load(), *slot->state, results == Py_None ? nullptr : &tensors);
+  } catch (const std::exception& failure) {
+    switch_off(failure.what());
+  }
+  Py_RETURN_NONE;
+}
+
 // sizes() -> bytes of each record, for the test that holds format.py to this file.
 PyObject* py_sizes(PyObject*, PyObject*) {
   return Py_BuildValue("{s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "event", sizeof(Event), "ref", sizeof(Ref), "tensor",
@@ -177,11 +243,14 @@ PyMethodDef methods[] = {
     {"start", py_start, METH_VARARGS, "start(path, max_bytes=0): record this process into a new file."},
     {"stop", py_stop, METH_NOARGS, "stop() -> (number of events, why the recorder switched itself off or '')."},
     {"write", py_write, METH_VARARGS, "write(kind, id, payload): add an entry to the tables."},
-    {"label_forward", py_label_forward, METH_VARARGS, "label_forward(forward, id): call it under a label."},
+    {"set_label", py_set_label, METH_O, "set_label(id) -> the label before, on this thread."},
     {"set_context", py_set_context, METH_O, "set_context(id), on this thread."},
     {"where", py_where, METH_O, "where(tensor) -> (storage, layout, offset in bytes)."},
     {"watch_waits", py_watch_waits, METH_O, "watch_waits(Work): record when the program waits for works."},
     {"unwatch_waits", py_unwatch_waits, METH_NOARGS, "unwatch_waits(): leave Work as it was."},
+    {"open_region", py_open_region, METH_VARARGS,
+     "open_region(name, overload, schema, inputs, written, may_reuse) -> whether close_region() is to follow."},
+    {"close_region", py_close_region, METH_O, "close_region(results, or None where it failed)."},
     {"sizes", py_sizes, METH_NOARGS, "sizes() -> bytes of each kind of record."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -1,6 +1,7 @@
 // A recording: one trace file, its tables, and what each thread keeps of it.
 #pragma once
 
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -9,6 +10,8 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "memory.h"
@@ -26,7 +29,7 @@ inline int64_t now_ns() {
 }
 
 // What a RecordFunction that is still open means to this thread.
-enum class Frame : uint8_t { kTransparent, kLeaf, kInnerComm, kInside, kBackward, kEngine, kWait };
+enum class Frame : uint8_t { kTransparent, kLeaf, kInnerComm, kInside, kBackward, kEngine, kWait, kRegion };
 
 // What a thread remembers of what it has seen, so that it asks the tables seldom.
 struct Caches {
@@ -72,6 +75,15 @@ struct OpenEvent {
   uint32_t num_inputs = 0;
 };
 
+// What a region was given, by storage.
+struct Region {
+  using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
+  using WeakTensor = c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>;
+  std::vector<std::pair<WeakStorage, WeakTensor>> given;
+  std::unordered_map<const void*, const void*> tensor_of;
+  bool may_reuse = false;
+};
+
 struct ThreadState {
   struct Backward {
     int64_t sequence;
@@ -115,6 +127,7 @@ struct ThreadState {
   size_t inside = 0;   // frames below the open leaf, itself included
   uint32_t num_inside = 0;  // operators that were seen inside it
   bool has_comm = false;
+  Region region;
   bool muted = false;  // a backend's worker runs a communication here: its own operators are not the program's
   std::vector<Backward> backward;
   std::vector<uint32_t> engine_labels;  // the label when each of the engine's open frames began
@@ -138,7 +151,8 @@ struct Session {
     threads.push_back(std::make_unique<ThreadState>(file, index));
     tables.write(kThread, index,
                  "{\"autograd_thread\":" + std::to_string(at::RecordFunction::currentThreadId()) +
-                     ",\"os_thread\":" + std::to_string(::syscall(SYS_gettid)) + "}",
+                     ",\"os_thread\":" + std::to_string(::syscall(SYS_gettid)) +
+                     ",\"pthread\":" + std::to_string(static_cast<uint64_t>(::pthread_self())) + "}",
                  error);
     return threads.back().get();
   }
