@@ -53,6 +53,7 @@ class TableKind(IntEnum):
     CONTEXT = 8
     NAMED_TENSOR = 9
     GROUP_RANKS = 10
+    LANES = 12
 
 
 class EventFlags(IntFlag):

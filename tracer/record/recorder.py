@@ -10,8 +10,8 @@ import torch
 class Recorder(Protocol):
     """What writes the records: the functions of the native recorder (`native/recorder.cpp`), or a `PythonRecorder`."""
 
-    def start(self, path: str) -> None:
-        """Record this process into a new file."""
+    def start(self, path: str, max_bytes: int = 0, /) -> None:
+        """Record this process into a new file, until that has `max_bytes`; 0: no bound."""
 
     def stop(self) -> tuple[int, str]:
         """Stop; return the number of events and why the recorder switched itself off, or ''."""

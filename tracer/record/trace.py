@@ -44,6 +44,8 @@ class ThreadTrace:
 
     thread: int
     autograd_thread: int
+    os_thread: int  # 0: unknown
+    pthread: int  # pthread_t, 0: unknown
     events: NDArray[np.void]
     refs: NDArray[np.void]
     comms: NDArray[np.void]
@@ -66,6 +68,7 @@ class Trace:
     labels: dict[int, dict[str, Any]]
     contexts: dict[int, dict[str, Any]]
     named_tensors: list[dict[str, Any]]
+    lanes: list[dict[str, Any]]  # what was counted of each group's messages (`counters.py`)
 
     @property
     def rank(self) -> int:
@@ -113,6 +116,7 @@ def read_trace(path: Path) -> Trace:
         labels={i: _json(path, payload) for i, payload in tables[TableKind.LABEL]},
         contexts={i: _json(path, payload) for i, payload in tables[TableKind.CONTEXT]},
         named_tensors=[_json(path, payload) for _, payload in tables[TableKind.NAMED_TENSOR]],
+        lanes=[_json(path, payload) for _, payload in tables[TableKind.LANES]],
     )
 
 
@@ -184,10 +188,17 @@ def _threads(
         last_ref = events["first_ref"].astype(np.int64) + events["num_inputs"] + events["num_outputs"]
         if len(events) and (int(last_ref.max()) > len(refs) or int(events["comm"].max()) > len(comms)):
             raise TraceError(f"{path} is broken: thread {thread} has events that refer to records it does not hold")
-        autograd_thread = int(told.get(thread, {}).get("autograd_thread", -1))
+        said = told.get(thread, {})
         threads.append(
             ThreadTrace(
-                thread=thread, autograd_thread=autograd_thread, events=events, refs=refs, comms=comms, works=works
+                thread=thread,
+                autograd_thread=int(said.get("autograd_thread", -1)),
+                os_thread=int(said.get("os_thread", 0)),
+                pthread=int(said.get("pthread", 0)),
+                events=events,
+                refs=refs,
+                comms=comms,
+                works=works,
             )
         )
     return threads
