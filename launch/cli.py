@@ -25,6 +25,8 @@ class Command:
     description: str
     configure: Callable[[argparse.ArgumentParser], None]
     execute: Callable[[argparse.Namespace], int]
+    takes_program: bool = False
+    """Whether the arguments end with a program and its own, which are none of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,14 @@ def _load_run() -> Command:
     from truedag.launch.commands import run
 
     return Command(description=run.__doc__ or "", configure=run.configure, execute=run.execute)
+
+
+def _load_trace() -> Command:
+    from truedag.launch.commands import trace
+
+    return Command(
+        description=trace.__doc__ or "", configure=trace.configure, execute=trace.execute, takes_program=True
+    )
 
 
 def _load_merge() -> Command:
@@ -73,6 +83,7 @@ def _load_doctor() -> Command:
 
 COMMANDS: Mapping[str, Entry] = {
     "run": Entry(summary="Run a deployment on this machine and build its DAG.", load=_load_run),
+    "trace": Entry(summary="Record any torch program as it is and build its DAG.", load=_load_trace),
     "merge": Entry(summary="Build the DAG from recorded traces.", load=_load_merge),
     "report": Entry(summary="Say what a run was and how it spent its time.", load=_load_report),
     "view": Entry(summary="Draw a run's graph.", load=_load_view),
@@ -107,6 +118,7 @@ def _command_parser(name: str, command: Command) -> argparse.ArgumentParser:
         prog=f"truedag {name}",
         description=command.description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=not command.takes_program,  # a program's options may begin like one of ours
     )
     _add_debug(parser)
     command.configure(parser)
@@ -123,9 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     top = _top_parser().parse_args(argv)
     command = COMMANDS[top.command].load()
-    # Intermixed: overrides may come before, between and after options.
     parser = _command_parser(top.command, command)
-    arguments = parser.parse_intermixed_args(top.arguments, argparse.Namespace(**vars(top)))
+    # Intermixed: overrides may come before, between and after options.
+    parse = parser.parse_args if command.takes_program else parser.parse_intermixed_args
+    arguments = parse(top.arguments, argparse.Namespace(**vars(top)))
     debug = "debug" in arguments and bool(arguments.debug)
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:

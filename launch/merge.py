@@ -13,6 +13,7 @@ from truedag.launch.deployment import RunRecord
 from truedag.launch.errors import FolderError
 from truedag.launch.rank_state import read_states
 from truedag.launch.run_folder import RunFolder
+from truedag.tracer.record.trace_folder import find_traces
 
 
 def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], None]) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], 
         FolderError: there are no traces, they are of different runs, or `out` is in the way.
         TruedagError: the traces do not make one true graph.
     """
-    if not any(traces.glob("*.trace")):
+    if not find_traces(traces):
         raise FolderError(f"{traces} holds no *.trace files: name the traces folder of a run")
     _check_free(out, replace=replace)
     folder = RunFolder(root=traces.absolute().parent)

@@ -111,7 +111,7 @@ def run_deployment(
         folder.check_free(replace=replace)
     if deployment.trace.recorder == "native":
         progress.show("building the recorder")
-        _build_recorder()
+        build_recorder()
     folder.claim(record, nodes.node, replace=replace)
     try:
         _run_ranks(deployment, folder, nodes, progress)
@@ -123,8 +123,12 @@ def run_deployment(
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 
-def _build_recorder() -> None:
-    """Build the native recorder before eight ranks want it at once; a child does it, to keep torch out of here."""
+def build_recorder() -> None:
+    """Build the native recorder before eight ranks want it at once; a child does it, to keep torch out of here.
+
+    Raises:
+        LaunchError: it could not be built.
+    """
     build = subprocess.run(
         [sys.executable, "-m", "truedag.tracer.record.native"], capture_output=True, text=True, check=False
     )

@@ -16,11 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import ExecutionTraceObserver, ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from truedag.tracer.record.recording import record
+from truedag.tracer.record import format as layout
+from truedag.tracer.record.recording import RecorderName, record
 
 
 @dataclass(slots=True)
@@ -30,19 +32,38 @@ class Kept:
     path: Path | None = None
     entries: int = 0
     """Operators recorded, as far as it says."""
+    used_bytes: int = 0
+    """Of the file, what is not room for more."""
+
+
+def used_bytes(path: Path) -> int:
+    """Return the bytes of a trace without the room that its chunks still have."""
+    data = np.fromfile(path, np.uint8)
+    position = used = layout.FILE_HEADER_BYTES
+    while position + layout.CHUNK.itemsize <= len(data):
+        chunk = data[position : position + layout.CHUNK.itemsize].view(layout.CHUNK)[0]
+        if chunk["magic"] != layout.CHUNK_MAGIC:
+            position = (position // layout.SEGMENT_BYTES + 1) * layout.SEGMENT_BYTES
+            continue
+        used += layout.CHUNK.itemsize + int(chunk["used"])
+        position += int(chunk["bytes"])
+    return used
 
 
 Recorder = Callable[[Path, Sequence[torch.nn.Module]], AbstractContextManager[Kept]]
 
 
 @contextmanager
-def nothing(folder: Path, models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
+def nothing(_folder: Path, _models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
+    """Record nothing: the bare step."""
     yield Kept()
 
 
 def observer(*, inputs: bool = False, outputs: bool = False) -> Recorder:
+    """Return an observer that does nothing with what it is given."""
+
     @contextmanager
-    def observe(folder: Path, models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
+    def observe(_folder: Path, _models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
         floor = load_floor_observer()
         floor.start(inputs, outputs, False)
         try:
@@ -53,23 +74,30 @@ def observer(*, inputs: bool = False, outputs: bool = False) -> Recorder:
     return observe
 
 
-def truedag(recorder: str, *, modules: bool = False) -> Recorder:
+def truedag(recorder: RecorderName, *, modules: bool = False) -> Recorder:
+    """Return truedag's recorder of this name; with `modules`, it watches the models' modules."""
+
     @contextmanager
     def observe(folder: Path, models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
-        kept = Kept(folder / "truedag.trace")
+        path = folder / "truedag.trace"
+        kept = Kept(path)
         watch = [(f"model{i}", model) for i, model in enumerate(models)] if modules else []
-        with record(kept.path, recorder=recorder, watch=watch, synchronize=False) as recording:
+        with record(path, recorder=recorder, watch=watch, synchronize=False) as recording:
             yield kept
         if recording.switched_off:
             raise SystemExit(f"truedag switched itself off: {recording.switched_off}")
         kept.entries = recording.num_events
+        if folder.name == "keep":
+            kept.used_bytes = used_bytes(path)
 
     return observe
 
 
 def kineto(*, shapes: bool) -> Recorder:
+    """Return PyTorch's profiler, of the CPU alone."""
+
     @contextmanager
-    def observe(folder: Path, models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
+    def observe(folder: Path, _models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
         kept = Kept()
         with profile(activities=[ProfilerActivity.CPU], record_shapes=shapes) as profiler:
             yield kept
@@ -77,15 +105,18 @@ def kineto(*, shapes: bool) -> Recorder:
             kept.path = folder / "kineto.json"
             profiler.export_chrome_trace(str(kept.path))
             kept.entries = kept.path.read_bytes().count(b'"cat": "cpu_op"')
+            kept.used_bytes = kept.path.stat().st_size
 
     return observe
 
 
 @contextmanager
-def execution_trace(folder: Path, models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
-    kept = Kept(folder / "execution_trace.json")
+def execution_trace(folder: Path, _models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
+    """PyTorch's recorder of dataflow."""
+    path = folder / "execution_trace.json"
+    kept = Kept(path)
     peer = ExecutionTraceObserver()
-    peer.register_callback(str(kept.path))
+    peer.register_callback(str(path))
     peer.start()
     try:
         yield kept
@@ -93,14 +124,15 @@ def execution_trace(folder: Path, models: Sequence[torch.nn.Module]) -> Iterator
         peer.stop()
         peer.unregister_callback()
     if folder.name == "keep":
-        kept.entries = kept.path.read_bytes().count(b'"ctrl_deps"')
+        kept.entries = path.read_bytes().count(b'"ctrl_deps"')
+        kept.used_bytes = path.stat().st_size
 
 
-class _ListMode(TorchDispatchMode):
+class _ListMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The least that a recorder of dataflow in Python does: which operator, what in, what out."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[tuple[Any, list[int], list[int], int, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -115,7 +147,8 @@ class _ListMode(TorchDispatchMode):
 
 
 @contextmanager
-def dispatch_mode(folder: Path, models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
+def dispatch_mode(_folder: Path, _models: Sequence[torch.nn.Module]) -> Iterator[Kept]:
+    """The least that a recorder of dataflow in Python does, into a list."""
     kept = Kept()
     with _ListMode() as mode:
         yield kept

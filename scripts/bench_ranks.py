@@ -1,9 +1,8 @@
 """One rank of `bench_recorder.py --demo`: a deployment's training steps under each recorder, in the same processes.
 
-`torchrun ... bench_ranks.py DEPLOYMENT ROUNDS OUT [key.path=value ...]`; rank 0 writes OUT. A step's time is the slowest
-rank's, from a barrier on that all meet in with their recorders started. A recorder runs two steps each time: the first
-is the one that sees everything for the first time. In every round each recorder has a step that is not recorded before
-it, the order changes from round to round.
+`torchrun ... bench_ranks.py DEPLOYMENT ROUNDS OUT [key.path=value ...]`; rank 0 writes OUT. A step's time is that of
+the slowest rank, from a barrier on that all meet in with their recorders started. A recorder runs two steps each time:
+in the first, it sees everything for the first time. The order of the recorders changes from round to round.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from truedag.parallel.environment import prepare_process
 prepare_process()
 
 import torch  # noqa: E402  (what prepare_process says must be said first)
-from bench_peers import BARE, FLOOR, KINETO, KINETO_SHAPES, NATIVE, RECORDERS, SCOPED  # noqa: E402
+from bench_peers import BARE, FLOOR, NATIVE, RECORDERS, SCOPED  # noqa: E402
 from torch import distributed  # noqa: E402
 
-NAMES = (BARE, FLOOR, NATIVE, SCOPED, KINETO, KINETO_SHAPES)
-MEMORY_HUNGRY = {KINETO, KINETO_SHAPES}  # they keep all events in memory until the end
+NAMES = (BARE, FLOOR, NATIVE, SCOPED)
+STEPS = ("new", "running")
 
 
 class Ranks:
@@ -42,15 +41,15 @@ class Ranks:
         self._step = 0
         self.rows: dict[str, dict[str, list[float]]] = {}
 
-    def run(self, name: str, num_steps: int) -> None:
-        """Run steps under a recorder."""
+    def run(self, name: str) -> None:
+        """Run two steps under a recorder."""
         gc.collect()
         distributed.barrier()
         steps, usage = [], []
         before = time.perf_counter_ns()
         with tempfile.TemporaryDirectory() as folder, RECORDERS[name](Path(folder), self._models) as kept:
             started = time.perf_counter_ns()
-            for _ in range(num_steps):
+            for _ in STEPS:
                 distributed.barrier()
                 usage.append(resource.getrusage(resource.RUSAGE_SELF))
                 start = time.perf_counter_ns()
@@ -63,14 +62,14 @@ class Ranks:
         stopped = time.perf_counter_ns()
         self._keep(name, "start", (started - before) / 1e6)
         self._keep(name, "stop", (stopped - ended) / 1e6)
-        for number, taken in enumerate(steps):
+        for number, (when, taken) in enumerate(zip(STEPS, steps, strict=True)):
             before_step, after_step = usage[number], usage[number + 1]
             cpu_s = sum(getattr(after_step, key) - getattr(before_step, key) for key in ("ru_utime", "ru_stime"))
             faults = after_step.ru_minflt - before_step.ru_minflt
-            self._keep(name, "step", taken / 1e6)
-            self._keep(name, "cpu", 1e3 * cpu_s, distributed.ReduceOp.SUM)
+            self._keep(name, f"step {when}", taken / 1e6)
+            self._keep(name, f"cpu {when}", 1e3 * cpu_s, distributed.ReduceOp.SUM)
             self._keep(name, "faults", faults, distributed.ReduceOp.SUM)
-        self._keep(name, "operators a step", kept.entries / num_steps)
+        self._keep(name, "operators", kept.entries / len(STEPS))
 
     def _keep(self, name: str, what: str, value: float, over_ranks: Any = distributed.ReduceOp.MAX) -> None:
         reduced = torch.tensor([value], dtype=torch.float64)
@@ -89,14 +88,14 @@ def main(deployment_name: str, rounds: int, out: Path, overrides: Sequence[str])
     distributed.init_process_group("gloo", timeout=timeout)
     runner = build_runner(deployment, device=torch.device("cpu"), timeout=timeout)
     ranks = Ranks(runner)
-    ranks.run(BARE, 2)
+    for name in (BARE, FLOOR):  # what is slow the first time
+        ranks.run(name)
     ranks.rows.clear()
     gc.disable()
     shuffled = random.Random(0)  # the same order on every rank
-    names = os.environ.get("BENCH_NAMES", "").split("|") if "BENCH_NAMES" in os.environ else NAMES
     for _ in range(rounds):
-        for name in shuffled.sample(names, len(names)):
-            ranks.run(name, 1 if name in MEMORY_HUNGRY else 2)
+        for name in shuffled.sample(NAMES, len(NAMES)):
+            ranks.run(name)
     modules = sum(len(list(model.modules())) for _, model in runner.model_chunks)
     if distributed.get_rank() == 0:
         told = {"deployment": deployment_name, "ranks": deployment.world_size, "rounds": rounds, "modules": modules}

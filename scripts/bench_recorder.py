@@ -14,19 +14,24 @@ import argparse
 import gc
 import gzip
 import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bench_peers import (
     BARE,
     ETO,
+    FLOOR,
     KINETO,
     KINETO_SHAPES,
     NATIVE,
@@ -38,18 +43,11 @@ from bench_peers import (
     load_floor_observer,
     nothing,
 )
-
-TARGETS = {
-    "native_us_per_event": 0.25,
-    "eto_over_native": 25.0,
-    "demo_percent": 2.0,
-    "realistic_percent": 1.0,
-    "raw_bytes": 100.0,
-    "compressed_bytes": 40.0,
-}
-
+from bench_programs import measure_programs
+from bench_tables import align, judge, tell
 
 Step = Callable[[], None]
+_SWEEP_BYTES = 8 << 20
 
 
 # The steps.
@@ -72,6 +70,7 @@ def training_step(hidden: int, sequence: int, layers: int) -> tuple[torch.nn.Mod
 
 
 def count_events(step: Step) -> int:
+    """Return how many events the dispatcher and autograd announce in a step."""
     floor = load_floor_observer()
     floor.start(False, False, True)
     step()
@@ -92,14 +91,23 @@ class Timing:
     entries_per_step: float = 0.0
 
     def fastest(self) -> int:
+        """Return the nanoseconds of the fastest step."""
         return min(min(steps) for steps in self.rounds)
 
     def medians(self) -> list[float]:
+        """Return the median step of each round, in nanoseconds."""
         return [statistics.median(steps) for steps in self.rounds]
 
 
-def run_steps(recorder: Recorder, model: torch.nn.Module, step: Step, num_steps: int, timing: Timing) -> None:
-    clock = time.perf_counter_ns
+def run_steps(
+    recorder: Recorder,
+    model: torch.nn.Module,
+    step: Step,
+    num_steps: int,
+    timing: Timing,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> None:
+    """Run a round of steps under a recorder; the steps are timed by `clock`."""
     taken = []
     with tempfile.TemporaryDirectory() as folder:
         before = clock()
@@ -119,7 +127,8 @@ def run_steps(recorder: Recorder, model: torch.nn.Module, step: Step, num_steps:
 def interleave(
     recorders: Mapping[str, Recorder], model: torch.nn.Module, step: Step, *, rounds: int, steps: int, slow_steps: int
 ) -> dict[str, Timing]:
-    for name, recorder in recorders.items():
+    """Run rounds of steps under all recorders; those that are slow by themselves have fewer steps a round."""
+    for recorder in recorders.values():
         run_steps(recorder, model, step, 3, Timing())
     timings = {name: Timing() for name in recorders}
     shuffled = random.Random(0)
@@ -141,7 +150,6 @@ def added_ns(timings: Mapping[str, Timing], name: str) -> tuple[float, float]:
 
 def measure_cost(*, rounds: int, steps: int) -> dict[str, Any]:
     """Measure what each recorder adds to a step of small operators, where there is nothing to hide behind."""
-    torch.set_num_threads(1)
     model, step = training_step(hidden=16, sequence=4, layers=1)
     for _ in range(10):
         step()
@@ -164,7 +172,6 @@ def measure_cost(*, rounds: int, steps: int) -> dict[str, Any]:
 
 def measure_realistic(*, rounds: int) -> dict[str, Any]:
     """Measure a step with matrices of realistic size; each recorded step is compared with the bare one beside it."""
-    torch.set_num_threads(2)
     model, step = training_step(hidden=1024, sequence=512, layers=2)
     for _ in range(2):
         step()
@@ -178,29 +185,23 @@ def measure_realistic(*, rounds: int) -> dict[str, Any]:
         for name in shuffled.sample(names, len(names)):
             pair = [(RECORDERS[name], timings[name]), (nothing, bare[name])]
             for recorder, timing in pair if turn % 2 else reversed(pair):
-                run_steps(recorder, model, step, 1, timing)
+                run_steps(recorder, model, step, 1, timing, clock=time.process_time_ns)
                 gc.collect()
     gc.enable()
-    torch.set_num_threads(1)
     every = [steps[0] for timing in bare.values() for steps in timing.rounds]
     rows = {}
     for name in names:
         ratios = [
             100 * (mine[0] / other[0] - 1) for mine, other in zip(timings[name].rounds, bare[name].rounds, strict=True)
         ]
-        quartiles = statistics.quantiles(ratios, n=4)
+        lower, _, upper = statistics.quantiles(ratios, n=4)
         rows[name] = {
             "percent_min": 100 * (timings[name].fastest() / min(every) - 1),
             "percent_median": statistics.median(ratios),
-            "percent_quartiles": [quartiles[0], quartiles[2]],
+            "percent_lower": lower,
+            "percent_upper": upper,
         }
-    return {
-        "events_per_step": events,
-        "step_ms_min": min(every) / 1e6,
-        "step_ms_median": statistics.median(every) / 1e6,
-        "rounds": rounds,
-        "rows": rows,
-    }
+    return {"events_per_step": events, "step_ms_min": min(every) / 1e6, "rounds": rounds, "rows": rows}
 
 
 def measure_bytes(*, steps: int) -> dict[str, Any]:
@@ -219,20 +220,64 @@ def measure_bytes(*, steps: int) -> dict[str, Any]:
             data = kept.path.read_bytes()
         rows[name] = {
             "entries_per_step": kept.entries / steps,
-            "per_entry": len(data) / kept.entries,
+            "per_entry": kept.used_bytes / kept.entries,
+            "per_entry_file": len(data) / kept.entries,
             "per_entry_gzip": len(gzip.compress(data, 1)) / kept.entries,
             "per_entry_zstd": zstd_bytes(data) / kept.entries,
-            "per_event": len(data) / steps / events,
+            "per_event": kept.used_bytes / steps / events,
         }
     return {"events_per_step": events, "steps": steps, "rows": rows}
 
 
 def zstd_bytes(data: bytes) -> int:
+    """Return the size when compressed by zstd, which Python has not of itself and Polars has."""
     import polars as pl
 
     with tempfile.NamedTemporaryFile() as file:
         pl.DataFrame({"data": [data]}).write_ipc(file.name, compression="zstd")
         return Path(file.name).stat().st_size
+
+
+class Cell(torch.nn.Module):
+    """A module of four small operators."""
+
+    def forward(self, a_SS: torch.Tensor, b_SS: torch.Tensor) -> torch.Tensor:
+        """Return a scalar."""
+        return (torch.add(a_SS, b_SS) * b_SS).sum().neg()
+
+
+def measure_cold(*, rounds: int) -> dict[str, Any]:
+    """Measure a module call of four small operators when the caches hold the program's matrices, and when they do not.
+
+    Between large operators a recorder finds nothing of its own in the caches: what it touches is what it costs.
+    """
+    model = Cell()
+    a_SS, b_SS = torch.randn(8, 8), torch.randn(8, 8)
+    source, target = np.zeros(_SWEEP_BYTES, np.uint8), np.zeros(_SWEEP_BYTES, np.uint8)
+    events = count_events(lambda: model(a_SS, b_SS))
+    names = (BARE, "observer, empty", FLOOR, NATIVE, SCOPED, KINETO, KINETO_SHAPES)
+    taken: dict[tuple[str, str], list[int]] = {(name, state): [] for name in names for state in ("hot", "cold")}
+    shuffled = random.Random(0)
+    gc.disable()
+    for _ in range(rounds):
+        for name in shuffled.sample(names, len(names)):
+            gc.collect()
+            with tempfile.TemporaryDirectory() as folder, RECORDERS[name](Path(folder), [model]):
+                for state in ("hot", "cold"):
+                    for _ in range(100):
+                        if state == "cold":
+                            np.copyto(target, source)
+                        start = time.perf_counter_ns()
+                        model(a_SS, b_SS)
+                        taken[name, state].append(time.perf_counter_ns() - start)
+    gc.enable()
+    medians = {key: statistics.median(values) / 1e3 for key, values in taken.items()}
+    rows = {
+        name: {f"{state}_us": medians[name, state] - medians[BARE, state] for state in ("hot", "cold")}
+        for name in names
+        if name != BARE
+    }
+    return {"events": events, "hot_us": medians[BARE, "hot"], "cold_us": medians[BARE, "cold"], "rows": rows}
 
 
 def measure_start(*, modules: int, rounds: int) -> dict[str, Any]:
@@ -254,134 +299,79 @@ def measure_start(*, modules: int, rounds: int) -> dict[str, Any]:
     }
 
 
-# Telling.
+def measure_demo(*, deployment: str, rounds: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """Measure training steps of a deployment on ranks of this machine; see bench_ranks.py."""
+    from truedag.launch.deployment_file import load_deployment
+
+    _, loaded = load_deployment(deployment, overrides)
+    load_floor_observer()  # compiled before the ranks ask for it
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={loaded.world_size}",
+        ]
+        command += [str(Path(__file__).with_name("bench_ranks.py")), deployment, str(rounds), str(out), *overrides]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"the ranks failed:\n{done.stderr}")
+        told: dict[str, Any] = json.loads(out.read_text())
+    return told | {"rows": {name: compare_ranks(told["rows"][BARE], row) for name, row in told["rows"].items()}}
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(row: list[str]) -> str:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(head), *map(line, rows)])
-
-
-def tell(results: dict[str, Any]) -> str:
-    parts = []
-    if cost := results.get("cost"):
-        parts.append(
-            f"Small operators: {cost['events_per_step']} events a step, "
-            f"{cost['rounds']} rounds of {cost['steps']} steps; µs added"
-        )
-        head = ["", "step, min", "per event, min", "median", "per operator", "start ms", "stop ms"]
-        parts.append(
-            table(
-                head,
-                [
-                    [
-                        name,
-                        f"{row['step_us_min']:.0f}",
-                        f"{row['us_per_event_min']:.3f}",
-                        f"{row['us_per_event_median']:.3f}",
-                        f"{row['us_per_entry_median']:.2f}" if row["us_per_entry_median"] else "",
-                        f"{row['start_ms']:.2f}",
-                        f"{row['stop_ms']:.2f}",
-                    ]
-                    for name, row in cost["rows"].items()
-                ],
-            )
-        )
-    if real := results.get("realistic"):
-        parts.append(
-            f"\nRealistic matrices: {real['events_per_step']} events a step of {real['step_ms_min']:.0f} ms "
-            f"(median {real['step_ms_median']:.0f}), {real['rounds']} pairs; % added"
-        )
-        parts.append(
-            table(
-                ["", "min", "median", "quartiles"],
-                [
-                    [
-                        name,
-                        f"{row['percent_min']:+.2f}",
-                        f"{row['percent_median']:+.2f}",
-                        " to ".join(f"{value:+.2f}" for value in row["percent_quartiles"]),
-                    ]
-                    for name, row in real["rows"].items()
-                ],
-            )
-        )
-    if size := results.get("bytes"):
-        parts.append(f"\nBytes on disk, {size['steps']} steps")
-        parts.append(
-            table(
-                ["", "operators a step", "per operator", "gzip -1", "zstd", "per event"],
-                [
-                    [
-                        name,
-                        f"{row['entries_per_step']:.0f}",
-                        *(f"{row[key]:.1f}" for key in ("per_entry", "per_entry_gzip", "per_entry_zstd", "per_event")),
-                    ]
-                    for name, row in size["rows"].items()
-                ],
-            )
-        )
-    if start := results.get("start"):
-        parts.append(
-            f"\n{start['modules']} modules watched: start {start['start_scoped_ms']:.1f} ms (none watched "
-            f"{start['start_ms']:.1f}), stop {start['stop_scoped_ms']:.1f} ms ({start['stop_ms']:.1f}), "
-            f"{start['us_per_module_call']:.2f} µs a module call"
-        )
-    return "\n".join(parts)
-
-
-def judge(results: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
-    """Return each target as (what, measured, wanted, met)."""
-    told = []
-
-    def at_most(what: str, value: float, limit: float, unit: str) -> None:
-        told.append((what, value, f"<= {limit:g} {unit}", value <= limit))
-
-    if cost := results.get("cost"):
-        for key in ("min", "median"):
-            per_event = {name: row[f"us_per_event_{key}"] for name, row in cost["rows"].items()}
-            own = per_event[NATIVE]
-            at_most(f"µs per event ({key})", own, TARGETS["native_us_per_event"], "µs")
-            at_most(f"over Kineto without shapes ({key})", own / per_event[KINETO], 1, "x")
-            ratio, wanted = per_event[ETO] / own, TARGETS["eto_over_native"]
-            told.append((f"below ExecutionTraceObserver ({key})", ratio, f">= {wanted:g} x", ratio >= wanted))
-    if real := results.get("realistic"):
-        at_most("% of a realistic step (median)", real["rows"][SCOPED]["percent_median"], TARGETS["realistic_percent"], "%")
-    if size := results.get("bytes"):
-        at_most("bytes per operator", size["rows"][NATIVE]["per_entry"], TARGETS["raw_bytes"], "B")
-        at_most("  compressed (gzip -1)", size["rows"][NATIVE]["per_entry_gzip"], TARGETS["compressed_bytes"], "B")
+def compare_ranks(bare: Mapping[str, list[float]], own: Mapping[str, list[float]]) -> dict[str, float]:
+    """Compare steps with those that were not recorded in the same round."""
+    told = {what: statistics.median(own[what]) for what in ("start", "stop", "operators", "faults")}
+    for what in ("step", "cpu"):
+        unrecorded = [statistics.mean(pair) for pair in zip(bare[f"{what} new"], bare[f"{what} running"], strict=True)]
+        for when in ("new", "running"):
+            mine = own[f"{what} {when}"]
+            ratios = [100 * (a / b - 1) for a, b in zip(mine, unrecorded, strict=True)]
+            told[f"{what} {when}"] = statistics.median(mine)
+            told[f"{what} {when}, min"] = min(mine)
+            told[f"{what} {when}, %"] = statistics.median(ratios)
     return told
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: half a minute")
+    """Measure what is asked for, and print it."""
+    sections = ("cost", "cold", "start", "bytes", "realistic")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a minute instead of four")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--only", action="append", choices=["cost", "realistic", "bytes", "start"], help="measure this")
+    parser.add_argument("--only", action="append", choices=sections, help="this section alone; may be repeated")
+    parser.add_argument("--demo", action="store_true", help="the demo's training step on its ranks too: minutes")
+    parser.add_argument("--deployment", default="moe-10b-tp2-ep2-pp2-cpu", help="another deployment for --demo")
+    parser.add_argument("--programs", action="store_true", help="the programs of tests/programs too: minutes")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the deployment")
     options = parser.parse_args()
     quick = options.quick
-    wanted = options.only or ["cost", "realistic", "bytes", "start"]
-    results: dict[str, Any] = {}
-    if "cost" in wanted:
-        results["cost"] = measure_cost(rounds=8 if quick else 30, steps=40)
-    if "start" in wanted:
-        results["start"] = measure_start(modules=3000, rounds=3 if quick else 10)
-    if "bytes" in wanted:
-        results["bytes"] = measure_bytes(steps=100)
-    if "realistic" in wanted:
-        results["realistic"] = measure_realistic(rounds=4 if quick else 15)
+    torch.set_num_threads(1)
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "cost": lambda: measure_cost(rounds=8 if quick else 40, steps=40),
+        "cold": lambda: measure_cold(rounds=4 if quick else 20),
+        "start": lambda: measure_start(modules=3000, rounds=3 if quick else 10),
+        "bytes": lambda: measure_bytes(steps=100 if quick else 400),
+        "realistic": lambda: measure_realistic(rounds=4 if quick else 20),
+        "demo": lambda: measure_demo(
+            deployment=options.deployment, rounds=2 if quick else 6, overrides=options.overrides
+        ),
+        "programs": lambda: measure_programs(rounds=3 if quick else 9),
+    }
+    wanted = options.only or ([] if options.demo or options.programs else sections)
+    wanted = [*wanted, *(name for name in ("demo", "programs") if getattr(options, name))]
+    results = {name: measures[name]() for name in wanted}
     targets = judge(results)
     if options.json:
         print(json.dumps(results | {"targets": targets}, indent=1))
         return
     print(tell(results))
-    print("\nTargets")
-    print(table(["", "measured", "wanted", ""], [[w, f"{v:.3g}", x, "met" if ok else "MISSED"] for w, v, x, ok in targets]))
+    if targets:
+        rows = [[what, f"{value:.3g}", limit, "met" if met else "MISSED"] for what, value, limit, met in targets]
+        print(f"\n{align([['Targets', 'measured', 'wanted', ''], *rows])}")
 
 
 if __name__ == "__main__":

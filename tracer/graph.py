@@ -78,6 +78,11 @@ class Graph:
         """Ranks, where they stand on each axis, their clocks."""
         return self._table("ranks")
 
+    @property
+    def kernels(self) -> pl.LazyFrame:
+        """Kernels and copies on GPUs, and the node that each belongs to; no rows where none was recorded."""
+        return self._table("kernels")
+
     def to_networkx(self, *, order: bool = True) -> nx.MultiDiGraph[int]:
         """Return the graph with all columns as attributes; without `order`, only data and messages are edges."""
         graph: nx.MultiDiGraph[int] = nx.MultiDiGraph()

@@ -31,10 +31,13 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
-def run_ranks(world_size: int, function: Any, *arguments: Any, timeout_s: float) -> list[Any]:
+def run_ranks(
+    world_size: int, function: Any, *arguments: Any, timeout_s: float, process_group: bool = True
+) -> list[Any]:
     """Return what `function(*arguments)` returned on each rank; fail the test with the rank and traceback of an error.
 
-    All ranks are killed at the first error, or when `timeout_s` has passed.
+    Without `process_group` the function makes its own, of the environment (RANK, WORLD_SIZE) and a port that it is
+    given. All ranks are killed at the first error, or when `timeout_s` has passed.
     """
     _start_server()
     with tempfile.TemporaryDirectory() as folder:
@@ -43,8 +46,8 @@ def run_ranks(world_size: int, function: Any, *arguments: Any, timeout_s: float)
         processes = [
             _CONTEXT.Process(
                 target=_run_rank,
-                args=(rank, world_size, rendezvous, timeout_s, sender, function, arguments),
-                daemon=True,
+                args=(rank, world_size, rendezvous if process_group else None, timeout_s, sender, function, arguments),
+                daemon=process_group,  # a program may have workers
             )
             for rank, (_, sender) in enumerate(pipes)
         ]
@@ -82,7 +85,13 @@ def _collect(receivers: list[Connection], timeout_s: float) -> list[Any]:
 
 
 def _run_rank(
-    rank: int, world_size: int, rendezvous: str, timeout_s: float, sender: Connection, function: Any, arguments: Any
+    rank: int,
+    world_size: int,
+    rendezvous: str | None,
+    timeout_s: float,
+    sender: Connection,
+    function: Any,
+    arguments: Any,
 ) -> None:
     warnings.simplefilter("error")
     prepare_process()
@@ -91,11 +100,15 @@ def _run_rank(
 
     torch.set_num_threads(1)
     try:
-        distributed.init_process_group(
-            "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
-        )
+        if rendezvous is None:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+        else:
+            distributed.init_process_group(
+                "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+            )
         result = function(*arguments)
-        distributed.destroy_process_group()
+        if rendezvous is not None:
+            distributed.destroy_process_group()
     except BaseException:
         sender.send((traceback.format_exc(), None))
         raise

@@ -40,13 +40,20 @@ def test_each_group_is_counted_however_long_ago_it_was_used() -> None:
 def meet_late() -> tuple[str, str, str, str | None, bool]:
     """Rank 1 comes late; rank 0 looks from another thread while it waits."""
     found: list[tuple[str, str, str, str | None, bool]] = []
+    store = distributed.distributed_c10d._get_default_store()
 
     def look() -> None:
-        time.sleep(1.0)
+        if distributed.get_rank() == 0:
+            while not find_overdue(0.5):
+                time.sleep(0.01)
+        else:
+            store.wait(["rank 0 has waited"])
         told = take_progress()
         world = next(group for group in told.groups if len(group.ranks) == 2)
         call = told.call.name if told.call is not None else None
         found.append((find_overdue(0.5), find_overdue(1000.0), told.place, call, world.ended < world.begun))
+
+        store.set("rank 0 has waited", "")
 
     watcher = threading.Thread(target=look)
     watcher.start()

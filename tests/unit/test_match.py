@@ -212,3 +212,30 @@ def test_many_collectives_are_all_joined() -> None:
     group = tuple(range(8))
     ranks = {rank: [record("c10d::allreduce_", group, i, sent=8, received=8) for i in range(1600)] for rank in group}
     assert len(match_communications(ranks).collectives) == 1600
+
+
+def test_places_are_not_compared_where_recordings_began_at_different_points() -> None:
+    def begun(op: str, order: int, **told: int) -> CommRecord:
+        return dataclasses.replace(record(op, (0, 1), order, **told), from_barrier=False)
+
+    ranks = {
+        0: [begun("c10d::send", 0, peer=1), begun("c10d::allreduce_", 0)],
+        1: [begun("c10d::recv_", 0, peer=0), begun("c10d::allreduce_", 0)],
+    }
+    matched = match_communications(ranks)
+    assert matched.messages == []
+    assert matched.collectives == []
+    assert {one.what.partition(":")[0] for one in matched.unmatched} == {"ambiguous"}
+
+
+def test_numbers_are_believed_before_places() -> None:
+    def numbered(op: str, order: int, number: int, **told: int) -> CommRecord:
+        return dataclasses.replace(record(op, (0, 1), order, **told), number=number)
+
+    ranks = {
+        0: [numbered("c10d::send", 0, 4, peer=1), numbered("c10d::send", 1, 5, peer=1)],
+        1: [numbered("c10d::recv_", 0, 5, peer=0), numbered("c10d::recv_", 1, 6, peer=0)],
+    }
+    matched = match_communications(ranks)
+    assert [(one.order, one.send.node, one.receive.node) for one in matched.messages] == [(5, 1, 0)]
+    assert sorted(one.what for one in matched.unmatched) == ["receive without send", "send without receive"]

@@ -56,8 +56,9 @@ def test_every_data_file_is_installed(setuptools_table: Mapping[str, Any]) -> No
 
 
 def test_the_namespace_has_no_init_and_every_folder_is_typed() -> None:
+    assert not (ROOT / "__init__.py").exists()
+    assert not (ROOT / ".typings" / "truedag" / "__init__.py").exists()
     for folder in FOLDERS:
-        assert not (ROOT / folder / "__init__.py").exists()
         assert (ROOT / folder / "py.typed").is_file()
 
 

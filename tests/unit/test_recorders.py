@@ -106,3 +106,16 @@ def test_a_failing_operator_leaves_the_recording_whole(tmp_path: Path) -> None:
 
     graph = trace_of(tmp_path / "trace", program, "native")
     assert graph.nodes.op == ["aten::ones", "aten::ones", "aten::mm", "aten::ones", "aten::add"]
+
+
+@pytest.mark.xfail(reason="the native recorder does not ask the engine which graph task runs", strict=True)
+def test_what_the_engine_calls_at_its_end_is_of_the_backward_pass(tmp_path: Path) -> None:
+    def program() -> None:
+        engine = torch.autograd.Variable._execution_engine
+        doubled = torch.ones(2, requires_grad=True) * 2
+        doubled.register_hook(lambda _: engine.queue_callback(lambda: torch.full((7,), 1.0)))
+        doubled.sum().backward()
+
+    python = trace_of(tmp_path / "python", program, "python")
+    assert [label.phase for label in python.nodes.labels][-1] == "backward"
+    assert_same_graph(trace_of(tmp_path / "native", program, "native"), python)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from truedag.tracer.merge.align import Clock
 from truedag.tracer.merge.columns import DATA, ORDER, Assembly, EdgeList
+from truedag.tracer.merge.device_nodes import add_kernels, node_spans
 from truedag.tracer.merge.flops import count_flops
 from truedag.tracer.merge.joining import add_collective, join_message, participate_alone, short_name, told_axes
 from truedag.tracer.merge.labels import Label
@@ -67,11 +68,16 @@ def _add_rank(
     describe = _Describer(layouts)
     comms = {record.node: record for record in nodes.comms}
     begin = (int(nodes.start_ns[0]) if len(nodes.start_ns) else 0) + offset
+    on_gpu = {} if graph.kernels is None else node_spans(graph.kernels)
     for node in range(len(nodes.op)):
         if place[node] >= 0:
             continue
         op, start = nodes.op[node], int(nodes.start_ns[node]) + offset
-        end: int | None = int(nodes.end_ns[node]) + offset
+        host = (start, int(nodes.end_ns[node]) + offset)
+        end: int | None = host[1]
+        stream = -1
+        if node in on_gpu:
+            gpu_start, gpu_end, stream = on_gpu[node]
         kind, label = "compute", short_name(op)
         if node in comms:
             record = comms[node]
@@ -79,17 +85,21 @@ def _add_rank(
             label = f"{label} {axes.get((record.group_name, record.group), '')}".strip()
             # The host's call ends long before: when a communication is over, its backend tells or nobody.
             end = None if record.work_end_ns is None else record.work_end_ns + offset
+        elif node in on_gpu:
+            start, end = gpu_start + offset, gpu_end + offset
         place[node] = out.add(
             rank=rank,
             kind=kind,
             op=op,
             label=label,
             labels=nodes.labels[node],
-            sort_ns=start,
+            sort_ns=host[0],
             stage=stage,
             thread=int(nodes.thread[node]),
             start_ns=start,
             end_ns=end,
+            stream=stream,
+            host_ns=host,
             flops=_count_flops(op, layouts, nodes.inputs[node], nodes.outputs[node]),
             bytes_read=sum(sizes[i] for i in nodes.inputs[node]),
             bytes_written=sum(sizes[i] for i in nodes.outputs[node]),
@@ -119,6 +129,8 @@ def _add_rank(
     lookup = np.concatenate((place, sources[::-1]))  # a source's place is counted from the end
     edges.add(lookup[flow.src], lookup[flow.dst], DATA, flow.num_bytes, layout_place[flow.layout], flow.is_update)
     _chain_threads(edges, nodes.thread, place, comms)
+    if graph.kernels is not None:
+        add_kernels(out, edges, graph.kernels, nodes, place, rank=rank, offset=offset, stage=stage)
 
 
 def _count_flops(

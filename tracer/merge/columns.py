@@ -18,6 +18,16 @@ DATA, P2P, ORDER = 0, 1, 2
 EDGE_KINDS = ("data", "p2p", "order")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelRows:
+    """One rank's kernels with the place of the node that each belongs to."""
+
+    rank: int
+    place: NDArray[np.int64]
+    records: NDArray[np.void]  # `kernels.KERNEL`, times as of the nodes
+    names: list[str]
+
+
 @dataclass(slots=True)
 class Assembly:
     """Nodes and edges of all ranks, as columns; a node's place is its number before the topological one."""
@@ -29,6 +39,9 @@ class Assembly:
     labels: list[Label] = field(default_factory=list)
     stage: list[int | None] = field(default_factory=list)
     thread: list[int] = field(default_factory=list)
+    stream: list[int] = field(default_factory=list)
+    host_start_ns: list[int | None] = field(default_factory=list)  # the call on the host, wherever it ran
+    host_end_ns: list[int | None] = field(default_factory=list)
     start_ns: list[int | None] = field(default_factory=list)
     end_ns: list[int | None] = field(default_factory=list)
     flops: list[int | None] = field(default_factory=list)
@@ -45,6 +58,7 @@ class Assembly:
     edge_layout: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # -1: none
     edge_update: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # dst then wrote what it read
     participants: list[dict[str, object]] = field(default_factory=list)
+    kernels: list[KernelRows] = field(default_factory=list)  # one rank's each
     unlabelled: set[int] = field(default_factory=set)  # nodes that take their microbatch from their data
 
     @property
@@ -65,6 +79,8 @@ class Assembly:
         thread: int = -1,
         start_ns: int | None = None,
         end_ns: int | None = None,
+        stream: int = -1,
+        host_ns: tuple[int, int] | None = None,
         flops: int | None = None,
         bytes_read: int = 0,
         bytes_written: int = 0,
@@ -79,6 +95,9 @@ class Assembly:
         self.labels.append(labels)
         self.stage.append(stage)
         self.thread.append(thread)
+        self.stream.append(stream)
+        self.host_start_ns.append(None if host_ns is None else host_ns[0])
+        self.host_end_ns.append(None if host_ns is None else host_ns[1])
         self.start_ns.append(start_ns)
         self.end_ns.append(end_ns)
         self.flops.append(flops)

@@ -21,7 +21,9 @@ from truedag.tracer.errors import MergeError
 from truedag.tracer.graph import FORMAT_VERSION
 from truedag.tracer.merge.align import Clock
 from truedag.tracer.merge.columns import EDGE_KINDS, Assembly
+from truedag.tracer.merge.kernels import KERNEL_KINDS
 from truedag.tracer.merge.match import Matched
+from truedag.tracer.merge.opaque import tell_opaque
 from truedag.tracer.merge.rank_graph import RankGraph
 
 AXES = ("tp", "ep", "etp", "pp", "dp", "edp", "cp")
@@ -53,6 +55,7 @@ def write_dataset(
         "edges": _edges(assembly, number),
         "participants": _participants(assembly, number, origin, group_numbers),
     }
+    frames["kernels"] = _kernels(assembly, number, origin)
     frames["groups"] = _groups(graphs, group_numbers)
     frames["ranks"] = _ranks(graphs, clocks)
     meta = {
@@ -73,6 +76,8 @@ def write_dataset(
         "num_collectives": len(matched.collectives),
         "num_messages": len(matched.messages),
         "num_unmatched": len(matched.unmatched),
+        "num_kernels": len(frames["kernels"]),
+        "opaque": tell_opaque(assembly),
         "unmatched": [one.describe() for one in matched.unmatched],
     }
     _replace(folder, frames, meta)
@@ -119,9 +124,11 @@ def _nodes(assembly: Assembly, number: NDArray[np.int64], origin: int) -> pl.Dat
             "step": [-1 if label.step is None else label.step for label in labels],
             "decode_step": [-1 if label.decode_step is None else label.decode_step for label in labels],
             "thread": assembly.thread,
-            "stream": [-1] * len(labels),
+            "stream": assembly.stream,
             "start_ns": assembly.start_ns,
             "end_ns": assembly.end_ns,
+            "host_start_ns": assembly.host_start_ns,
+            "host_end_ns": assembly.host_end_ns,
             "timing": ["measured" if known else "none" for known in timed],
             "flops": assembly.flops,
             "bytes_read": assembly.bytes_read,
@@ -134,12 +141,40 @@ def _nodes(assembly: Assembly, number: NDArray[np.int64], origin: int) -> pl.Dat
             "node": pl.Int64, "kind": pl.String, "category": pl.String, "rank": pl.Int32, "op": pl.String,
             "label": pl.String, "module": pl.String, "layer": pl.Int32, "stage": pl.Int32, "microbatch": pl.Int32,
             "expert": pl.Int32, "phase": pl.String, "step": pl.Int32, "decode_step": pl.Int32, "thread": pl.Int32,
-            "stream": pl.Int32, "start_ns": pl.Int64, "end_ns": pl.Int64, "timing": pl.String, "flops": pl.Int64,
+            "stream": pl.Int32, "start_ns": pl.Int64, "end_ns": pl.Int64, "host_start_ns": pl.Int64,
+            "host_end_ns": pl.Int64, "timing": pl.String, "flops": pl.Int64,
             "bytes_read": pl.Int64, "bytes_written": pl.Int64, "gradient": pl.String, "inputs": pl.String,
             "outputs": pl.String,
         },
     )  # fmt: skip
-    return frame.with_columns(pl.col("start_ns") - origin, pl.col("end_ns") - origin).sort("node")
+    times = ("start_ns", "end_ns", "host_start_ns", "host_end_ns")
+    return frame.with_columns(pl.col(name) - origin for name in times).sort("node")
+
+
+def _kernels(assembly: Assembly, number: NDArray[np.int64], origin: int) -> pl.DataFrame:
+    schema = {
+        "node": pl.Int64, "rank": pl.Int32, "device": pl.Int32, "stream": pl.Int32, "name": pl.String,
+        "kind": pl.String, "start_ns": pl.Int64, "end_ns": pl.Int64, "bytes": pl.Int64, "correlation": pl.Int64,
+        "graph": pl.Int64,
+    }  # fmt: skip
+    frames = [pl.DataFrame(schema=schema)]
+    for part in assembly.kernels:
+        records = part.records
+        columns = {
+            "node": number[part.place],
+            "rank": np.full(len(records), part.rank),
+            "device": records["device"],
+            "stream": records["stream"],
+            "name": [part.names[name] for name in records["name"].tolist()],
+            "kind": [KERNEL_KINDS[kind] for kind in records["kind"].tolist()],
+            "start_ns": records["start_ns"] - origin,
+            "end_ns": records["end_ns"] - origin,
+            "bytes": records["bytes"],
+            "correlation": records["correlation"],
+            "graph": records["graph"],
+        }
+        frames.append(pl.DataFrame(columns, schema=schema))
+    return pl.concat(frames).sort("rank", "start_ns", "correlation")
 
 
 def _edges(assembly: Assembly, number: NDArray[np.int64]) -> pl.DataFrame:
@@ -222,6 +257,7 @@ def _ranks(graphs: Sequence[RankGraph], clocks: Mapping[int, Clock]) -> pl.DataF
         meta = graph.nodes.trace.meta
         coordinates = meta["coordinates"]
         clock = clocks[graph.rank]
+        gpu = None if graph.kernels is None else graph.kernels.clock
         rows.append(
             {
                 "rank": graph.rank,
@@ -231,11 +267,15 @@ def _ranks(graphs: Sequence[RankGraph], clocks: Mapping[int, Clock]) -> pl.DataF
                 "rank_class": classes.setdefault(_program_hash(graph), len(classes)),
                 "clock_offset_ns": clock.offset_ns,
                 "clock_error_ns": clock.error_ns,
+                "gpu_clock_correction_ns": None if gpu is None else gpu.correction_ns,
+                "gpu_clock_drift_ns": None if gpu is None else gpu.drift_ns,
+                "gpu_clock_error_ns": None if gpu is None else gpu.error_ns,
             }
         )
     schema = {"rank": pl.Int32, "host": pl.String, "device": pl.String}
     schema |= dict.fromkeys(AXES, pl.Int32)
     schema |= {"rank_class": pl.Int32, "clock_offset_ns": pl.Int64, "clock_error_ns": pl.Int64}
+    schema |= dict.fromkeys(("gpu_clock_correction_ns", "gpu_clock_drift_ns", "gpu_clock_error_ns"), pl.Int64)
     return pl.DataFrame(rows, schema=schema)
 
 

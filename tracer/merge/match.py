@@ -2,15 +2,19 @@
 
 Theory of operation. A group is the tuple of its ranks, its name, and how many groups of that name a rank had before.
 The n-th collective of a group on one rank is the n-th on every other, or the program would hang; so a collective is the
-records with one (group, n), and it is whole when each rank of the group has exactly one, of the same operator. n is the
-backend's own count where it can be relied on, else the recorder's: recordings begin between two barriers, so that one
-counts from the same point everywhere, but for what was under way already. A message is the n-th send from one rank to
-another on a group under a tag, and the n-th receive there.
+records with one (group, n), and it is whole when each rank of the group has exactly one, of the same operator. A
+message is the n-th send from one rank to another on a group under a tag, and the n-th receive there.
+
+n counts from when the group was made, where the ranks counted before they recorded (`numbering`): recordings may then
+begin and end anywhere. Else it is the backend's own count of collectives where it can be relied on, or the place in the
+recording: recordings begin at a barrier of all ranks, so that one counts from the same point everywhere, but for what
+was under way already. Where there was no such barrier, or both ends of a lane recorded, but not equally much, that
+would be a guess, and nothing is joined.
 
 A join is checked against the bytes that each side gives and gets. Where they contradict it, the count is wrong from
-there on at the latest, so the rest of that sequence is not joined either. A receive from any source could have taken a
-message of any lane into its rank: what comes after it there is not joined. What is not whole is listed with what is
-there and who is missing, and its records stay in the graph, each by itself.
+there on at the latest, so the rest of that sequence is not joined either. A receive from a source that is not known
+could have taken a message of any lane into its rank: what comes after it there is not joined. What is not whole is
+listed with what is there and who is missing, and its records stay in the graph, each by itself.
 """
 
 from __future__ import annotations
@@ -85,6 +89,7 @@ class Matched:
 Group: TypeAlias = tuple[tuple[int, ...], str, int]  # its ranks, its name, its incarnation
 Lane: TypeAlias = tuple[Group, int, int, int]  # the group, source, destination, tag
 _UNKNOWN_RANKS = "the ranks of its group are unknown"
+_NO_COMMON_POINT = "ambiguous: the ranks began to record at different points and had not counted before"
 
 
 def match_communications(ranks: Mapping[int, Sequence[CommRecord]]) -> Matched:
@@ -134,13 +139,15 @@ def _join_messages(
     messages: list[Message],
     unmatched: list[Unmatched],
 ) -> None:
-    """Join the messages of one lane; the first `certain` ones if not None."""
+    """Join the messages of one lane; up to its first `certain` receives if not None."""
     (group, name, _), source, destination, _ = lane
-    doubt = ""
-    for order in range(max(len(sends), len(receives))):
-        send = sends[order] if order < len(sends) else None
-        receive = receives[order] if order < len(receives) else None
-        if certain is not None and order >= certain:
+    by_number = all(record.number is not None for record in (*sends, *receives))
+    sent, received = _by_order(sends, by_number=by_number), _by_order(receives, by_number=by_number)
+    sure = {order for order, record in list(received.items())[:certain] if record.is_sure}
+    doubt = "" if by_number else _doubt_of_places(sends, receives)
+    for order in sorted(sent.keys() | received.keys()):
+        send, receive = sent.get(order), received.get(order)
+        if not doubt and order not in sure and (certain is not None or receive):
             doubt = "ambiguous: a receive from any source came before"
         if send and receive and not doubt and send.sent_bytes != receive.received_bytes:
             what = f"send and receive differ in bytes: {send.sent_bytes} and {receive.received_bytes}"
@@ -168,6 +175,25 @@ def _join_messages(
             unmatched.append(_alone("receive without send", destination, receive, missing=(source,)))
 
 
+def _by_order(records: Sequence[CommRecord], *, by_number: bool) -> dict[int, CommRecord]:
+    """The records of one end of a lane, by their number or else by their place in the recording."""
+    if by_number:
+        return {record.number: record for record in records if record.number is not None}
+    return dict(enumerate(records))
+
+
+def _doubt_of_places(sends: Sequence[CommRecord], receives: Sequence[CommRecord]) -> str:
+    """Why places in the recordings do not tell which send ends in which receive; '' if they do."""
+    if not (sends and receives):
+        return ""
+    begins = {sends[0].from_barrier, receives[0].from_barrier}
+    if False in begins:
+        return _NO_COMMON_POINT
+    if len(sends) != len(receives) and begins != {None}:
+        return f"ambiguous: {len(sends)} sends and {len(receives)} receives: which of them the others end is unknown"
+    return ""
+
+
 def _join_collectives(
     group: Group,
     by_rank: Mapping[int, Sequence[CommRecord]],
@@ -177,16 +203,18 @@ def _join_collectives(
 ) -> None:
     """Join the collectives of one group."""
     ranks, name, _ = group
-    by_backend = not has_messages and _backend_counts(ranks, by_rank)
+    by_number = all(record.number is not None for records in by_rank.values() for record in records)
+    by_place = not by_number and (has_messages or not _backend_counts(ranks, by_rank))
     found: dict[int, dict[int, CommRecord]] = {}
     for rank, records in by_rank.items():
         for record in records:
-            order = record.backend_sequence if by_backend else record.order
+            order = record.order if by_place else record.backend_sequence if record.number is None else record.number
             if rank in found.setdefault(order, {}):
                 unmatched.append(_alone("recorded twice", rank, record, missing=()))
             else:
                 found[order][rank] = record
-    doubt = ""
+    begins = {records[0].from_barrier for records in by_rank.values()}
+    doubt = _NO_COMMON_POINT if by_place and len(by_rank) > 1 and False in begins else ""
     for order, records_there in sorted(found.items()):
         missing = tuple(rank for rank in ranks if rank not in records_there)
         what = _fault(ranks, records_there, missing)

@@ -15,9 +15,12 @@ from truedag.tracer.merge.align import align_clocks
 from truedag.tracer.merge.assembly import assemble, label_by_dataflow
 from truedag.tracer.merge.columns import Assembly
 from truedag.tracer.merge.dataset import write_dataset
+from truedag.tracer.merge.kernels import read_kernels
 from truedag.tracer.merge.match import match_communications
 from truedag.tracer.merge.rank_graph import RankGraph, build_rank_graph
+from truedag.tracer.record.kernels_file import kernels_path
 from truedag.tracer.record.trace import read_trace
+from truedag.tracer.record.trace_folder import find_traces
 from truedag.tracer.topology import number_nodes
 
 
@@ -42,8 +45,9 @@ def merge_traces(
     strategy: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> MergeSummary:
-    """Merge a folder of traces (`rank-*.trace`) into a dataset.
+    """Merge a folder of traces (`rank-*.trace`, compressed as `rank-*.trace.gz` or not) into a dataset.
 
+    What processes left that did not know their rank (`pid-*.trace`) is taken for the ranks that left nothing else.
     Ranks that are missing are named in `meta.json`, and their communications are unmatched there.
 
     Args:
@@ -59,7 +63,7 @@ def merge_traces(
         CycleError: the operations depend on each other in a circle.
     """
     say = progress or (lambda _: None)
-    paths = sorted(traces_dir.glob("rank-*.trace"))
+    paths = find_traces(traces_dir)
     if not paths:
         raise MergeError(f"{traces_dir} holds no traces (rank-*.trace): name the folder that a run recorded into")
     say(f"reading {len(paths)} traces")
@@ -101,26 +105,30 @@ def merge_traces(
 
 def _rank_graphs(paths: Sequence[Path], say: Callable[[str], None]) -> list[RankGraph]:
     """Each rank's part; a rank that was killed before it recorded anything is missing."""
-    graphs = []
+    graphs: dict[int, RankGraph] = {}
     empty = []
     for path in paths:
         try:
-            graphs.append(build_rank_graph(read_trace(path)))
+            trace = read_trace(path)
         except EmptyTraceError as error:
             say(str(error))
             empty.append(error)
+            continue
+        # Of a process that nobody called by its rank: it may be a rank that left nothing else, or what started them.
+        if path.name.startswith("pid-") and graphs and (trace.rank in graphs or not trace.meta.get("placed")):
+            say(f"{path} is left out: there are traces of ranks, and it is of none that is missing")
+            continue
+        other = graphs.get(trace.rank)
+        if other is not None:
+            raise MergeError(f"{other.nodes.trace.path} and {path} both say they are rank {trace.rank}: keep one")
+        graphs[trace.rank] = build_rank_graph(trace, read_kernels(kernels_path(path), trace.meta))
     if not graphs:
         raise MergeError(f"there is nothing to merge: {empty[0]}") from empty[0]
-    return graphs
+    return [graphs[rank] for rank in sorted(graphs)]
 
 
 def _check_one_run(graphs: list[RankGraph]) -> int:
     sizes = {int(graph.nodes.trace.meta["world_size"]) for graph in graphs}
-    by_rank: dict[int, Path] = {}
-    for graph in graphs:
-        other = by_rank.setdefault(graph.rank, graph.nodes.trace.path)
-        if other != graph.nodes.trace.path:
-            raise MergeError(f"{other} and {graph.nodes.trace.path} both say they are rank {graph.rank}: keep one")
     if len(sizes) > 1:
         raise MergeError(
             f"the traces are of different runs: world sizes {sorted(sizes)}; merge each run in a folder of its own"

@@ -41,6 +41,9 @@ class CommRecord:
     sent_bytes: int = 0  # what this rank gives, and gets
     received_bytes: int = 0
     incarnation: int = 0  # how many groups of this name there were before this one
+    number: int | None = None  # among the group's collectives or in its lane, since the group was made; None: unknown
+    is_sure: bool = True  # no receive from an unknown source came before it in its lane
+    from_barrier: bool | None = None  # whether the recording began at a barrier of all ranks; None: not told
 
     @property
     def is_p2p(self) -> bool:
@@ -96,7 +99,7 @@ def extract_nodes(trace: Trace) -> RankNodes:
         for number, op in trace.ops.items()
     }
     rows: list[tuple[int, int, int]] = []  # start, position of the thread, position of the event
-    lifts = [number for number, op in trace.ops.items() if op["name"] == "aten::lift_fresh"]
+    lifts = [number for number, op in trace.ops.items() if _takes_from_outside(op)]
     num_views = num_shape_ops = 0
     for place, thread in enumerate(trace.threads):
         ranges = (thread.events["flags"] & int(EventFlags.RANGE)) != 0
@@ -116,6 +119,12 @@ def extract_nodes(trace: Trace) -> RankNodes:
         else:
             builder.add(thread, index)
     return builder.finish(num_views, num_shape_ops)
+
+
+def _takes_from_outside(op: Mapping[str, Any]) -> bool:
+    """Whether an operator hands the program memory that it may have got from outside the dispatcher."""
+    name, overload = str(op["name"]), str(op["overload"])
+    return name == "aten::lift_fresh" or (name == "aten::set_" and overload.startswith("source_Storage"))
 
 
 def _views(thread: ThreadTrace, schemas: Mapping[int, OpSchema]) -> NDArray[np.bool_]:
@@ -178,6 +187,8 @@ class _Builder:
         self._in_backward: list[bool] = []
         self._accesses: list[tuple[int, int, int, int, int]] = []
         self._without_content: set[int] = set()  # storages made empty and not written since
+        self._known = {int(told["storage"]) for told in trace.named_tensors}  # storages named or accessed before
+        self._num_looked_at = 0  # accesses that are in it
         names: dict[str, int] = {}
         self._incarnations: dict[int, int] = {}
         for number, told in sorted(trace.groups.items()):
@@ -187,8 +198,18 @@ class _Builder:
         self._comms: list[CommRecord] = []
 
     def lift(self, thread: ThreadTrace, index: int) -> None:
-        """Note that a tensor came from outside: torch.tensor or from_numpy made it and filled it."""
-        offset, storage, layout, *_ = thread.refs[int(thread.events[index]["first_ref"])].tolist()
+        """Note that a tensor came from outside: torch.tensor or from_numpy made it and filled it.
+
+        A storage that a tensor is set to did if nobody has seen it before: it was a buffer of Python's, or shared.
+        """
+        event = thread.events[index]
+        last = int(event["first_ref"]) + int(event["num_inputs"]) + int(event["num_outputs"]) - 1
+        offset, storage, layout, *_ = thread.refs[last].tolist()
+        if self._trace.ops[int(event["op"])]["name"] == "aten::set_":
+            self._known.update(access[2] for access in self._accesses[self._num_looked_at :])
+            self._num_looked_at = len(self._accesses)
+            if storage in self._known:
+                return
         if storage and storage not in self._without_content:
             self._accesses.append((len(self._op), CUT, storage, layout, offset))
 

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from truedag.tracer.merge.dataflow import Dataflow, NamedRegion, trace_dataflow
+from truedag.tracer.merge.kernels import DeviceTrace
 from truedag.tracer.merge.labels import Label
+from truedag.tracer.merge.launches import RankKernels, tie_kernels, with_works
 from truedag.tracer.merge.nodes import CUT, NAMED, READ, WRITE, Accesses, RankNodes, extract_nodes
+from truedag.tracer.merge.numbering import number_communications
 from truedag.tracer.merge.regions import extent
 from truedag.tracer.record.trace import Trace
 
@@ -35,6 +38,7 @@ class RankGraph:
     nodes: RankNodes
     flow: Dataflow
     outputs: list[Output]
+    kernels: RankKernels | None = None  # where a GPU was recorded
 
     @property
     def rank(self) -> int:
@@ -42,9 +46,14 @@ class RankGraph:
         return self.nodes.trace.rank
 
 
-def build_rank_graph(trace: Trace) -> RankGraph:
-    """Turn one rank's trace into its part of the graph."""
+def build_rank_graph(trace: Trace, device: DeviceTrace | None = None) -> RankGraph:
+    """Turn one rank's trace, and what was recorded of its GPUs, into its part of the graph."""
     nodes = extract_nodes(trace)
+    kernels = None if device is None else tie_kernels(device, nodes)
+    if kernels is not None:
+        nodes = replace(nodes, comms=with_works(nodes, kernels))
+    begins = [int(nodes.start_ns[record.node]) for record in nodes.comms]
+    nodes = replace(nodes, comms=number_communications(nodes.comms, begins, trace.lanes))
     begin = int(nodes.start_ns[0]) if len(nodes.start_ns) else 0
     told_names = [told for told in trace.named_tensors if told["role"] != "output" and not told.get("final")]
     named = [_region(told) for told in told_names if told["time_ns"] <= begin]
@@ -55,7 +64,7 @@ def build_rank_graph(trace: Trace) -> RankGraph:
         accesses, layouts=trace.layouts, storages=trace.storages, named=named, late=[_region(told) for told in late]
     )
     nodes = replace(nodes, labels=_label_gradients(nodes, named))
-    return _keep_written_outputs(RankGraph(nodes=nodes, flow=flow, outputs=outputs))
+    return replace(_keep_written_outputs(RankGraph(nodes=nodes, flow=flow, outputs=outputs)), kernels=kernels)
 
 
 def _region(told: Mapping[str, Any]) -> NamedRegion:

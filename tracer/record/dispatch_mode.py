@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from truedag.tracer.record import format as layout
+from truedag.tracer.record.counters import list_ranks
 from truedag.tracer.record.format import ChunkKind, EventFlags, TableKind
 
 _DTYPE_NUMBERS = {getattr(torch, name): number for number, name in layout.DTYPES.items() if hasattr(torch, name)}
@@ -37,6 +38,7 @@ _DEVICE_NUMBERS = {name: number for number, name in layout.DEVICES.items()}
 _PEERS = frozenset({"root_rank", "src", "dst"})
 _MARKS = frozenset({"profiler"})
 _LONGEST_IN_NS = 0xFFFFFFFF
+_TRANSPARENT = frozenset({"_c10d_functional", "c10d_functional"})  # what they call are the operators
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class PythonRecorder:
         self._tensors: dict[tuple[int, int, int], int] = {}
         self._calls: dict[tuple[Any, ...], int] = {}
         self._num_comms = 0
-        self._groups: dict[int, int] = {}
+        self._groups: dict[int, tuple[int, dist.ProcessGroup]] = {}  # kept: an address is given out again
         self._orders: dict[tuple[int, bool], int] = {}
         self._last_sequence = -1
         self._task_labels: dict[int, int] = {}  # the label when each backward pass began
@@ -144,6 +146,8 @@ class PythonRecorder:
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator and record it; what goes wrong in recording never reaches the program."""
+        if func.namespace in _TRANSPARENT:
+            return _run_under(_Mode(self.run), func, args, kwargs)
         call = None
         if not self._failure and func.namespace not in _MARKS:
             with self._shield(), self._lock:
@@ -276,16 +280,17 @@ class PythonRecorder:
 
     def _comm(self, func: Any, given: dict[str, Any]) -> tuple[int, ...]:
         group = dist.ProcessGroup.unbox(given["process_group"])
-        group_id = self._groups.get(id(group))
-        if group_id is None:
-            group_id = self._groups[id(group)] = len(self._groups) + 1
+        group_id, _ = self._groups.get(id(group), (0, group))
+        if not group_id:
+            group_id = len(self._groups) + 1
+            self._groups[id(group)] = (group_id, group)
             told = {
                 "name": group.group_name,
                 "description": group.group_desc,
                 "rank": group.rank(),
                 "size": group.size(),
                 "backend": group.name(),
-                "ranks": [],
+                "ranks": list(list_ranks(group)),
             }
             self.write(TableKind.GROUP, group_id, json.dumps(told).encode())
         p2p = func._schema.name in ("c10d::send", "c10d::recv_", "c10d::recv_any_source_")
@@ -325,24 +330,33 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],
+        types: Sequence[Any],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if any(kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl for kind in types):
+            return NotImplemented  # tensors that answer themselves, like DTensor: the operators are what they call
         return self._run(func, args, kwargs or {})
 
 
 def _run_inside(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: list[torch.Tensor]) -> Any:
-    """Run a communication's kernel itself, past the dispatch mode, so that the operators inside it are seen."""
-    device = next((tensor.device.type for value in args for tensor in _tensors(value)), "cpu")
-    key = torch._C.DispatchKey.CUDA if device == "cuda" else torch._C.DispatchKey.CPU
+    """Run a communication, and collect the tensors that it makes inside."""
 
     def collect(inner: Any, inner_args: tuple[Any, ...], inner_kwargs: dict[str, Any]) -> Any:
         result = inner(*inner_args, **inner_kwargs)
         made.extend(_tensors(result))
         return result
 
-    with _Mode(collect):
+    return _run_under(_Mode(collect), func, args, kwargs)
+
+
+def _run_under(mode: _Mode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an operator's kernel itself, past the dispatch mode, so that the operators inside it are seen."""
+    device = next((tensor.device.type for value in args for tensor in _tensors(value)), "cpu")
+    key = torch._C.DispatchKey.CUDA if device == "cuda" else torch._C.DispatchKey.CPU
+    if not func.has_kernel_for_dispatch_key(key):
+        key = torch._C.DispatchKey.CompositeExplicitAutograd
+    with mode:
         return func._op_dk(key, *args, **kwargs)
 
 

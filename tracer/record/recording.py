@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,12 @@ import torch.distributed as dist
 from truedag.tracer.annotate import REGISTRY, Context, NamedTensor
 from truedag.tracer.errors import RecordError
 from truedag.tracer.record.compiled import CompiledGraphs
+from truedag.tracer.record.counters import finish_lanes, write_lanes
+from truedag.tracer.record.discovery import ModuleDiscovery
 from truedag.tracer.record.format import TableKind
+from truedag.tracer.record.kernels_file import kernels_path
+from truedag.tracer.record.kineto import KernelTrace
+from truedag.tracer.record.place import GroupNews, describe_process, find_place, sample_clock
 from truedag.tracer.record.recorder import Recorder
 from truedag.tracer.record.scopes import ModuleScopes
 
@@ -48,6 +52,8 @@ def record(
     recorder: RecorderName = "native",
     watch: Sequence[tuple[str, torch.nn.Module]] = (),
     synchronize: bool = True,
+    max_bytes: int = 0,
+    kernels: bool = True,
 ) -> Iterator[Recording]:
     """Record all operators and communications of this process inside the block into a new file.
 
@@ -60,46 +66,153 @@ def record(
         path: the trace file; its folder exists, it does not.
         recorder: "native", or "python" (slow: the fallback and the oracle).
         watch: models by name; their modules' forward passes label the operators.
-        synchronize: meet the other ranks in a barrier first.
+        synchronize: meet the other ranks in a barrier first. All of them must call it then; where only some record,
+            the barrier would never end.
+        max_bytes: the recorder switches itself off when the file has become as large as this; 0: no bound.
+        kernels: record what runs on this process's GPUs, beside the trace (`kernels_file`); its end waits for them.
 
     Raises:
         RecordError: the file cannot be made, or a recording is running already.
         BuildError: the native recorder cannot be compiled.
     """
-    engine = _load(recorder)
-    recording = Recording(path)
+    engine = load_engine(recorder)
     if synchronize and dist.is_available() and dist.is_initialized():
         dist.barrier()
+    running = OpenRecording(
+        path,
+        engine,
+        recorder,
+        watch=watch,
+        max_bytes=max_bytes,
+        is_synchronized=synchronize,
+        kernels=kernels,
+    )
     try:
-        engine.start(str(path))
-    except RuntimeError as error:
-        raise RecordError(f"cannot record into {path}: {error}") from error
-    said = _Said(engine)
-    scopes = ModuleScopes(engine, watch)
-    compiled = CompiledGraphs(engine)
-    try:
-        with _shield(recording):
-            _write_meta(engine, recorder)
-            _write_groups(engine)
-            said.begin()
-            scopes.attach()
-            compiled.attach()
+        yield running.recording
+    finally:
+        running.end()
+
+
+class OpenRecording:
+    """A recording that runs from here to `end`. Local: no other rank need record, or stop when this one does."""
+
+    def __init__(
+        self,
+        path: Path,
+        engine: Recorder,
+        recorder: RecorderName,
+        *,
+        watch: Sequence[tuple[str, torch.nn.Module]] = (),
+        max_bytes: int = 0,
+        is_rank_told: bool = True,
+        is_synchronized: bool = False,
+        discovers: bool = False,
+        kernels: bool = True,
+    ) -> None:
+        """Begin, as `record` does without synchronising.
+
+        Args:
+            path: the trace file; its folder exists, it does not.
+            engine: what `load_engine` returned.
+            recorder: its name.
+            watch: models by name.
+            max_bytes: 0: no bound.
+            is_rank_told: whether the environment says truly which rank this is, as torchrun's does for the processes
+                that it starts. Else the process is rank 0 of 1 until it has a process group.
+            is_synchronized: whether all ranks have just met in a barrier.
+            discovers: whether to find the models by oneself, where none is watched.
+            kernels: whether to record what runs on this process's GPUs.
+
+        Raises:
+            RecordError: the file cannot be made, or a recording is running already.
+        """
+        self.recording = Recording(path)
+        self._engine = engine
+        self._pid = os.getpid()
+        self._is_rank_told = is_rank_told
+        self._place: dict[str, Any] = {}
+        self._groups = GroupNews()
+        if REGISTRY.listener is not None:
+            raise RecordError("a recording is running in this process already; end it before the next")
+        _start(engine, path, max_bytes)
+        self._said = _Said(engine)
+        self._scopes = ModuleDiscovery(engine) if discovers and not watch else ModuleScopes(engine, watch)
+        self._compiled = CompiledGraphs(engine)
+        _open_recordings.add(self)
+        with _shield(self.recording):
+            engine.write(TableKind.META, 0, json.dumps(describe_process(recorder)).encode())
+            self.note_place()
+            write_lanes(engine, synchronized=is_synchronized)
+            self._said.begin()
+            self._scopes.attach()
+            self._compiled.attach()
             if dist.is_available():
                 engine.watch_waits(dist.Work)
-        yield recording
-    finally:
-        with _shield(recording):
-            engine.unwatch_waits()
-            compiled.detach()
-            scopes.detach()
-            said.end()
-            _write_groups(engine)
-            # The process group may have been made, or have changed, inside the block.
-            place = _place() if dist.is_available() and dist.is_initialized() else {}
-            engine.write(TableKind.META, 1, json.dumps(place | {"clock_end": _clock_sample()}).encode())
-        with _shield(recording):
-            recording.num_events, why = engine.stop()
-            recording.switched_off = recording.switched_off or why
+
+    def stop_discovering(self) -> None:
+        """Name no modules any more."""
+        if isinstance(self._scopes, ModuleDiscovery):
+            self._scopes.detach()
+
+    def note_place(self) -> None:
+        """Write down which rank this is and which ranks its groups have, as far as that is new."""
+        with _shield(self.recording):
+            place = find_place(is_rank_told=self._is_rank_told)
+            if place and place != self._place:  # a group that is gone does not make it another rank
+                self._place = place
+                self._engine.write(TableKind.META, 0, json.dumps(place).encode())
+            for told in self._groups.take_news():
+                self._engine.write(TableKind.GROUP_RANKS, 0, json.dumps(told).encode())
+
+    def forget(self) -> None:
+        """In a forked child: leave the parent's recording alone, and take away what listens for it."""
+        self._engine.unwatch_waits()
+        self._compiled.detach()
+        self._scopes.detach()
+        REGISTRY.listener = None
+
+    def end(self) -> None:
+        """Stop and close the file. Nothing happens in a child that was forked meanwhile: the recording is its parent's.
+
+        Raises nothing: what goes wrong is told once on stderr, and in `recording.switched_off`.
+        """
+        if self._pid != os.getpid() or self not in _open_recordings:
+            return
+        _open_recordings.discard(self)
+        self._kernels.stop()
+        with _shield(self.recording):
+            self._engine.unwatch_waits()
+            self._compiled.detach()
+            self._scopes.detach()
+            self._said.end()
+            finish_lanes(self._engine)
+            self.note_place()  # the process group may have been made, or have changed, meanwhile
+            self._engine.write(TableKind.META, 1, json.dumps({"clock_end": sample_clock()}).encode())
+        with _shield(self.recording):
+            self.recording.num_events, why = self._engine.stop()
+            self.recording.switched_off = self.recording.switched_off or why
+
+
+_open_recordings: set[OpenRecording] = set()
+
+
+def _forget_in_child() -> None:
+    for running in _open_recordings:
+        running.forget()
+    _open_recordings.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _start(engine: Recorder, path: Path, max_bytes: int) -> None:
+    try:
+        if max_bytes:
+            engine.start(str(path), max_bytes)
+        else:
+            engine.start(str(path))
+    except RuntimeError as error:
+        raise RecordError(f"cannot record into {path}: {error}") from error
 
 
 @contextmanager
@@ -113,7 +226,12 @@ def _shield(recording: Recording) -> Iterator[None]:
             sys.stderr.write(f"truedag: recording is incomplete, the program runs on: {recording.switched_off}\n")
 
 
-def _load(recorder: RecorderName) -> Recorder:
+def load_engine(recorder: RecorderName) -> Recorder:
+    """Return what records.
+
+    Raises:
+        BuildError: the native recorder cannot be compiled.
+    """
     if recorder == "native":
         from truedag.tracer.record.native.build import load_recorder
 
@@ -132,8 +250,6 @@ class _Said:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        if REGISTRY.listener is not None:
-            raise RecordError("a recording is running in this process already; end it before the next")
         REGISTRY.tensors[:] = [named for named in REGISTRY.tensors if named.tensor() is not None]
         for named in REGISTRY.tensors:
             self.on_tensor(named)
@@ -176,56 +292,3 @@ class _Said:
             "final": final,
         }
         self._engine.write(TableKind.NAMED_TENSOR, 0, json.dumps(told).encode())
-
-
-def _write_meta(engine: Recorder, recorder: RecorderName) -> None:
-    meta = _place() | {
-        "host": platform.node(),
-        "boot_id": _boot_id(),
-        "pid": os.getpid(),
-        "torch": torch.__version__,
-        "recorder": recorder,
-        "coordinates": dict(REGISTRY.coordinates),
-        "clock_begin": _clock_sample(),
-    }
-    engine.write(TableKind.META, 0, json.dumps(meta).encode())
-
-
-def _place() -> dict[str, Any]:
-    """Say which rank this is; before there is a process group, as torchrun told it."""
-    device = "cuda" if torch.cuda.is_initialized() else "cpu"  # type: ignore[no-untyped-call]
-    if not (dist.is_available() and dist.is_initialized()):
-        rank, world_size = (
-            int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
-        )
-        return {"rank": rank, "world_size": world_size, "device": device}
-    return {"rank": dist.get_rank(), "world_size": dist.get_world_size(), "device": device}
-
-
-def _write_groups(engine: Recorder) -> None:
-    """Say which ranks each process group has, and which axis it is, as far as the program told."""
-    if not dist.is_initialized():
-        return
-    for group, members in dist.distributed_c10d._world.pg_group_ranks.items():
-        if not isinstance(group, dist.ProcessGroup):
-            continue  # the mark for groups that this rank is not in
-        ranks = [rank for rank, _ in sorted(members.items(), key=lambda item: item[1])]
-        told = {
-            "name": group.group_name,
-            "ranks": ranks or list(range(dist.get_world_size())),
-            "axis": REGISTRY.axes.get(group.group_name),
-        }
-        engine.write(TableKind.GROUP_RANKS, 0, json.dumps(told).encode())
-
-
-def _clock_sample() -> dict[str, int]:
-    before = time.monotonic_ns()
-    realtime = time.time_ns()
-    return {"monotonic_ns": before, "realtime_ns": realtime, "spread_ns": time.monotonic_ns() - before}
-
-
-def _boot_id() -> str:
-    """Name the running kernel: processes with the same one share CLOCK_MONOTONIC."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{platform.node()}-{time.time_ns() - time.monotonic_ns():d}"[:-9]

@@ -1,0 +1,207 @@
+"""Programs as their users wrote them: recording leaves their results alone, misses nothing, and both recorders agree.
+
+What cannot be held against the Python recorder is said in `_COMPARED`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from program_ranks import PROGRAMS, Run, run_programs
+from recorder_comparison import assert_same_graph
+
+from truedag.tracer.graph import Graph
+from truedag.tracer.merge.merging import MergeSummary, merge_traces
+from truedag.tracer.merge.rank_graph import RankGraph, build_rank_graph
+from truedag.tracer.record.recording import RecorderName
+from truedag.tracer.record.trace import read_trace
+
+_RECORDERS: tuple[RecorderName, RecorderName] = ("native", "python")
+
+
+def assert_same_but_for_objects(native: RankGraph, python: RankGraph) -> None:
+    """The same graph but for the bytes of pickled objects, which lie in buffers of Python's.
+
+    No operator allocated those: where one lies exactly where a freed tensor lay, it is taken for that tensor.
+    """
+    assert_same_graph(without_bytes(native), without_bytes(python))
+
+
+def without_bytes(graph: RankGraph) -> RankGraph:
+    flow, layouts = graph.flow, graph.nodes.trace.layouts
+    kept = np.array([layout == 0 or layouts[layout].dtype != "uint8" for layout in flow.layout.tolist()], bool)
+    columns = {name: getattr(flow, name)[kept] for name in ("src", "dst", "num_bytes", "layout", "is_update")}
+    return replace(graph, flow=replace(flow, **columns))
+
+
+def assert_same_but_for_the_end_of_backward(native: RankGraph, python: RankGraph) -> None:
+    """The same graph; whether what runs when the engine has ended is of the backward pass, the native one can't say."""
+    assert_same_graph(without_phase(native), without_phase(python))
+
+
+def without_phase(graph: RankGraph) -> RankGraph:
+    labels = [replace(label, phase=None) for label in graph.nodes.labels]
+    return replace(graph, nodes=replace(graph.nodes, labels=labels))
+
+
+def assert_python_saw_nothing(native: RankGraph, python: RankGraph) -> None:
+    """A dispatch mode is of one thread: what the program's other threads do, the native recorder alone sees."""
+    assert len(native.nodes.comms) == 30
+    assert python.nodes.comms == []
+
+
+_COMPARED: dict[str, Callable[[RankGraph, RankGraph], None]] = {
+    "async_collectives": assert_same_graph,
+    # The engine's final callbacks copy the buckets into the gradients.
+    "data_parallel": assert_same_but_for_the_end_of_backward,
+    "fully_sharded": assert_same_but_for_the_end_of_backward,
+    "functional_collectives": assert_same_graph,
+    "groups": assert_same_graph,
+    "loader_workers": assert_same_but_for_the_end_of_backward,
+    "messages": assert_same_graph,
+    "objects": assert_same_but_for_objects,
+    "optimizers": assert_same_graph,
+    "pipeline": assert_same_but_for_objects,  # stages tell each other their shapes
+    "sharded_optimizer": assert_same_but_for_the_end_of_backward,
+    "single_process": assert_same_graph,
+    "tensor_parallel": assert_same_graph,
+    "threads": assert_python_saw_nothing,
+}
+# On two ranks: collectives and messages.
+_COMMUNICATIONS = {
+    "async_collectives": (16, 0),
+    "data_parallel": (28, 0),
+    "fully_sharded": (18, 0),
+    "functional_collectives": (14, 0),
+    "groups": (30, 4),
+    "loader_workers": (9, 0),
+    "messages": (2, 26),
+    "objects": (9, 2),
+    "optimizers": (0, 0),
+    "pipeline": (0, 44),
+    "sharded_optimizer": (22, 0),
+    "single_process": (0, 0),
+    "tensor_parallel": (20, 0),
+    "threads": (15, 15),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the runs of one program printed on each rank, and where their recordings are."""
+
+    unrecorded: list[str]
+    recorded: dict[RecorderName, list[str]]
+    folder: Path
+
+    def merge(self, recorder: RecorderName) -> MergeSummary:
+        run = self.folder / recorder
+        return merge_traces(run / "traces", run / "dag")
+
+    def rank_graph(self, recorder: RecorderName, rank: int) -> RankGraph:
+        return build_rank_graph(read_trace(self.folder / recorder / "traces" / f"rank-{rank:05d}.trace"))
+
+
+def run_three_ways(world_size: int, folder: Path, *, timeout_s: float) -> dict[str, Outcome]:
+    """Run all programs on the same ranks, each without and with either recorder."""
+    runs = [
+        run
+        for program in _COMPARED
+        for run in (
+            Run(program=program),
+            *(
+                Run(program=program, folder=folder / program / recorder / "traces", recorder=recorder)
+                for recorder in _RECORDERS
+            ),
+        )
+    ]
+    printed = iter(run_programs(world_size, runs, timeout_s=timeout_s))
+    return {
+        program: Outcome(
+            unrecorded=next(printed),
+            recorded={recorder: next(printed) for recorder in _RECORDERS},
+            folder=folder / program,
+        )
+        for program in _COMPARED
+    }
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    return run_three_ways(2, tmp_path_factory.mktemp("programs"), timeout_s=200)
+
+
+def test_every_program_is_run() -> None:
+    elsewhere = {"digest", "own_ranks"}  # no program; started by itself
+    assert {path.stem for path in PROGRAMS.glob("*.py")} - elsewhere == set(_COMPARED) == set(_COMMUNICATIONS)
+
+
+@pytest.mark.parametrize("program", _COMPARED)
+def test_results_are_bitwise_the_same_with_and_without_recording(program: str, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes[program]
+    assert all(printed.startswith("digest ") for printed in outcome.unrecorded)
+    assert outcome.recorded == dict.fromkeys(_RECORDERS, outcome.unrecorded)
+
+
+@pytest.mark.parametrize("program", _COMPARED)
+def test_every_communication_is_joined(program: str, outcomes: dict[str, Outcome]) -> None:
+    for recorder in _RECORDERS:
+        if recorder == "python" and _COMPARED[program] is assert_python_saw_nothing:
+            continue
+        summary = outcomes[program].merge(recorder)
+        assert summary.num_unmatched == 0
+        assert (summary.num_collectives, summary.num_messages) == _COMMUNICATIONS[program]
+
+
+@pytest.mark.parametrize("program", _COMPARED)
+def test_both_recorders_find_the_same_graph_of_a_program(program: str, outcomes: dict[str, Outcome]) -> None:
+    for rank in range(2):
+        native, python = (outcomes[program].rank_graph(recorder, rank) for recorder in _RECORDERS)
+        assert len(native.nodes.op) > 10
+        _COMPARED[program](native, python)
+
+
+@pytest.mark.slow
+def test_programs_on_four_ranks(tmp_path: Path) -> None:
+    for program, outcome in run_three_ways(4, tmp_path, timeout_s=280).items():
+        assert outcome.recorded == dict.fromkeys(_RECORDERS, outcome.unrecorded), program
+        assert outcome.merge("native").num_unmatched == 0, program
+        for rank in range(4):
+            if program != "threads" or rank < 2:
+                _COMPARED[program](*(outcome.rank_graph(recorder, rank) for recorder in _RECORDERS))
+
+
+def test_data_flows_through_the_collectives_of_a_sharded_model(outcomes: dict[str, Outcome]) -> None:
+    outcomes["fully_sharded"].merge("native")
+    graph = Graph.open(outcomes["fully_sharded"].folder / "native")
+    nodes = graph.nodes.collect()
+    collectives = nodes.filter(nodes["kind"] == "collective")["node"].to_list()
+    edges = graph.edges.collect().filter(graph.edges.collect()["bytes"] > 0)
+    into, out_of = Counter(edges["dst"].to_list()), Counter(edges["src"].to_list())
+    assert all(into[node] >= 2 and out_of[node] >= 2 for node in collectives)  # both ranks' data, to both ranks
+
+
+def test_a_program_that_starts_its_own_ranks(tmp_path: Path) -> None:
+    attached = ["-m", "truedag.tracer.attach", "--out", str(tmp_path / "out")]
+    printed = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", *options, str(PROGRAMS / "own_ranks.py")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for options in ([], attached)
+    ]
+    assert printed[0].startswith("digest ")
+    assert printed[0] == printed[1]
+    (folder,) = {path.parent for path in tmp_path.rglob("rank-*.trace")}
+    summary = merge_traces(folder, tmp_path / "merged" / "dag")
+    assert (summary.num_ranks, summary.num_collectives, summary.num_unmatched) == (2, 3, 0)
