@@ -24,7 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is dep
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    yield
+    with torch._dynamo.config.patch(disable=False):  # other tests of this process switch the compiler off
+        yield
     torch._dynamo.reset()
 
 

@@ -14,9 +14,7 @@ from truedag.tracer.record.trace import Trace, read_trace
 
 def addresses(trace: Trace) -> dict[int, int]:
     """When each address was given back last."""
-    return {
-        int(free["address"]): int(free["time_ns"]) for thread in trace.threads for free in thread.frees
-    }
+    return {int(free["address"]): int(free["time_ns"]) for thread in trace.threads for free in thread.frees}
 
 
 def test_a_free_lies_between_the_last_use_and_the_next(tmp_path: Path) -> None:

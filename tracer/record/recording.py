@@ -148,6 +148,9 @@ class OpenRecording:
             self._compiled.attach()
             if dist.is_available():
                 engine.watch_waits(dist.Work)
+        self._kernels = KernelTrace()
+        if kernels:
+            self._kernels.start(kernels_path(path))
 
     def stop_discovering(self) -> None:
         """Name no modules any more."""
@@ -166,6 +169,7 @@ class OpenRecording:
 
     def forget(self) -> None:
         """In a forked child: leave the parent's recording alone, and take away what listens for it."""
+        self._kernels.stop()
         self._engine.unwatch_waits()
         self._compiled.detach()
         self._scopes.detach()
