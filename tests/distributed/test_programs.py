@@ -41,16 +41,6 @@ def without_bytes(graph: RankGraph) -> RankGraph:
     return replace(graph, flow=replace(flow, **columns))
 
 
-def assert_same_but_for_the_end_of_backward(native: RankGraph, python: RankGraph) -> None:
-    """The same graph; whether what runs when the engine has ended is of the backward pass, the native one can't say."""
-    assert_same_graph(without_phase(native), without_phase(python))
-
-
-def without_phase(graph: RankGraph) -> RankGraph:
-    labels = [replace(label, phase=None) for label in graph.nodes.labels]
-    return replace(graph, nodes=replace(graph.nodes, labels=labels))
-
-
 def assert_python_saw_nothing(native: RankGraph, python: RankGraph) -> None:
     """A dispatch mode is of one thread: what the program's other threads do, the native recorder alone sees."""
     assert len(native.nodes.comms) == 30
@@ -59,17 +49,16 @@ def assert_python_saw_nothing(native: RankGraph, python: RankGraph) -> None:
 
 _COMPARED: dict[str, Callable[[RankGraph, RankGraph], None]] = {
     "async_collectives": assert_same_graph,
-    # The engine's final callbacks copy the buckets into the gradients.
-    "data_parallel": assert_same_but_for_the_end_of_backward,
-    "fully_sharded": assert_same_but_for_the_end_of_backward,
+    "data_parallel": assert_same_graph,
+    "fully_sharded": assert_same_graph,
     "functional_collectives": assert_same_graph,
     "groups": assert_same_graph,
-    "loader_workers": assert_same_but_for_the_end_of_backward,
+    "loader_workers": assert_same_graph,
     "messages": assert_same_graph,
     "objects": assert_same_but_for_objects,
     "optimizers": assert_same_graph,
     "pipeline": assert_same_but_for_objects,  # stages tell each other their shapes
-    "sharded_optimizer": assert_same_but_for_the_end_of_backward,
+    "sharded_optimizer": assert_same_graph,
     "single_process": assert_same_graph,
     "tensor_parallel": assert_same_graph,
     "threads": assert_python_saw_nothing,

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is dep
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
+def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
     with torch._dynamo.config.patch(disable=False):  # other tests of this process switch the compiler off
         yield
     torch._dynamo.reset()

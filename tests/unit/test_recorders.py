@@ -108,7 +108,6 @@ def test_a_failing_operator_leaves_the_recording_whole(tmp_path: Path) -> None:
     assert graph.nodes.op == ["aten::ones", "aten::ones", "aten::mm", "aten::ones", "aten::add"]
 
 
-@pytest.mark.xfail(reason="the native recorder does not ask the engine which graph task runs", strict=True)
 def test_what_the_engine_calls_at_its_end_is_of_the_backward_pass(tmp_path: Path) -> None:
     def program() -> None:
         engine = torch.autograd.Variable._execution_engine

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truedag.tracer.merge.labels import Label, Labels
+from truedag.tracer.merge.outside import find_outside
 from truedag.tracer.merge.schema import OpSchema, in_role, parse_schema, without_training
 from truedag.tracer.record.format import SCRATCH_ARG, EventFlags
 from truedag.tracer.record.trace import Layout, ThreadTrace, Trace
@@ -99,7 +100,9 @@ def extract_nodes(trace: Trace) -> RankNodes:
         for number, op in trace.ops.items()
     }
     rows: list[tuple[int, int, int]] = []  # start, position of the thread, position of the event
-    lifts = [number for number, op in trace.ops.items() if _takes_from_outside(op)]
+    lifts = [number for number, op in trace.ops.items() if op["name"] == "aten::lift_fresh"]
+    setters = [number for number, op in trace.ops.items() if _sets_storage(op)]
+    outside = find_outside(trace, setters)
     num_views = num_shape_ops = 0
     for place, thread in enumerate(trace.threads):
         ranges = (thread.events["flags"] & int(EventFlags.RANGE)) != 0
@@ -107,24 +110,27 @@ def extract_nodes(trace: Trace) -> RankNodes:
         is_shape_op = _shape_ops(trace, thread) & ~ranges & ~is_view
         num_views += int(is_view.sum())
         num_shape_ops += int(is_shape_op.sum())
-        is_lift = np.isin(thread.events["op"], lifts) & ~ranges
+        is_lift = np.isin(thread.events["op"], lifts + setters) & ~ranges
         kept = np.flatnonzero(~(is_view | is_shape_op | ranges) | is_lift)
         rows.extend(zip(thread.events["start_ns"][kept].tolist(), [place] * len(kept), kept.tolist(), strict=True))
     rows.sort()
     builder = _Builder(trace, schemas)
     for _, thread_place, index in rows:
         thread = trace.threads[thread_place]
-        if int(thread.events[index]["op"]) in lifts:
+        number = int(thread.events[index]["op"])
+        if number in setters:
+            if (thread_place, index) in outside:
+                builder.lift(thread, index)
+        elif number in lifts:
             builder.lift(thread, index)
         else:
             builder.add(thread, index)
     return builder.finish(num_views, num_shape_ops)
 
 
-def _takes_from_outside(op: Mapping[str, Any]) -> bool:
-    """Whether an operator hands the program memory that it may have got from outside the dispatcher."""
-    name, overload = str(op["name"]), str(op["overload"])
-    return name == "aten::lift_fresh" or (name == "aten::set_" and overload.startswith("source_Storage"))
+def _sets_storage(op: Mapping[str, Any]) -> bool:
+    """Whether an operator gives a tensor a storage that it was handed."""
+    return op["name"] == "aten::set_" and str(op["overload"]).startswith("source_Storage")
 
 
 def _views(thread: ThreadTrace, schemas: Mapping[int, OpSchema]) -> NDArray[np.bool_]:
@@ -187,8 +193,6 @@ class _Builder:
         self._in_backward: list[bool] = []
         self._accesses: list[tuple[int, int, int, int, int]] = []
         self._without_content: set[int] = set()  # storages made empty and not written since
-        self._known = {int(told["storage"]) for told in trace.named_tensors}  # storages named or accessed before
-        self._num_looked_at = 0  # accesses that are in it
         names: dict[str, int] = {}
         self._incarnations: dict[int, int] = {}
         for number, told in sorted(trace.groups.items()):
@@ -198,18 +202,10 @@ class _Builder:
         self._comms: list[CommRecord] = []
 
     def lift(self, thread: ThreadTrace, index: int) -> None:
-        """Note that a tensor came from outside: torch.tensor or from_numpy made it and filled it.
-
-        A storage that a tensor is set to did if nobody has seen it before: it was a buffer of Python's, or shared.
-        """
+        """Note that a tensor came from outside: torch.tensor or from_numpy made it and filled it, or a buffer is it."""
         event = thread.events[index]
         last = int(event["first_ref"]) + int(event["num_inputs"]) + int(event["num_outputs"]) - 1
         offset, storage, layout, *_ = thread.refs[last].tolist()
-        if self._trace.ops[int(event["op"])]["name"] == "aten::set_":
-            self._known.update(access[2] for access in self._accesses[self._num_looked_at :])
-            self._num_looked_at = len(self._accesses)
-            if storage in self._known:
-                return
         if storage and storage not in self._without_content:
             self._accesses.append((len(self._op), CUT, storage, layout, offset))
 

@@ -9,6 +9,7 @@
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include "frees.h"
 #include "slots.h"
@@ -254,7 +255,12 @@ inline void set_place(Event& event, const ThreadState& state, const ThreadSlot& 
   event.context = slot.context;
   event.sequence = static_cast<uint32_t>(sequence);
   event.backward_sequence = kNoSequence;
-  if (state.backward.empty() && state.engine_labels.empty()) return;
+  if (state.backward.empty() && state.engine_labels.empty()) {
+    if (torch::autograd::get_current_graph_task_id() == -1) return;
+    event.flags |= kInBackward;  // a callback at the end of the backward pass
+    event.label = 0;
+    return;
+  }
   // A label from around the backward pass says nothing of what runs in it; one set inside (recomputation) does.
   if (!state.engine_labels.empty() && state.engine_labels.back() == slot.label) event.label = 0;
   // The engine's own work on what a node gave (sums to the right shape, additions of gradients) is that node's.

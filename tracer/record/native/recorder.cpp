@@ -129,8 +129,10 @@ PyObject* timed_wait(PyObject* self, PyObject* const* args, Py_ssize_t count, Py
   std::copy(args, args + total, all.begin() + 1);
   Wait wait{};
   wait.start_ns = now_ns();
-  PyObject* result = PyObject_Vectorcall(original_wait, all.data(), static_cast<size_t>(count) + 1, names);
+  PyObject* original = Py_NewRef(original_wait);
+  PyObject* result = PyObject_Vectorcall(original, all.data(), static_cast<size_t>(count) + 1, names);
   wait.end_ns = now_ns();
+  Py_DECREF(original);
   ThreadSlot* slot = recorded_slot();
   if (slot == nullptr) return result;
   try {
@@ -151,13 +153,16 @@ PyMethodDef timed_wait_method = {"wait", reinterpret_cast<PyCFunction>(reinterpr
 PyObject* py_watch_waits(PyObject*, PyObject* type) {
   if (!PyType_Check(type)) return refuse("watch_waits() takes the class Work");
   if (watched_type != nullptr) Py_RETURN_NONE;
-  PyObject* wait = PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type), &timed_wait_method);
-  if (wait == nullptr) return nullptr;
+  if (watched_wait == nullptr) {  // one for all recordings
+    watched_wait = PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type), &timed_wait_method);
+    if (watched_wait == nullptr) return nullptr;
+  }
   PyObject* before = PyObject_GetAttrString(type, "wait");
   if (before == nullptr) return nullptr;
-  original_wait = before;  // never given back: a call may still be inside
-  if (PyObject_SetAttrString(type, "wait", wait) != 0) return nullptr;
-  watched_wait = wait;
+  PyObject* older = original_wait;
+  original_wait = before;
+  Py_XDECREF(older);
+  if (PyObject_SetAttrString(type, "wait", watched_wait) != 0) return nullptr;
   watched_type = Py_NewRef(type);
   Py_RETURN_NONE;
 }
