@@ -101,6 +101,7 @@ class PythonRecorder:
         self._mode = None
         with self._lock:
             _write_file(self._path, self._records, self._tables)
+        self._groups.clear()
         return len(self._records[ChunkKind.EVENTS]), self._failure
 
     def write(self, kind: int, id: int, payload: bytes, /) -> None:  # noqa: A002
@@ -311,10 +312,11 @@ class PythonRecorder:
         except RuntimeError:  # sends and receives have none
             return
         op = self._op(func)
-        works = self._records[ChunkKind.WORKS]
+        # Not of this recorder: a backend's thread may be the last to let go of it, and must not take a group down.
+        lock, works = self._lock, self._records[ChunkKind.WORKS]
 
         def done(_: Any) -> None:
-            with self._lock:
+            with lock:
                 works.append((start, time.monotonic_ns(), comm, op))
 
         future.add_done_callback(done)
