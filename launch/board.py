@@ -49,6 +49,13 @@ class Board:
         self._store.wait([key], timedelta(minutes=5))
         return str(self._store.get(key).decode())
 
+    def meet(self, key: str) -> None:
+        """Wait until every rank has come here. No communication that a recorder would see."""
+        if int(self._store.add(f"met/{key}", 1)) == self._world_size:
+            self._store.set(f"all met/{key}", "")
+        else:
+            self._store.wait([f"all met/{key}"], timedelta(minutes=5))
+
     def is_alarmed(self) -> bool:
         """Whether a rank has failed or was told to end.
 

@@ -60,6 +60,7 @@ def _run(record: RunRecord, folder: RunFolder, reporter: Reporter, watchdog: Wat
     from torch import distributed
 
     from truedag.launch.runner import build_runner
+    from truedag.tracer.record.counters import install
 
     deployment, state = record.deployment, reporter.state
     place = deployment.strategy.coordinates(state.rank)
@@ -74,6 +75,8 @@ def _run(record: RunRecord, folder: RunFolder, reporter: Reporter, watchdog: Wat
         watchdog.watch_communications(timeout_s)
         timeout_s += NCCL_MARGIN_S
     timeout = timedelta(seconds=timeout_s)
+    if deployment.trace.recorder != "off":
+        install()  # messages are numbered from the groups' beginning
     distributed.init_process_group(
         deployment.backend.name,
         timeout=timeout,
@@ -82,7 +85,7 @@ def _run(record: RunRecord, folder: RunFolder, reporter: Reporter, watchdog: Wat
     reporter.enter("building")
     runner = build_runner(deployment, device=device, timeout=timeout)
     for index in range(deployment.workload.steps):
-        _iterate(index, runner, deployment, folder, reporter)
+        _iterate(index, runner, deployment, folder, reporter, board)
     distributed.barrier()  # whoever is still at work must be able to hear and be heard
     watchdog.ignore_others()
     runner.close()
@@ -120,11 +123,15 @@ def _differences(there: object, here: object, key: str = "") -> list[str]:
     return [f"{key} is {here!r} here and {there!r} there"]
 
 
-def _iterate(index: int, runner: Runner, deployment: Deployment, folder: RunFolder, reporter: Reporter) -> None:
+def _iterate(
+    index: int, runner: Runner, deployment: Deployment, folder: RunFolder, reporter: Reporter, board: Board
+) -> None:
     trace = deployment.trace
     recorded = index == trace.step and trace.recorder != "off"
     reporter.enter("recorded step" if recorded else "warm-up step" if index <= trace.step else "later step")
     with _recording(runner, deployment, folder.trace(reporter.state.rank)) if recorded else nullcontext():
+        if recorded:
+            board.meet("recording")  # who has begun to record must not wait inside the step for those who have not
         runner.run(index)
     runner.report(index, recorded=recorded, state=reporter.state)
     reporter.write()
