@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from megatron_ranks import run_ranks
 from torch import distributed
 from torch.distributed import _functional_collectives as functional
 
+from truedag.tracer.graph import Graph
+from truedag.tracer.merge.merging import merge_traces
 from truedag.tracer.record.recording import record
 from truedag.tracer.record.trace import read_trace
 
@@ -56,3 +59,8 @@ def test_waits_name_their_communication_and_last_as_long(tmp_path: Path) -> None
     assert lasted[0] > 0.5 * DELAY_S
     assert lasted[2] > 0.5 * DELAY_S
     assert (np.diff(waits["start_ns"]) > 0).all()
+    merge_traces(tmp_path, tmp_path / "dag")
+    participants = Graph.open(tmp_path / "dag").participants.collect()
+    told = participants.filter(pl.col("rank") == 0).sort("arrive_ns")["waited_ns"].to_list()
+    # The two all-reduces were waited for in the other order.
+    assert told == (waits["end_ns"] - waits["start_ns"])[[1, 0, 2, 3]].tolist()

@@ -211,7 +211,7 @@ def _participants(
         group = group_numbers.setdefault(key, len(group_numbers))
         place: Any = row["node"]
         rows.append({**row, "group": group, "node": int(number[place])})
-    names = ("node", "rank", "group", "seq", "arrive_ns", "start_ns", "end_ns", "send_bytes", "recv_bytes")
+    names = ("node", "rank", "group", "seq", "arrive_ns", "start_ns", "end_ns", "send_bytes", "recv_bytes", "waited_ns")
     schema = dict.fromkeys(names, pl.Int64) | {"rank": pl.Int32, "group": pl.Int32}
     frame = pl.DataFrame(rows, schema=schema, infer_schema_length=None)
     times = [pl.col(name) - origin for name in ("arrive_ns", "start_ns", "end_ns")]

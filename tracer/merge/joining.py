@@ -92,6 +92,7 @@ def add_collective(
             span,
             sent,
             received,
+            collective.records[rank].waited_ns,
         )
     return node
 
@@ -156,6 +157,7 @@ def _participate(
     span: Span,
     sent: int,
     received: int,
+    waited_ns: int | None,
 ) -> None:
     out.participants.append(
         {
@@ -168,6 +170,7 @@ def _participate(
             "end_ns": None if span.end_ns == NO_TIME else span.end_ns,
             "send_bytes": sent,
             "recv_bytes": received,
+            "waited_ns": waited_ns,
         }
     )
 
@@ -199,9 +202,9 @@ def join_message(
         # A backend may tell the end of a send only when it is waited for: what was received had left before.
         end = max(min(send_span.end_ns, receive_span.end_ns), send_span.arrive_ns)
         send_span = replace(send_span, end_ns=end)
-    for node, rank, span, bytes_out, bytes_in in (
-        (send, message.source, send_span, sent, 0),
-        (receive, message.destination, receive_span, 0, received),
+    for node, rank, span, bytes_out, bytes_in, waited_ns in (
+        (send, message.source, send_span, sent, 0, message.send.waited_ns),
+        (receive, message.destination, receive_span, 0, received, message.receive.waited_ns),
     ):
         start = last if span.end_ns == NO_TIME else min(last, span.end_ns)
         start = start if comparable else NO_TIME
@@ -215,6 +218,7 @@ def join_message(
             replace(span, start_ns=start),
             bytes_out,
             bytes_in,
+            waited_ns,
         )
 
 
@@ -239,4 +243,5 @@ def participate_alone(
                 spans[rank],
                 record.sent_bytes,
                 record.received_bytes,
+                record.waited_ns,
             )

@@ -39,6 +39,7 @@ class CommRecord:
     is_async: bool
     work_start_ns: int | None  # on the backend's thread
     work_end_ns: int | None
+    waited_ns: int | None = None  # how long the program waited for it; None: nobody was seen to
     sent_bytes: int = 0  # what this rank gives, and gets
     received_bytes: int = 0
     incarnation: int = 0  # how many groups of this name there were before this one
@@ -185,6 +186,11 @@ class _Builder:
             for thread in trace.threads
             for work in thread.works
         }
+        self._waited: dict[int, int] = {}
+        for thread in trace.threads:
+            lasted = thread.waits["end_ns"] - thread.waits["start_ns"]
+            for comm_id, duration in zip(thread.waits["comm_id"].tolist(), lasted.tolist(), strict=True):
+                self._waited[comm_id] = self._waited.get(comm_id, 0) + duration
         self._op: list[str] = []
         self._overload: list[str] = []
         self._thread: list[int] = []
@@ -338,6 +344,7 @@ class _Builder:
             is_async=bool(comm["async_op"]),
             work_start_ns=work[0] if work else None,
             work_end_ns=work[1] if work else None,
+            waited_ns=self._waited.get(int(comm["id"])),
             sent_bytes=sent,
             received_bytes=received,
             incarnation=self._incarnations[int(comm["group"])],
