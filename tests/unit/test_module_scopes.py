@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from truedag.tracer import trace
 from truedag.tracer.merge.nodes import extract_nodes
 from truedag.tracer.record.recording import RecorderName, record
 from truedag.tracer.record.trace import read_trace
@@ -105,8 +106,26 @@ def test_a_label_ends_with_an_exception(tmp_path: Path) -> None:
 def test_a_watched_module_can_go(tmp_path: Path) -> None:
     model = Doubled()
     gone = weakref.ref(model)
-    with record(tmp_path / "a.trace", watch=[("model", model)], synchronize=False):
-        model(torch.ones(1, 2))
-    del model
     gc.collect()
-    assert gone() is None
+    gc.disable()
+    try:
+        with trace(tmp_path):  # watches what it finds
+            model(torch.ones(1, 2))
+            assert "forward" in model.inner.__dict__
+            del model
+            assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_modules_that_were_found_are_labelled_and_left_as_they_were(tmp_path: Path) -> None:
+    model, other = Doubled(), Doubled()
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    with trace(tmp_path):
+        for _ in range(200):
+            model(torch.ones(1, 2))
+        assert not torch.nn.modules.module._global_forward_pre_hooks
+        other(torch.ones(1, 2))
+    assert {name: dict(module.__dict__) for name, module in model.named_modules()} == before
+    found = [module for op, module in labels(tmp_path / "traces" / "rank-00000.trace") if op == "aten::addmm"]
+    assert found == ["Doubled.inner"] * 200 + [None]

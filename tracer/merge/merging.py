@@ -114,6 +114,8 @@ def _rank_graphs(paths: Sequence[Path], say: Callable[[str], None]) -> list[Rank
             say(str(error))
             empty.append(error)
             continue
+        if trace.truncated:
+            say(f"{path} ends early: {trace.truncated}")
         # Of a process that nobody called by its rank: it may be a rank that left nothing else, or what started them.
         if path.name.startswith("pid-") and graphs and (trace.rank in graphs or not trace.meta.get("placed")):
             say(f"{path} is left out: there are traces of ranks, and it is of none that is missing")

@@ -1,8 +1,10 @@
 """Names for what a program says nothing of: its modules, and the parameters in them.
 
-While a recording runs, hooks on all modules of the process tell whose forward pass runs. A module that is called from
+While a recording begins, hooks on all modules of the process tell whose forward pass runs. A module that is called from
 no other is a model: it is named by its class, and everything in it by the names that the model itself gives
-(`named_modules`, `named_parameters`). Which layer or expert a module is stays unknown: a name does not say it.
+(`named_modules`, `named_parameters`). Which layer or expert a module is stays unknown: a name does not say it. From
+then on the modules label themselves (`scopes.py`), and once no new model has come for a while, the hooks go: they would
+take every call of every module off the fast path of `nn.Module`.
 
 Hooks on all modules would be seen by torch.compile, which warns of them: a program that compiles gets no names.
 """
@@ -22,9 +24,12 @@ from truedag.tracer import annotate
 from truedag.tracer.annotate import REGISTRY
 from truedag.tracer.record.format import TableKind
 from truedag.tracer.record.recorder import Recorder
+from truedag.tracer.record.scopes import LabelledModules, is_scripted
 
 # A model inside nothing but one of these is what the program's author calls the model.
 _WRAPPED = ("module", "_orig_mod")
+# After so many calls of known models nobody waits for new ones any more.
+_FAMILIAR = 100
 
 
 class ModuleDiscovery:
@@ -35,6 +40,8 @@ class ModuleDiscovery:
         self._labels: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
         self._num_labels = 0
         self._num_models: dict[str, int] = {}
+        self._modules = LabelledModules(engine.set_label)
+        self._num_familiar = 0  # models called in a row that had been called before
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         self._thread = threading.local()
@@ -47,12 +54,17 @@ class ModuleDiscovery:
         self._handles.append(register_module_forward_hook(self._leave, always_call=True))
 
     def detach(self) -> None:
-        """Take the hooks away."""
+        """Take the hooks and the labels away."""
+        self._remove_hooks()
+        self._modules.restore()
+
+    def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def _stack(self) -> list[int | None]:
+        """The label before each open call, where this class has set one."""
         stack: list[int | None] | None = getattr(self._thread, "stack", None)
         if stack is None:
             stack = self._thread.stack = []
@@ -62,12 +74,17 @@ class ModuleDiscovery:
         if torch.compiler.is_compiling():
             return
         stack = self._stack()
-        label = self._labels.get(module)
-        if label is None and not stack:
+        before: int | None = None
+        if not stack and module not in self._labels:
+            self._num_familiar = 0
             with self._lock:
-                label = self._learn(module)
+                before = self._engine.set_label(self._learn(module))  # this call has fetched its forward already
+        elif not stack:
+            self._num_familiar += 1
+            if self._num_familiar >= _FAMILIAR:
+                self._remove_hooks()
         # One that was put into its model later is part of whatever called it.
-        stack.append(None if label is None else self._engine.set_label(label))
+        stack.append(before)
 
     def _leave(self, _module: torch.nn.Module, _args: Any, _output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -106,6 +123,8 @@ class ModuleDiscovery:
         self._num_labels += 1
         self._labels[module] = self._num_labels
         self._engine.write(TableKind.LABEL, self._num_labels, json.dumps(payload).encode())
+        if not is_scripted(module):
+            self._modules.add(module, self._num_labels)
 
 
 def compiles() -> bool:
