@@ -9,20 +9,23 @@ import polars as pl
 import pytest
 import torch
 from megatron_ranks import run_ranks
+from recorder_comparison import assert_same_graph
 from small_model import SMALL
 
 from truedag.parallel.inference import InferenceConfig
 from truedag.parallel.strategy import Strategy, parse_strategy
 from truedag.tracer.graph import Graph
 from truedag.tracer.merge.merging import merge_traces
-from truedag.tracer.record.recording import record
+from truedag.tracer.merge.rank_graph import build_rank_graph
+from truedag.tracer.record.recording import RecorderName, record
+from truedag.tracer.record.trace import read_trace
 
 STEPS = 3
 EQUAL = InferenceConfig(num_prompts=2, prompt_lengths=4, decode_steps=STEPS)
 UNEQUAL = replace(EQUAL, prompt_lengths=(4, 6))
 
 
-def record_run(folder: Path, strategy: Strategy, inference: InferenceConfig) -> int:
+def record_run(folder: Path, strategy: Strategy, inference: InferenceConfig, recorder: RecorderName = "native") -> int:
     from torch import distributed
 
     from truedag.parallel.generate import build_generator
@@ -32,7 +35,7 @@ def record_run(folder: Path, strategy: Strategy, inference: InferenceConfig) -> 
     generator = build_generator(SMALL, strategy, inference, prompts=prompts, device=torch.device("cpu"))
     generator.run(0)
     path = folder / f"rank-{distributed.get_rank():05d}.trace"
-    with record(path, watch=generator.model_chunks) as recording:
+    with record(path, recorder=recorder, watch=generator.model_chunks) as recording:
         generator.run(1)
     assert recording.switched_off == ""
     generator.close()
@@ -86,6 +89,20 @@ def recorded(
 
 
 Recorded = tuple[Reader, Strategy, InferenceConfig]
+
+
+def test_both_recorders_find_the_same_graph_of_prefill_and_decode(tmp_path: Path) -> None:
+    strategy = parse_strategy("TP2-PP2-EP2-ETP1")
+    graphs = []
+    recorders: tuple[RecorderName, RecorderName] = ("native", "python")
+    for recorder in recorders:
+        (tmp_path / recorder).mkdir()
+        run_ranks(strategy.world_size, record_run, tmp_path / recorder, strategy, UNEQUAL, recorder, timeout_s=120)
+        traces = sorted((tmp_path / recorder).glob("rank-*.trace"))
+        graphs.append([build_rank_graph(read_trace(path)) for path in traces])
+    for native, python in zip(*graphs, strict=True):
+        assert len(native.nodes.op) > 500
+        assert_same_graph(native, python)
 
 
 def test_every_communication_is_matched(recorded: Recorded) -> None:
