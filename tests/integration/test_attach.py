@@ -259,6 +259,8 @@ def test_traces_of_machines_without_a_shared_disk_are_collected(tmp_path: Path) 
     assert len(words(recorded.stderr)) == 2
     names = {path.name for path in (tmp_path / "machine0" / "out" / "traces").iterdir()}
     assert names == {"rank-00000.trace", "rank-00001.trace.gz"}
+    summary = merge_traces(tmp_path / "machine0" / "out" / "traces", tmp_path / "dag")
+    assert (summary.missing_ranks, summary.num_collectives, summary.num_unmatched) == ((), 5, 0)
     assert [path.name for path in (tmp_path / "machine1" / "out" / "traces").iterdir()] == ["rank-00001.trace"]
 
 
