@@ -13,16 +13,13 @@ namespace truedag {
 inline c10::DeleterFnPtr cpu_deleter = nullptr;  // of PyTorch's allocator for host memory; null: it has none of this kind
 
 inline void note_free(void* address) noexcept {
-  ThreadSlot* slot = thread_slot();
-  const SessionHold hold(slot);
-  Session* session = hold.get();
-  if (session == nullptr || slot == nullptr) return;
   try {
-    ThreadState& state = *thread_state(session, *slot);
+    const Recorded here;
+    if (!here) return;
     const Free free{now_ns(), reinterpret_cast<uint64_t>(address)};
-    if (!state.frees.append(&free, sizeof(free), state.error)) switch_off(state.error);
-  } catch (const std::exception& failure) {
-    switch_off(failure.what());
+    here.state->frees.append(&free, sizeof(free));
+  } catch (const std::exception& error) {
+    switch_off(error.what());
   }
 }
 

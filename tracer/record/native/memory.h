@@ -48,14 +48,14 @@ inline uint64_t hash_layout(int32_t dtype, int32_t device, c10::IntArrayRef size
 class LayoutTable {
  public:
   [[gnu::cold]] const LayoutEntry* find(uint64_t hash, int32_t dtype, int32_t device, int32_t itemsize, c10::IntArrayRef sizes,
-                          c10::IntArrayRef strides, TableWriter& tables, std::string& error) {
+                          c10::IntArrayRef strides, TableWriter& tables) {
     std::lock_guard<std::mutex> guard(mutex_);
     auto& bucket = entries_[hash];
     for (const auto& entry : bucket) {
       if (entry->same(dtype, device, sizes, strides)) return entry.get();
     }
     auto entry = std::make_unique<LayoutEntry>();
-    entry->id = ++count_;
+    entry->id = count_ + 1;
     entry->dtype = dtype;
     entry->device = device;
     entry->ndim = static_cast<uint32_t>(sizes.size());
@@ -66,7 +66,8 @@ class LayoutTable {
     const int32_t head[4] = {dtype, device, itemsize, static_cast<int32_t>(sizes.size())};
     std::string payload(reinterpret_cast<const char*>(head), sizeof(head));
     payload.append(reinterpret_cast<const char*>(dims), 2 * sizes.size() * sizeof(int64_t));
-    tables.write(kLayout, entry->id, payload, error);
+    tables.write(kLayout, entry->id, payload);
+    ++count_;
     bucket.push_back(std::move(entry));
     return bucket.back().get();
   }
@@ -90,15 +91,14 @@ class StorageTable {
   // `is_input`: it was there before any operator was seen to make it. Such a storage's address is kept from being
   // given out again, since nothing would show that another storage has come to lie there. `is_new` says that it was
   // not known.
-  [[gnu::cold]] uint32_t find(c10::StorageImpl* impl, const void* data, uint64_t bytes, bool is_input, bool& is_new,
-                std::string& error) {
+  [[gnu::cold]] uint32_t find(c10::StorageImpl* impl, const void* data, uint64_t bytes, bool is_input, bool& is_new) {
     std::lock_guard<std::mutex> guard(mutex_);
     if (2 * stream_.count() >= slots_.size()) grow();
     Slot& slot = slots_[place(impl)];
     is_new = slot.impl == nullptr;
     if (!is_new) return slot.id;
     const Storage storage{reinterpret_cast<uint64_t>(impl), reinterpret_cast<uint64_t>(data), bytes};
-    stream_.append(&storage, sizeof(storage), error);
+    stream_.append(&storage, sizeof(storage));
     if (is_input) {
       c10::raw::weak_intrusive_ptr::incref(impl);
       held_.push_back(impl);

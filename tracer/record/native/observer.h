@@ -52,10 +52,10 @@ inline uint32_t find_storage(Session& session, ThreadState& state, c10::StorageI
   if (known.impl == storage && known.data == data && known.bytes == bytes) return known.id;
   bool is_new = false;
   const uint32_t id =
-      known.impl == storage ? known.id : session.storages.find(storage, data, bytes, is_input, is_new, state.error);
+      known.impl == storage ? known.id : session.storages.find(storage, data, bytes, is_input, is_new);
   if (!is_new) {
     const Place other{id, static_cast<uint32_t>(state.events.count()), reinterpret_cast<uint64_t>(data), bytes};
-    state.places.append(&other, sizeof(other), state.error);
+    state.places.append(&other, sizeof(other));
   }
   known = {storage, data, bytes, id};
   return id;
@@ -71,7 +71,7 @@ inline const LayoutEntry* find_layout(Session& session, ThreadState& state, cons
   Caches& caches = state.caches();
   auto& known = caches.layouts[hash % caches.layouts.size()];
   if (known == nullptr || !known->same(dtype, device, sizes, strides)) {
-    known = session.layouts.find(hash, dtype, device, itemsize, sizes, strides, session.tables, state.error);
+    known = session.layouts.find(hash, dtype, device, itemsize, sizes, strides, session.tables);
   }
   return known;
 }
@@ -112,7 +112,7 @@ inline Ref name_tensor(Session& session, ThreadState& state, const at::TensorImp
   auto& number = caches.ids[mix(tensor.offset_bytes ^ uint64_t{tensor.storage} << 32, tensor.layout) %
                             caches.ids.size()];
   if (number.id == 0 || std::memcmp(&number.tensor, &tensor, sizeof(tensor)) != 0) {
-    state.tensors.append(&tensor, sizeof(tensor), state.error);
+    state.tensors.append(&tensor, sizeof(tensor));
     number = {tensor, static_cast<uint32_t>(state.tensors.count())};
   }
   known = {storage, data, bytes, offset, layout, number.id};
@@ -131,7 +131,8 @@ inline void add_tensor(Session& session, ThreadState& state, std::vector<Ref>& r
 inline void add_value(Session& session, ThreadState& state, std::vector<Ref>& refs, std::vector<uint32_t>& places,
                       const c10::IValue& value, uint16_t arg, uint16_t& element, bool is_input) {
   if (value.isTensor()) {
-    add_tensor(session, state, refs, places, value.toTensor(), arg, element++, is_input);
+    add_tensor(session, state, refs, places, value.toTensor(), arg, element, is_input);
+    if (element != 0xffff) ++element;  // of a longer list, the rest are its last
   } else if (value.isList()) {
     for (const auto& item : value.toListRef()) {
       if (!item.isTensor() && !item.isList() && !item.isNone()) break;
@@ -202,7 +203,7 @@ inline void remember_storages(Session& session, uint32_t comm_id, c10::ArrayRef<
   comm.id = session.next_comm_id.fetch_add(1);
   {
     std::lock_guard<std::mutex> guard(session.groups.mutex);
-    auto* entry = session.groups.find(*group, session.tables, state.error);
+    auto* entry = session.groups.find(group, session.tables);
     comm.group = entry->id;
     comm.order = op.p2p ? entry->num_p2p++ : entry->num_collectives++;
   }
@@ -227,7 +228,7 @@ inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFu
   state.forget_operators_that_are_gone();
   auto& known = op_slot(state, name);
   if (known.name == name) [[likely]] return known.entry;
-  OpEntry* entry = session.ops.find(fn, session.tables, state.error);
+  OpEntry* entry = session.ops.find(fn, session.tables);
   if (entry->stable) known = {name, entry, nullptr};
   return entry;
 }
@@ -239,7 +240,7 @@ inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFu
   auto context = std::make_unique<WorkContext>();
   context->generation = session.generation;
   context->work.comm_id = info->id;
-  context->work.op = session.ops.find(fn, session.tables, state.error)->id;
+  context->work.op = session.ops.find(fn, session.tables)->id;
   if (state.inside == 0) {
     state.muted = true;
     state.has_comm = false;
@@ -275,7 +276,7 @@ inline const Call* find_call(Session& session, ThreadState& state, const OpenEve
   auto& known = op_slot(state, open.name);
   const bool is_ours = known.entry == open.op;
   if (is_ours && known.call != nullptr && known.call->same(open.num_inputs, open.places)) return known.call;
-  const Call* call = session.calls.find(open.op->id, open.num_inputs, open.places, session.tables, state.error);
+  const Call* call = session.calls.find(open.op->id, open.num_inputs, open.places, session.tables);
   if (is_ours) known.call = call;
   return call;
 }
@@ -382,10 +383,10 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
       if (fn.seqNr() >= 0) {
         Event event{};
         event.start_ns = now_ns();
-        event.call = session.calls.find(op->id, 0, {}, session.tables, state.error)->id;
+        event.call = session.calls.find(op->id, 0, {}, session.tables)->id;
         set_place(event, state, slot, fn.seqNr());
         event.flags |= kRange;
-        if (!state.events.append(&event, sizeof(event), state.error)) switch_off(state.error);
+        state.events.append(&event, sizeof(event));
       }
       return nullptr;
     }
@@ -409,7 +410,7 @@ inline void close_comm(ThreadSlot& slot) {
 }
 
 // Writes the record of the open event.
-inline void write_open(Session& session, ThreadState& state, int64_t duration, bool written) {
+inline void write_open(Session& session, ThreadState& state, int64_t duration) {
   auto& open = state.open;
   auto& event = open.event;
   const bool is_long = duration > int64_t{0xffffffff};
@@ -417,9 +418,8 @@ inline void write_open(Session& session, ThreadState& state, int64_t duration, b
   event.duration = static_cast<uint32_t>(is_long ? duration >> 10 : duration);
   event.call = find_call(session, state, open)->id;
   const size_t ref_bytes = open.refs.size() * sizeof(Ref);
-  if (ref_bytes > 0) written = written && state.refs.append(open.refs.data(), ref_bytes, state.error);
-  written = written && state.events.append(&event, sizeof(event), state.error);
-  if (!written || !state.error.empty()) switch_off(state.error);  // an event whose names are lost is no event
+  if (ref_bytes > 0) state.refs.append(open.refs.data(), ref_bytes);
+  state.events.append(&event, sizeof(event));
 }
 
 inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunction& fn, bool was_silenced) {
@@ -432,7 +432,6 @@ inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunct
     add_value(session, state, open.refs, open.places, outputs[i], static_cast<uint16_t>(i), element, false);
   }
   if (!was_silenced) open.op->num_inside.store(state.num_inside, std::memory_order_relaxed);
-  bool written = true;
   if (state.has_comm) {
     close_comm(*this_slot);
     if (!outputs.empty() && outputs.back().isCustomClass()) {
@@ -440,11 +439,11 @@ inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunct
     }
     open.refs.insert(open.refs.end(), state.scratch_refs.begin(), state.scratch_refs.end());
     open.places.insert(open.places.end(), state.scratch_places.begin(), state.scratch_places.end());
-    written = state.comms.append(&state.open_comm, sizeof(Comm), state.error);
+    state.comms.append(&state.open_comm, sizeof(Comm));
     event.flags |= kIsComm;
   }
   if (outputs.empty() && fn.num_outputs() > 0) event.flags |= kFailed;
-  write_open(session, state, duration, written);
+  write_open(session, state, duration);
 }
 
 inline std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& fn) {
@@ -454,8 +453,8 @@ inline std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& f
   if (session == nullptr) return nullptr;
   try {
     return start(*session, *thread_state(session, *slot), *slot, fn);
-  } catch (const std::exception& failure) {
-    switch_off(failure.what());
+  } catch (const std::exception& error) {
+    switch_off(error.what());
     return nullptr;
   }
 }
@@ -464,7 +463,7 @@ inline std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& f
   if (context.generation != session.generation) return;
   context.work.end_ns = now_ns();
   if (context.worker == &state) state.muted = false;
-  if (!state.works.append(&context.work, sizeof(Work), state.error)) switch_off(state.error);
+  state.works.append(&context.work, sizeof(Work));
 }
 
 inline void end_frame(Session& session, ThreadState& state, const at::RecordFunction& fn, bool was_silenced) {
@@ -493,7 +492,7 @@ inline void end_frame(Session& session, ThreadState& state, const at::RecordFunc
       return;  // ends by itself
     case Frame::kWait:
       state.open_waits.back().end_ns = now_ns();
-      if (!state.waits.append(&state.open_waits.back(), sizeof(Wait), state.error)) switch_off(state.error);
+      state.waits.append(&state.open_waits.back(), sizeof(Wait));
       state.open_waits.pop_back();
       return;
     case Frame::kLeaf:
@@ -534,8 +533,8 @@ inline void on_end(const at::RecordFunction& fn, at::ObserverContext* context) {
     } else if (fn.scope() != at::RecordScope::USER_SCOPE && !state.frames.empty()) {
       end_frame(*session, state, fn, was_silenced);  // an empty stack: it began before this recording
     }
-  } catch (const std::exception& failure) {
-    switch_off(failure.what());
+  } catch (const std::exception& error) {
+    switch_off(error.what());
   }
 }
 

@@ -157,22 +157,22 @@ class GoneOperators : public c10::OpRegistrationListener {
 // Which operators this recording has written to its tables.
 class OpTable {
  public:
-  [[gnu::cold]] OpEntry* find(const at::RecordFunction& fn, TableWriter& tables, std::string& error) {
-    return note(operators->find(fn), tables, error);
+  [[gnu::cold]] OpEntry* find(const at::RecordFunction& fn, TableWriter& tables) {
+    return note(operators->find(fn), tables);
   }
 
   OpEntry* find_region(const std::string& name, const std::string& overload, const std::string& schema,
-                       TableWriter& tables, std::string& error) {
-    return note(operators->find_region(name, overload, schema), tables, error);
+                       TableWriter& tables) {
+    return note(operators->find_region(name, overload, schema), tables);
   }
 
  private:
-  OpEntry* note(OpEntry* entry, TableWriter& tables, std::string& error) {
+  OpEntry* note(OpEntry* entry, TableWriter& tables) {
     std::lock_guard<std::mutex> guard(mutex_);
     if (entry->id >= written_.size()) written_.resize(entry->id + 256);
     if (!written_[entry->id]) {
+      tables.write(kOp, entry->id, entry->told);
       written_[entry->id] = true;
-      tables.write(kOp, entry->id, entry->told, error);
     }
     return entry;
   }
@@ -195,8 +195,8 @@ struct Call {
 
 class CallTable {
  public:
-  [[gnu::cold]] const Call* find(uint32_t op, uint32_t num_inputs, const std::vector<uint32_t>& places, TableWriter& tables,
-                   std::string& error) {
+  [[gnu::cold]] const Call* find(uint32_t op, uint32_t num_inputs, const std::vector<uint32_t>& places,
+                                 TableWriter& tables) {
     uint64_t hash = mix(op, num_inputs);
     for (const auto place : places) hash = mix(hash, place);
     std::lock_guard<std::mutex> guard(mutex_);
@@ -204,11 +204,12 @@ class CallTable {
     for (const auto& [known_op, call] : bucket) {
       if (known_op == op && call->same(num_inputs, places)) return call.get();
     }
-    auto call = std::make_unique<Call>(Call{++count_, num_inputs, places});
+    auto call = std::make_unique<Call>(Call{count_ + 1, num_inputs, places});
     const uint32_t head[3] = {op, num_inputs, static_cast<uint32_t>(places.size()) - num_inputs};
     std::string payload(reinterpret_cast<const char*>(head), sizeof(head));
     payload.append(reinterpret_cast<const char*>(places.data()), places.size() * sizeof(uint32_t));
-    tables.write(kCall, call->id, payload, error);
+    tables.write(kCall, call->id, payload);
+    ++count_;
     bucket.emplace_back(op, std::move(call));
     return bucket.back().second.get();
   }

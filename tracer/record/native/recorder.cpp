@@ -10,7 +10,8 @@
 namespace truedag {
 namespace {
 
-Session* current = nullptr;  // the running session, or the last one until the next start; never freed at exit
+Session* current = nullptr;  // the running session; never freed at exit
+bool is_stopping = false;    // it still is `current`, and takes nothing in any more
 at::CallbackHandle callback = at::INVALID_CALLBACK_HANDLE;
 at::CallbackHandle inherited_callback = at::INVALID_CALLBACK_HANDLE;  // in a forked child, until the next start
 bool forked = false;
@@ -20,27 +21,34 @@ PyObject* refuse(const std::string& why) {
   return nullptr;
 }
 
-Session* running() { return callback == at::INVALID_CALLBACK_HANDLE ? nullptr : current; }
+// What fails here must not reach Python as anything but an exception, or the end of the recording.
+template <typename Body>
+void survives(Body body) {
+  try {
+    body();
+  } catch (const std::exception& error) {
+    switch_off(error.what());
+  }
+}
 
 PyObject* py_start(PyObject*, PyObject* args) {
   const char* path = nullptr;
   unsigned long long max_bytes = 0;
   if (!PyArg_ParseTuple(args, "s|K", &path, &max_bytes)) return nullptr;
-  if (callback != at::INVALID_CALLBACK_HANDLE) return refuse("a recording is running in this process already");
+  if (current != nullptr) return refuse("a recording is running in this process already");
   if (inherited_callback != at::INVALID_CALLBACK_HANDLE) {
     at::removeCallback(inherited_callback);
     inherited_callback = at::INVALID_CALLBACK_HANDLE;
   }
-  if (current != nullptr) {
-    current->file.unmap();
-    delete current;
-    current = nullptr;
+  try {
+    auto session = std::make_unique<Session>();
+    session->file.open(path, max_bytes);
+    session->generation = session_generation.fetch_add(1) + 1;
+    failure.fill(0);
+    current = session.release();
+  } catch (const std::exception& error) {
+    return refuse(error.what());
   }
-  auto session = std::make_unique<Session>();
-  std::string error;
-  if (!session->file.open(path, max_bytes, error)) return refuse(error);
-  session->generation = session_generation.fetch_add(1) + 1;
-  current = session.release();
   forked = false;
   find_cpu_deleter();
   active_session.store(current, std::memory_order_seq_cst);
@@ -58,15 +66,22 @@ PyObject* py_stop(PyObject*, PyObject*) {
     forked = false;
     return Py_BuildValue("Ks", 0ULL, "this process was forked from the recorded one");
   }
-  Session* session = running();
-  if (session == nullptr) return refuse("no recording is running");
+  if (current == nullptr || is_stopping) return refuse("no recording is running");
   at::removeCallback(callback);
   callback = at::INVALID_CALLBACK_HANDLE;
-  quiesce();
+  is_stopping = true;
+  Session* session = current;
   uint64_t events = 0;
+  // Without the GIL: a callback may wait for it, as may the threads of a process group that is taken down here.
+  Py_BEGIN_ALLOW_THREADS;
+  quiesce();
   for (const auto& thread : session->threads) events += thread->events.count();
   session->file.close();
-  return Py_BuildValue("Ks", static_cast<unsigned long long>(events), session->failure.c_str());
+  delete session;
+  Py_END_ALLOW_THREADS;
+  current = nullptr;
+  is_stopping = false;
+  return Py_BuildValue("Ks", static_cast<unsigned long long>(events), failure.data());
 }
 
 // write(kind, id, payload): an entry of the tables. Nothing happens where nothing is recorded, as in a forked child.
@@ -76,28 +91,29 @@ PyObject* py_write(PyObject*, PyObject* args) {
   const char* payload = nullptr;
   Py_ssize_t size = 0;
   if (!PyArg_ParseTuple(args, "IIy#", &kind, &id, &payload, &size)) return nullptr;
-  Session* session = running();
-  if (session != nullptr && active_session.load() == session &&
-      !session->tables.write(static_cast<TableKind>(kind), id, std::string(payload, size), session->error)) {
-    switch_off(session->error);
-  }
+  survives([&] {
+    const SessionHold hold(thread_slot());
+    if (Session* session = hold.get()) session->tables.write(static_cast<TableKind>(kind), id, std::string(payload, size));
+  });
   Py_RETURN_NONE;
 }
 
 PyObject* py_set_label(PyObject*, PyObject* value) {
   const auto label = PyLong_AsUnsignedLong(value);
   if (PyErr_Occurred() != nullptr) return nullptr;
-  ThreadSlot* slot = recorded_slot();
-  if (slot == nullptr) return PyLong_FromLong(0);
-  const uint32_t before = slot->label;
-  slot->label = static_cast<uint32_t>(label);
+  uint32_t before = 0;
+  survives([&] {
+    if (const Recorded here; here) before = std::exchange(here.slot->label, static_cast<uint32_t>(label));
+  });
   return PyLong_FromUnsignedLong(before);
 }
 
 PyObject* py_set_context(PyObject*, PyObject* value) {
   const auto context = PyLong_AsUnsignedLong(value);
   if (PyErr_Occurred() != nullptr) return nullptr;
-  if (ThreadSlot* slot = recorded_slot()) slot->context = static_cast<uint32_t>(context);
+  survives([&] {
+    if (const Recorded here; here) here.slot->context = static_cast<uint32_t>(context);
+  });
   Py_RETURN_NONE;
 }
 
@@ -109,11 +125,11 @@ PyObject* py_where(PyObject*, PyObject* object) {
   }
   Tensor place{};
   const auto* impl = THPVariable_Unpack(object).unsafeGetTensorImpl();
-  ThreadSlot* slot = recorded_slot();
-  if (slot != nullptr && has_place(impl)) {
-    Session& session = *active_session.load();
-    place = find_place(session, *slot->state, impl, find_layout(session, *slot->state, impl), true);
-  }
+  survives([&] {
+    const Recorded here;
+    if (!here || !has_place(impl)) return;
+    place = find_place(*here.session, *here.state, impl, find_layout(*here.session, *here.state, impl), true);
+  });
   return Py_BuildValue("IIL", place.storage, place.layout, static_cast<long long>(place.offset_bytes));
 }
 
@@ -121,6 +137,7 @@ PyObject* py_where(PyObject*, PyObject* object) {
 PyObject* watched_wait = nullptr;
 PyObject* original_wait = nullptr;
 PyObject* watched_type = nullptr;
+bool is_wrapped = false;  // somebody put a method of their own around ours, which stays within it
 
 // Waits, and writes down from when to when. Also without a recording, should somebody have kept hold of it.
 PyObject* timed_wait(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
@@ -133,16 +150,13 @@ PyObject* timed_wait(PyObject* self, PyObject* const* args, Py_ssize_t count, Py
   PyObject* result = PyObject_Vectorcall(original, all.data(), static_cast<size_t>(count) + 1, names);
   wait.end_ns = now_ns();
   Py_DECREF(original);
-  ThreadSlot* slot = recorded_slot();
-  if (slot == nullptr) return result;
-  try {
+  survives([&] {
+    const Recorded here;
+    if (!here) return;
     const auto work = pybind11::handle(self).cast<c10::intrusive_ptr<c10d::Work>>();
-    wait.comm_id = active_session.load()->recent.find(work.get(), nullptr);
-    ThreadState& state = *slot->state;
-    if (!state.waits.append(&wait, sizeof(wait), state.error)) switch_off(state.error);
-  } catch (const std::exception& failure) {
-    switch_off(failure.what());
-  }
+    wait.comm_id = here.session->recent.find(work.get(), nullptr);
+    here.state->waits.append(&wait, sizeof(wait));
+  });
   return result;
 }
 
@@ -159,9 +173,15 @@ PyObject* py_watch_waits(PyObject*, PyObject* type) {
   }
   PyObject* before = PyObject_GetAttrString(type, "wait");
   if (before == nullptr) return nullptr;
-  PyObject* older = original_wait;
-  original_wait = before;
-  Py_XDECREF(older);
+  if (before == original_wait) {
+    Py_DECREF(before);
+    is_wrapped = false;
+  } else if (is_wrapped) {
+    Py_DECREF(before);
+    Py_RETURN_NONE;
+  } else {
+    Py_XDECREF(std::exchange(original_wait, before));
+  }
   if (PyObject_SetAttrString(type, "wait", watched_wait) != 0) return nullptr;
   watched_type = Py_NewRef(type);
   Py_RETURN_NONE;
@@ -172,8 +192,8 @@ PyObject* py_unwatch_waits(PyObject*, PyObject*) {
   PyObject* type = watched_type;
   watched_type = nullptr;
   PyObject* present = PyObject_GetAttrString(type, "wait");
-  // Somebody may have put a method of their own in its place.
-  const int failed = present == watched_wait ? PyObject_SetAttrString(type, "wait", original_wait) : 0;
+  is_wrapped = present != watched_wait;
+  const int failed = is_wrapped ? 0 : PyObject_SetAttrString(type, "wait", original_wait);
   Py_XDECREF(present);
   Py_DECREF(type);
   if (failed != 0) return nullptr;
@@ -188,8 +208,6 @@ PyObject* py_open_region(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "sssOO!p", &name, &overload, &schema, &inputs, &PyTuple_Type, &written, &may_reuse)) {
     return nullptr;
   }
-  ThreadSlot* slot = recorded_slot();
-  if (slot == nullptr) Py_RETURN_FALSE;
   PyObject* items = PySequence_Fast(inputs, "a region's inputs are a sequence");
   if (items == nullptr) return nullptr;
   const Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
@@ -205,20 +223,17 @@ PyObject* py_open_region(PyObject*, PyObject* args) {
   }
   Py_DECREF(items);
   if (PyErr_Occurred() != nullptr) return nullptr;
-  try {
-    Session& session = *active_session.load();
-    return PyBool_FromLong(
-        open_region(session, *slot->state, *slot, name, overload, schema, read, changed, may_reuse != 0));
-  } catch (const std::exception& failure) {
-    switch_off(failure.what());
-    Py_RETURN_FALSE;
-  }
+  bool is_open = false;
+  survives([&] {
+    const Recorded here;
+    is_open = here && open_region(*here.session, *here.state, *here.slot, name, overload, schema, read, changed,
+                                  may_reuse != 0);
+  });
+  return PyBool_FromLong(is_open);
 }
 
 // close_region(results, or None where it failed)
 PyObject* py_close_region(PyObject*, PyObject* results) {
-  ThreadSlot* slot = recorded_slot();
-  if (slot == nullptr) Py_RETURN_NONE;
   Tensors tensors;
   if (results != Py_None) {
     PyObject* items = PySequence_Fast(results, "a region's results are a sequence");
@@ -229,11 +244,11 @@ PyObject* py_close_region(PyObject*, PyObject* results) {
     }
     Py_DECREF(items);
   }
-  try {
-    close_region(*active_session.load(), *slot->state, results == Py_None ? nullptr : &tensors);
-  } catch (const std::exception& failure) {
-    switch_off(failure.what());
-  }
+  survives([&] {
+    if (const Recorded here; here) {
+      close_region(*here.session, *here.state, results == Py_None ? nullptr : &tensors);
+    }
+  });
   Py_RETURN_NONE;
 }
 
@@ -264,13 +279,16 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "truedag_recorder", nullptr, -1, me
                       nullptr, nullptr, nullptr, nullptr};
 
 // A forked child has neither the mapping nor the parent's threads: it records nothing, and must not clean up either.
+// What a thread that is not there any more may have locked is made anew.
 void forget_in_child() {
-  if (running() != nullptr) forked = true;
+  if (current != nullptr && !is_stopping) forked = true;
+  is_stopping = false;
   active_session.store(nullptr);
   inherited_callback = callback;
   callback = at::INVALID_CALLBACK_HANDLE;
   current = nullptr;
-  slot_list = new SlotList();  // of this thread alone; the parent's lock may be taken
+  operators = new Operators();
+  slot_list = new SlotList();
   if (this_slot != nullptr) {
     this_slot->busy.store(false);
     slot_list->slots.push_back(this_slot);

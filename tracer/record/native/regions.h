@@ -40,7 +40,7 @@ inline bool open_region(Session& session, ThreadState& state, ThreadSlot& slot, 
                         const Tensors& written, bool may_reuse) {
   if (state.inside > 0 || state.muted) return false;
   auto& open = state.open;
-  open.op = session.ops.find_region(name, overload, schema, session.tables, state.error);
+  open.op = session.ops.find_region(name, overload, schema, session.tables);
   open.name = open.op->name.c_str();
   open.event = Event{};
   set_place(open.event, state, slot, -1);
@@ -75,7 +75,7 @@ inline void close_region(Session& session, ThreadState& state, const Tensors* re
     add_list(session, state, made, 0, false);
   }
   state.region.given.clear();
-  write_open(session, state, duration, true);
+  write_open(session, state, duration);
 }
 
 }  // namespace truedag

@@ -134,7 +134,6 @@ struct ThreadState {
   Backward engine_node{-1, 0};          // the last node that ran inside the engine's current frame
   OpenEvent open;
   Stream events, refs, tensors, comms, works, frees, waits, places;
-  std::string error;
   std::vector<Ref> scratch_refs;  // what a communication made for itself inside
   std::vector<uint32_t> scratch_places;
   std::vector<Waiting> waiting;
@@ -152,8 +151,7 @@ struct Session {
     tables.write(kThread, index,
                  "{\"autograd_thread\":" + std::to_string(at::RecordFunction::currentThreadId()) +
                      ",\"os_thread\":" + std::to_string(::syscall(SYS_gettid)) +
-                     ",\"pthread\":" + std::to_string(static_cast<uint64_t>(::pthread_self())) + "}",
-                 error);
+                     ",\"pthread\":" + std::to_string(static_cast<uint64_t>(::pthread_self())) + "}");
     return threads.back().get();
   }
 
@@ -169,8 +167,6 @@ struct Session {
   uint64_t generation = 0;
   std::mutex mutex;
   std::vector<std::unique_ptr<ThreadState>> threads;
-  std::string error;    // of opening and of what Python writes
-  std::string failure;  // why it switched itself off
 };
 
 }  // namespace truedag

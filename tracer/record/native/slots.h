@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdio>
 #include <mutex>
@@ -56,15 +57,6 @@ struct SlotHolder {
 inline thread_local ThreadSlot* this_slot = nullptr;
 inline thread_local bool thread_ends = false;
 
-inline SlotHolder::~SlotHolder() {
-  this_slot = nullptr;
-  thread_ends = true;
-  std::lock_guard<std::mutex> guard(all_slots().mutex);
-  auto& slots = all_slots().slots;
-  slots.erase(std::remove(slots.begin(), slots.end(), slot), slots.end());
-  delete slot;
-}
-
 // Null once the thread is being torn down.
 inline ThreadSlot* thread_slot() {
   if (this_slot == nullptr && !thread_ends) {
@@ -101,6 +93,21 @@ class SessionHold {
   Session* session_ = nullptr;
 };
 
+// What a thread remembered is of no use once it is gone: of a program's short-lived ones there may be many.
+inline SlotHolder::~SlotHolder() {
+  {
+    const SessionHold hold(slot);
+    const Session* session = hold.get();
+    if (session != nullptr && slot->generation == session->generation) slot->state->known.reset();
+  }
+  this_slot = nullptr;
+  thread_ends = true;
+  std::lock_guard<std::mutex> guard(all_slots().mutex);
+  auto& slots = all_slots().slots;
+  slots.erase(std::remove(slots.begin(), slots.end(), slot), slots.end());
+  delete slot;
+}
+
 // Ends the session for all threads: returns when none is in a callback any more.
 inline void quiesce() {
   active_session.store(nullptr, std::memory_order_seq_cst);
@@ -111,12 +118,13 @@ inline void quiesce() {
   }
 }
 
-// Why the recorder switched itself off; the program runs on.
-inline void switch_off(const std::string& why) {
-  Session* session = active_session.exchange(nullptr);
-  if (session == nullptr) return;
-  session->failure = why;
-  std::fprintf(stderr, "truedag: recording stopped, the program runs on: %s\n", why.c_str());
+inline std::array<char, 512> failure{};  // why the recording switched itself off
+
+// The recorder can't go on; the program runs on. Told once.
+inline void switch_off(const char* why) noexcept {
+  if (active_session.exchange(nullptr) == nullptr) return;
+  std::snprintf(failure.data(), failure.size(), "%s", why);
+  std::fprintf(stderr, "truedag: recording stopped, the program runs on: %s\n", why);
 }
 
 inline ThreadState* thread_state(Session* session, ThreadSlot& slot) {
@@ -128,13 +136,22 @@ inline ThreadState* thread_state(Session* session, ThreadSlot& slot) {
   return slot.state;
 }
 
-// This thread's slot with its state of the running session; null where nothing is recorded.
-inline ThreadSlot* recorded_slot() {
-  Session* session = active_session.load();
-  ThreadSlot* slot = thread_slot();
-  if (session == nullptr || slot == nullptr) return nullptr;
-  thread_state(session, *slot);
-  return slot;
-}
+// This thread's place in the running session, which stays as long as this lives; false where nothing is recorded.
+class Recorded {
+ public:
+  Recorded() : slot(thread_slot()), hold_(slot), session(hold_.get()) {
+    if (session != nullptr) state = thread_state(session, *slot);
+  }
+  explicit operator bool() const { return session != nullptr; }
+
+  ThreadSlot* const slot;
+
+ private:
+  SessionHold hold_;
+
+ public:
+  Session* const session;
+  ThreadState* state = nullptr;
+};
 
 }  // namespace truedag

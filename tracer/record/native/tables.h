@@ -18,16 +18,14 @@ class TableWriter {
  public:
   explicit TableWriter(TraceFile& file) : stream_(file, kTables, 0, 0) {}
 
-  bool write(TableKind kind, uint32_t id, const std::string& payload, std::string& error) {
+  void write(TableKind kind, uint32_t id, const std::string& payload) {
     std::lock_guard<std::mutex> guard(mutex_);
     const uint32_t head[4] = {kind, id, static_cast<uint32_t>(payload.size()), 0};
     const size_t padded = (payload.size() + 7) & ~size_t{7};
-    char* place = stream_.reserve(sizeof(head) + padded, error);
-    if (place == nullptr) return false;
+    char* place = stream_.reserve(sizeof(head) + padded);
     std::memcpy(place, head, sizeof(head));
     std::memcpy(place + sizeof(head), payload.data(), payload.size());
     stream_.commit(sizeof(head) + padded);
-    return true;
   }
 
  private:
@@ -67,21 +65,18 @@ struct GroupEntry {
 
 class GroupTable {
  public:
-  ~GroupTable() {
-    for (auto* group : held_) c10::raw::weak_intrusive_ptr::decref(group);
-  }
+  using WeakGroup = c10::weak_intrusive_ptr<c10d::ProcessGroup>;
 
   // The group's entry, and this operation's place in the recorder's own count.
-  GroupEntry* find(c10d::ProcessGroup& group, TableWriter& tables, std::string& error) {
+  GroupEntry* find(const c10::intrusive_ptr<c10d::ProcessGroup>& held, TableWriter& tables) {
+    c10d::ProcessGroup& group = *held;
     const std::string& name = group.getGroupName();
     std::string key = name + "@" + std::to_string(reinterpret_cast<uint64_t>(&group));
-    auto& slot = entries_[key];
-    if (slot == nullptr) {
-      slot = std::make_unique<GroupEntry>();
-      slot->id = static_cast<uint32_t>(entries_.size());
-      slot->name = name;
-      c10::raw::weak_intrusive_ptr::incref(&group);  // its address is not given out again while we go by it
-      held_.push_back(&group);
+    auto known = entries_.find(key);
+    if (known == entries_.end()) {
+      auto entry = std::make_unique<GroupEntry>();
+      entry->id = static_cast<uint32_t>(entries_.size()) + 1;
+      entry->name = name;
       std::string ranks;
       try {
         for (const auto rank : group.getBackend(group.getBackendType())->getBackendOptions()->global_ranks_in_group) {
@@ -91,20 +86,24 @@ class GroupTable {
       } catch (const std::exception&) {
         ranks.clear();  // this backend keeps no list; the Python side of the recorder knows it by name
       }
-      tables.write(kGroup, slot->id,
+      tables.write(kGroup, entry->id,
                    "{\"name\":" + json_string(name) + ",\"description\":" + json_string(group.getGroupDesc()) +
                        ",\"rank\":" + std::to_string(group.getRank()) + ",\"size\":" + std::to_string(group.getSize()) +
-                       ",\"backend\":" + json_string(group.getBackendName()) + ",\"ranks\":[" + ranks + "]}",
-                   error);
+                       ",\"backend\":" + json_string(group.getBackendName()) + ",\"ranks\":[" + ranks + "]}");
+      known = entries_.emplace(key, Known{WeakGroup(held), std::move(entry)}).first;
     }
-    return slot.get();
+    return known->second.entry.get();
   }
 
   std::mutex mutex;  // held by the caller around find and the counting
 
  private:
-  std::unordered_map<std::string, std::unique_ptr<GroupEntry>> entries_;
-  std::vector<c10d::ProcessGroup*> held_;
+  struct Known {
+    WeakGroup group;  // its address is not given out again while we go by it
+    std::unique_ptr<GroupEntry> entry;
+  };
+
+  std::unordered_map<std::string, Known> entries_;
 };
 
 }  // namespace truedag

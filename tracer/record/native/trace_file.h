@@ -4,6 +4,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -159,37 +161,50 @@ struct Wait {
 };
 static_assert(sizeof(Wait) == 24);
 
+// Why the recorder can't go on. Thrown wherever there is no room: what was to be written is not, and what goes by it is
+// not known either, so that no record names what the file does not hold.
+struct RecordingEnds : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // The mapped file. `grab` is the only call that locks, once per chunk.
 class TraceFile {
  public:
-  // Returns false with `error` set when the file can't be made.
-  bool open(const std::string& path, size_t max_bytes, std::string& error) {
+  TraceFile() = default;
+  TraceFile(const TraceFile&) = delete;
+  TraceFile& operator=(const TraceFile&) = delete;
+  ~TraceFile() {
+    if (fd_ >= 0) ::close(fd_);
+    for (auto& segment : segments_) ::munmap(segment.base, segment.bytes);
+  }
+
+  // Throws when the file can't be made; none is left then.
+  void open(const std::string& path, size_t max_bytes) {
+    is_bounded_ = max_bytes != 0;
     max_bytes_ = max_bytes / kPageBytes * kPageBytes;
     fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (fd_ < 0) return fail(error, "cannot create " + path);
-    if (!extend(error)) return false;
+    if (fd_ < 0) fail("cannot create " + path);
+    try {
+      extend(0);
+    } catch (...) {
+      ::unlink(path.c_str());
+      throw;
+    }
     auto* header = reinterpret_cast<FileHeader*>(segments_.back().base);
     std::memcpy(header->magic, kFileMagic, sizeof(kFileMagic));
     header->version = kFormatVersion;
     header->header_bytes = kFileHeaderBytes;
     position_ = kFileHeaderBytes;
-    return true;
   }
 
-  // A zeroed chunk of at least `bytes`, or null when the disk has no room.
-  [[gnu::cold]] ChunkHeader* grab(ChunkKind kind, uint32_t thread, uint32_t record_bytes, size_t bytes, std::string& error) {
+  // A zeroed chunk of at least `bytes`. Throws when there is no room.
+  [[gnu::cold]] ChunkHeader* grab(ChunkKind kind, uint32_t thread, uint32_t record_bytes, size_t bytes) {
     std::lock_guard<std::mutex> guard(mutex_);
-    if (fd_ < 0) {
-      error = "the trace is closed";
-      return nullptr;
-    }
+    if (fd_ < 0) throw RecordingEnds("the trace is closed");
     bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-    while (segments_.empty() || position_ + bytes > segments_.back().file_offset + segments_.back().bytes) {
-      if (!segments_.empty()) {
-        auto& last = segments_.back();
-        position_ = last.file_offset + last.bytes;  // a chunk never crosses segments; the rest stays zero
-      }
-      if (!extend(error, bytes)) return nullptr;
+    if (position_ + bytes > segments_.back().file_offset + segments_.back().bytes) {
+      extend(bytes);
+      position_ = segments_.back().file_offset;  // a chunk never crosses segments; the rest stays zero
     }
     auto& segment = segments_.back();
     auto* chunk = reinterpret_cast<ChunkHeader*>(segment.base + (position_ - segment.file_offset));
@@ -204,7 +219,7 @@ class TraceFile {
     return chunk;
   }
 
-  // Marks the file closed and cuts what was reserved and not used. The mapping stays until `unmap`.
+  // Marks the file closed and cuts what was reserved and not used.
   void close() {
     std::lock_guard<std::mutex> guard(mutex_);
     if (fd_ < 0) return;
@@ -215,11 +230,6 @@ class TraceFile {
     fd_ = -1;
   }
 
-  void unmap() {
-    for (auto& segment : segments_) ::munmap(segment.base, segment.bytes);
-    segments_.clear();
-  }
-
  private:
   struct Segment {
     char* base;
@@ -227,38 +237,43 @@ class TraceFile {
     size_t bytes;
   };
 
-  bool fail(std::string& error, const std::string& what) {
-    error = what + ": " + std::strerror(errno);
-    return false;
+  [[noreturn]] static void fail(const std::string& what) { throw RecordingEnds(what + ": " + std::strerror(errno)); }
+
+  // Takes blocks. A signal would break that off, and with a timer's it would never end.
+  int allocate(size_t offset, size_t bytes) {
+    sigset_t all, before;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    int code = EINTR;
+    while (code == EINTR) code = ::posix_fallocate(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes));
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return code;
   }
 
-  bool extend(std::string& error, size_t at_least = 0) {
+  void extend(size_t at_least) {
+    segments_.reserve(segments_.size() + 1);  // nothing is mapped that could not be written down
     size_t bytes = (std::max(at_least, size_t{1}) + kSegmentBytes - 1) / kSegmentBytes * kSegmentBytes;
     const size_t offset = segments_.empty() ? 0 : segments_.back().file_offset + segments_.back().bytes;
-    if (max_bytes_ != 0 && offset + bytes > max_bytes_) {
+    if (is_bounded_ && offset + bytes > max_bytes_) {
       bytes = max_bytes_ > offset ? max_bytes_ - offset : 0;
       if (bytes < std::max(at_least, 2 * kFileHeaderBytes)) {
-        error = "the trace has reached the size it is allowed (" + std::to_string(max_bytes_) + " bytes)";
-        return false;
+        throw RecordingEnds("the trace has reached the size it is allowed (" + std::to_string(max_bytes_) + " bytes)");
       }
     }
     // Blocks are taken now: a full disk is an error here and not a SIGBUS in the middle of the program.
-    const int code = ::posix_fallocate(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes));
-    if (code != 0) {
-      errno = code;
-      return fail(error, "no room for the trace");
-    }
+    errno = allocate(offset, bytes);
+    if (errno != 0) fail("no room for the trace");
     void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, static_cast<off_t>(offset));
-    if (base == MAP_FAILED) return fail(error, "cannot map the trace");
+    if (base == MAP_FAILED) fail("cannot map the trace");
     ::madvise(base, bytes, MADV_DONTFORK);  // a forked child has no business here
     segments_.push_back({static_cast<char*>(base), offset, bytes});
-    return true;
   }
 
   std::mutex mutex_;
   std::vector<Segment> segments_;
   size_t position_ = 0;
-  size_t max_bytes_ = 0;  // 0: no limit
+  size_t max_bytes_ = 0;
+  bool is_bounded_ = false;
   int fd_ = -1;
 };
 
@@ -268,12 +283,11 @@ class Stream {
   Stream(TraceFile& file, ChunkKind kind, uint32_t thread, uint32_t record_bytes)
       : file_(&file), kind_(kind), thread_(thread), record_bytes_(record_bytes) {}
 
-  // Room for `bytes`, to be filled and then committed; null when there is none left.
-  char* reserve(size_t bytes, std::string& error) {
+  // Room for `bytes`, to be filled and then committed. Throws when there is none left.
+  char* reserve(size_t bytes) {
     if (chunk_ == nullptr || cursor_ + bytes > end_) {
       const size_t wanted = std::max(chunk_bytes_, bytes + sizeof(ChunkHeader));
-      chunk_ = file_->grab(kind_, thread_, record_bytes_, wanted, error);
-      if (chunk_ == nullptr) return nullptr;
+      chunk_ = file_->grab(kind_, thread_, record_bytes_, wanted);
       chunk_bytes_ = std::min(2 * chunk_bytes_, kLargestChunkBytes);
       begin_ = reinterpret_cast<char*>(chunk_) + sizeof(ChunkHeader);
       cursor_ = begin_;
@@ -290,12 +304,9 @@ class Stream {
         ->store(static_cast<uint64_t>(cursor_ - begin_), std::memory_order_release);
   }
 
-  bool append(const void* record, size_t bytes, std::string& error) {
-    char* place = reserve(bytes, error);
-    if (place == nullptr) return false;
-    std::memcpy(place, record, bytes);
+  void append(const void* record, size_t bytes) {
+    std::memcpy(reserve(bytes), record, bytes);
     commit(bytes);
-    return true;
   }
 
   uint64_t count() const { return count_; }
