@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
+from truedag.launch.errors import UsageError
 from truedag.tracer.errors import TruedagError
 
 
@@ -147,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print_error(str(error))
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()

@@ -4,6 +4,7 @@
 
     TruedagError
     └── LaunchError           what a person asked for cannot be started or did not end well
+        ├── UsageError        what was typed is no command
         ├── DeploymentError   a deployment file or an override is wrong
         ├── FolderError       an output folder is in the way or is no run's folder
         └── RunError          the ranks did not all end well
@@ -16,6 +17,10 @@ from truedag.tracer.errors import TruedagError
 
 class LaunchError(TruedagError):
     """What a person asked for cannot be started or did not end well."""
+
+
+class UsageError(LaunchError):
+    """What was typed is no command; the exit code is 2."""
 
 
 class DeploymentError(LaunchError):

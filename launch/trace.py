@@ -197,7 +197,8 @@ def _write_record(folder: RunFolder, program: Program, options: RecordOptions, c
 def _end(folder: RunFolder, node: int) -> None:
     """Say that nothing writes there any more, and take away what nothing was written into."""
     if node == 0:
-        folder.node(0).write_text(ENDED)
+        with suppress(OSError):  # the program may have taken the folder away
+            folder.node(0).write_text(ENDED)
     for place in (folder.traces, folder.ranks, folder.logs):
         with suppress(OSError):
             place.rmdir()

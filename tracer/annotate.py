@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from truedag.tracer.identity import IdentityMap
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
@@ -73,7 +75,7 @@ class Registry:
     def __init__(self) -> None:
         self.axes: dict[str, str] = {}  # by group name; several axes joined by +
         self.coordinates: dict[str, int] = {}
-        self.modules: weakref.WeakKeyDictionary[torch.nn.Module, ModuleLabel] = weakref.WeakKeyDictionary()
+        self.modules: IdentityMap[ModuleLabel] = IdentityMap()
         self.tensors: list[NamedTensor] = []
         self.listener: ScopeListener | None = None
         self._thread = threading.local()

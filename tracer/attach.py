@@ -81,9 +81,14 @@ def _load_script(script: str) -> tuple[ModuleType, CodeType]:
 
 def _load_module(name: str) -> tuple[ModuleType, CodeType]:
     """Make the `__main__` that `python -m` makes of a module or package."""
-    spec = importlib.util.find_spec(name)
-    if spec is not None and spec.submodule_search_locations is not None:
-        spec = importlib.util.find_spec(f"{name}.__main__")
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"{sys.executable}: Error while finding module specification for {name!r} ({why})\n")
+        sys.exit(1)
     code = getattr(spec.loader, "get_code", lambda _: None)(spec.name) if spec is not None else None
     if spec is None or code is None:
         sys.stderr.write(f"{sys.executable}: No module named {name}\n")

@@ -5,6 +5,8 @@ ranks are started by torchrun, without them SCRIPT runs as under python, and wha
 stands after SCRIPT belongs to it. Nothing in the program has to be changed; what it can tell the recorder is in
 truedag.tracer (trace, step, annotate).
 
+The exit code is 0 when all went well and 1 when the program failed, whatever its own was; what it was is said.
+
 With a launcher of one's own: torchrun ... -m truedag.tracer.attach SCRIPT, which --print-command prints.
 """
 
@@ -18,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from truedag.launch.console import Progress, print_json, print_result, shorten
-from truedag.launch.errors import LaunchError
+from truedag.launch.errors import UsageError
 from truedag.launch.stall import list_ranks
 from truedag.launch.trace import Program, TraceResult, WindowResult, trace_program, write_command
+from truedag.tracer.errors import RecordError
 from truedag.tracer.record.options import add_record_options, read_options
 
 _TORCHRUN = (
@@ -65,9 +68,12 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run it."""
     words: list[str] = arguments.program[1:] if arguments.program[:1] == ["--"] else arguments.program
     if not words:
-        raise LaunchError("which program? Name its script: truedag trace SCRIPT, or a module: truedag trace -m MODULE")
+        raise UsageError("which program? Name its script: truedag trace SCRIPT, or a module: truedag trace -m MODULE")
     program = Program(arguments=tuple(words), is_module=arguments.module, torchrun=arguments.torchrun)
-    options = read_options(arguments, os.environ, default_out=Path("truedag-out") / program.name)
+    try:
+        options = read_options(arguments, os.environ, default_out=Path("truedag-out") / program.name)
+    except RecordError as error:
+        raise UsageError(str(error)) from error
     if arguments.print_command:
         sys.stdout.write(write_command(program, options))
         return 0

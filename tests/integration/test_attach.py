@@ -419,3 +419,31 @@ def wait_for(path: Path, processes: list[subprocess.Popen[str]]) -> None:
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
+
+
+WINDOWS = """
+import torch
+import torch.distributed as dist
+from truedag.tracer import trace
+
+dist.init_process_group("gloo")
+rank, other = dist.get_rank(), 1 - dist.get_rank()
+value = torch.full((2,), float(rank))
+dist.all_reduce(value)
+with trace("out", schedule="2-4" if rank == 0 else "1-4") as tracer:
+    for _ in range(6):
+        dist.all_reduce(value)
+        for work in [dist.isend(value, other), dist.irecv(torch.empty(2), other)]:
+            work.wait()
+        tracer.step()
+dist.destroy_process_group()
+"""
+
+
+def test_a_program_that_imports_trace_first_may_begin_to_record_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "windows.py").write_text(WINDOWS)
+    recorded = torchrun("windows.py", cwd=tmp_path)
+    assert recorded.returncode == 0, recorded.stderr
+    summary = merge_traces(tmp_path / "out" / "traces", tmp_path / "dag")
+    # Rank 1's first step, which rank 0 did not record: a collective, a message each way.
+    assert (summary.num_collectives, summary.num_messages, summary.num_unmatched) == (3, 6, 3)

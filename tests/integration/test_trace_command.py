@@ -44,6 +44,13 @@ def programs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_module_that_is_not_there_is_told_as_python_does(programs: Path) -> None:
+    result = truedag("trace", "-m", "nothing.there", cwd=programs)
+    assert result.returncode == 1
+    assert "Error while finding module specification for 'nothing.there' (ModuleNotFoundError" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_plain_program_is_recorded_and_merged(programs: Path) -> None:
     result = truedag("trace", "plain.py", "--out", "mine", "--m", "--", "-h", cwd=programs)
     assert result.returncode == 0, result.stderr
@@ -125,9 +132,9 @@ def test_the_printed_command_records_as_well(programs: Path) -> None:
     ("arguments", "code", "expected"),
     [
         (["none.py"], 1, "there is no script none.py"),
-        ([], 1, "which program?"),
-        (["--steps", "soon", "plain.py"], 1, "'soon' is no step"),
-        (["--max-bytes", "much", "plain.py"], 1, "max_bytes 'much'"),
+        ([], 2, "which program?"),
+        (["--steps", "soon", "plain.py"], 2, "'soon' is no step"),
+        (["--max-bytes", "much", "plain.py"], 2, "max_bytes 'much'"),
         (["--recorder", "tape", "plain.py"], 2, "invalid choice"),
         (["--no-such-option", "plain.py"], 2, "unrecognized arguments"),
     ],

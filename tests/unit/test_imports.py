@@ -18,7 +18,9 @@ ALLOWED = {
 }
 # Inside the tracer data goes forward only, and the graph on disk is the meeting point.
 FORWARD = {
-    "record": {"record", "annotate", "errors"},
+    "record": {"record", "annotate", "identity", "errors"},
+    "annotate.py": {"identity"},
+    "identity.py": set(),
     "merge": {"merge", "record", "graph", "topology", "errors"},
     "graph.py": {"errors"},
     "topology.py": set(),

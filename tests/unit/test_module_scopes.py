@@ -8,6 +8,7 @@ import inspect
 import io
 import weakref
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -129,3 +130,41 @@ def test_modules_that_were_found_are_labelled_and_left_as_they_were(tmp_path: Pa
     assert {name: dict(module.__dict__) for name, module in model.named_modules()} == before
     found = [module for op, module in labels(tmp_path / "traces" / "rank-00000.trace") if op == "aten::addmm"]
     assert found == ["Doubled.inner"] * 200 + [None]
+
+
+class Unhashable(torch.nn.Module):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+class Equal(Unhashable):
+    def __hash__(self) -> int:
+        return 1
+
+
+class Nameless(torch.nn.Module):
+    def named_modules(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
+        raise RuntimeError("no names here")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+def test_what_a_module_makes_of_itself_is_left_to_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with trace(tmp_path):
+        for model in (Equal(), Equal(), Unhashable(), Nameless()):
+            model(torch.ones(2))
+    assert "Nameless have no names in the graph: RuntimeError: no names here" in capfd.readouterr().err
+    found = [module for op, module in labels(tmp_path / "traces" / "rank-00000.trace") if op != "aten::ones"]
+    assert found == ["Equal", "Equal-2", None, None]
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    with record(str(tmp_path / "a.trace"), synchronize=False):  # type: ignore[arg-type]
+        torch.ones(1)
+    assert read_trace(tmp_path / "a.trace").closed

@@ -47,6 +47,19 @@ def optional_and_lists() -> None:
     torch.meshgrid(values[0], values[1], indexing="ij")
 
 
+_SCRIPTED = torch.jit.CompilationUnit("""
+def run(a, b):
+    return torch.add(torch.sin(a), torch.cos(b)).mul_(torch.exp(a))
+""")
+
+
+def boxed() -> None:
+    """Calls out of an interpreter's stack, on which more lies than their own arguments."""
+    _SCRIPTED.run(torch.ones(3), torch.zeros(3))
+    torch.func.grad(lambda x: x.sin().sum())(torch.ones(2))
+    torch.func.jvp(torch.sin, (torch.ones(2),), (torch.ones(2),))
+
+
 def train_block() -> tuple[nn.Module, Program]:
     torch.manual_seed(1)
     block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
@@ -66,7 +79,8 @@ def train_block() -> tuple[nn.Module, Program]:
     return block, program
 
 
-@pytest.mark.parametrize("program", [in_place, foreach, optional_and_lists])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("program", [in_place, foreach, optional_and_lists, boxed])
 def test_both_recorders_see_the_same(program: Program, tmp_path: Path) -> None:
     native = trace_of(tmp_path / "native", program, "native")
     python = trace_of(tmp_path / "python", program, "python")

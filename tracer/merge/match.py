@@ -89,7 +89,10 @@ class Matched:
 Group: TypeAlias = tuple[tuple[int, ...], str, int]  # its ranks, its name, its incarnation
 Lane: TypeAlias = tuple[Group, int, int, int]  # the group, source, destination, tag
 _UNKNOWN_RANKS = "the ranks of its group are unknown"
-_NO_COMMON_POINT = "ambiguous: the ranks began to record at different points and had not counted before"
+_NO_COMMON_POINT = (
+    "ambiguous: the ranks began to record at different points and had not counted before; record with truedag trace, "
+    "or import truedag.tracer before init_process_group"
+)
 
 
 def match_communications(ranks: Mapping[int, Sequence[CommRecord]]) -> Matched:

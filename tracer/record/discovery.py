@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import weakref
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from truedag.tracer import annotate
 from truedag.tracer.annotate import REGISTRY
+from truedag.tracer.identity import IdentityMap
 from truedag.tracer.record.format import TableKind
 from truedag.tracer.record.recorder import Recorder
 from truedag.tracer.record.scopes import LabelledModules, is_scripted
@@ -37,7 +37,7 @@ class ModuleDiscovery:
 
     def __init__(self, engine: Recorder) -> None:
         self._engine = engine
-        self._labels: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
+        self._labels: IdentityMap[int] = IdentityMap()
         self._num_labels = 0
         self._num_models: dict[str, int] = {}
         self._modules = LabelledModules(engine.set_label)
@@ -77,8 +77,7 @@ class ModuleDiscovery:
         before: int | None = None
         if not stack and module not in self._labels:
             self._num_familiar = 0
-            with self._lock:
-                before = self._engine.set_label(self._learn(module))  # this call has fetched its forward already
+            before = self._meet(module)
         elif not stack:
             self._num_familiar += 1
             if self._num_familiar >= _FAMILIAR:
@@ -93,6 +92,22 @@ class ModuleDiscovery:
         before = stack.pop() if stack else None
         if before is not None:
             self._engine.set_label(before)
+
+    def _meet(self, module: torch.nn.Module) -> int | None:
+        """Name a model, and label the call of it that has begun; return the label before.
+
+        What the program's own methods raise here is none of the program's business: then the model has no names.
+        """
+        try:
+            with self._lock:
+                return self._engine.set_label(self._learn(module))  # this call has fetched its forward already
+        except Exception as error:  # whatever it is
+            self._labels[module] = 0
+            sys.stderr.write(
+                f"truedag: the modules of {type(module).__name__} have no names in the graph: "
+                f"{type(error).__name__}: {error}\n"
+            )
+            return None
 
     def _learn(self, outer: torch.nn.Module) -> int:
         """Name a model and everything in it; return its label."""
@@ -109,7 +124,7 @@ class ModuleDiscovery:
             local = getattr(parameter, "_local_tensor", parameter)  # a DTensor's own part is what lies in memory here
             if id(local) not in known:
                 annotate.tensor(local, f"{name}.{path}", role="parameter")
-        return self._labels[outer]
+        return self._labels.get(outer, 0)
 
     def _add(self, module: torch.nn.Module, name: str) -> None:
         told = REGISTRY.modules.get(module, annotate.ModuleLabel())

@@ -126,6 +126,7 @@ class OpenRecording:
         Raises:
             RecordError: the file cannot be made, or a recording is running already.
         """
+        path = Path(path)
         self.recording = Recording(path)
         self._engine = engine
         self._pid = os.getpid()
@@ -138,6 +139,7 @@ class OpenRecording:
         self._said = _Said(engine)
         self._scopes = ModuleDiscovery(engine) if discovers and not watch else ModuleScopes(engine, watch)
         self._compiled = CompiledGraphs(engine)
+        self._kernels = KernelTrace()
         _open_recordings.add(self)
         with _shield(self.recording):
             engine.write(TableKind.META, 0, json.dumps(describe_process(recorder)).encode())
@@ -148,9 +150,8 @@ class OpenRecording:
             self._compiled.attach()
             if dist.is_available():
                 engine.watch_waits(dist.Work)
-        self._kernels = KernelTrace()
-        if kernels:
-            self._kernels.start(kernels_path(path))
+            if kernels:
+                self._kernels.start(kernels_path(path))
 
     def stop_discovering(self) -> None:
         """Name no modules any more."""

@@ -281,7 +281,7 @@ class Tracer:
             return
         try:
             if wanted.exists() and not self._replaces:
-                raise FileExistsError(f"{wanted} is {_EARLIER}")
+                raise FileExistsError(f"{wanted} is there already, of an earlier run or of other ranks of this one")
             self._path.replace(wanted)
         except OSError as error:
             self._taken = wanted

@@ -14,10 +14,12 @@ import torch
 from truedag.tracer.annotate import REGISTRY
 from truedag.tracer.errors import RecordError
 from truedag.tracer.record.collection import collect_traces
+from truedag.tracer.record.counters import install
 from truedag.tracer.record.recording import RecorderName
 from truedag.tracer.record.schedule import Schedule, Steps, parse_schedule
 from truedag.tracer.record.tracer import Tracer, say
 
+install()  # messages are numbered from the beginning of the groups that are made from now on
 _current: Tracer | None = None
 
 
@@ -34,9 +36,10 @@ def trace(
 ) -> Iterator[Tracer]:
     """Record what runs inside the block, on this rank.
 
-    Local: no rank waits for another, and each may record what it likes. A recording that cannot be made is one warning
-    on stderr, and the block runs all the same. In a program that was started under `truedag.tracer.attach` the
-    recording from outside goes on, and the block's `step` counts its steps.
+    Local: no rank waits for another, and each may record what it likes. Import `trace` before `init_process_group`:
+    from then on messages are numbered, and can be matched wherever recordings begin. A recording that cannot be made is
+    one warning on stderr, and the block runs all the same. In a program that was started under `truedag.tracer.attach`
+    the recording from outside goes on, and the block's `step` counts its steps.
 
     Args:
         out: the folder that the traces go to, the same for all ranks; `truedag merge OUT/traces --out OUT/dag` makes

@@ -39,6 +39,19 @@ inline bool is_wrapper(const at::Tensor& tensor) {
   return tensor.defined() && tensor.key_set().has_any(kWrapperKeys);
 }
 
+// A boxed call is told with all that lies on its interpreter's stack; its own values are the last ones.
+inline c10::ArrayRef<const c10::IValue> own_inputs(const at::RecordFunction& fn) {
+  const auto all = fn.inputs();
+  const size_t count = fn.num_inputs();
+  return all.size() > count ? all.slice(all.size() - count) : all;
+}
+
+inline c10::ArrayRef<const c10::IValue> own_outputs(const at::RecordFunction& fn) {
+  const c10::ArrayRef<const c10::IValue> all(fn.outputs().data(), fn.outputs().size());
+  const size_t count = fn.num_outputs();
+  return all.size() > count ? all.slice(all.size() - count) : all;
+}
+
 inline bool has_place(const at::TensorImpl* impl) {
   return impl->has_storage() && impl->layout() == c10::kStrided && !impl->is_nested() &&
          !impl->has_symbolic_sizes_strides();
@@ -292,7 +305,7 @@ inline bool can_silence(const OpEntry& op) {
 // Begins the record of an operator, or of a communication.
 inline void open_leaf(Session& session, ThreadState& state, ThreadSlot& slot, OpEntry& op,
                       const at::RecordFunction& fn, Frame frame) {
-  const auto inputs = fn.inputs();
+  const auto inputs = own_inputs(fn);
   auto& open = state.open;
   open.op = &op;
   open.name = fn.name();
@@ -375,7 +388,7 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
       state.frames.push_back(Frame::kTransparent);
       return nullptr;
     case OpClass::kWait:
-      open_wait(session, state, fn.inputs());
+      open_wait(session, state, own_inputs(fn));
       state.frames.push_back(Frame::kWait);
       return nullptr;
     case OpClass::kFunction: {
@@ -394,7 +407,7 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
     case OpClass::kComm:
       break;
   }
-  const auto inputs = fn.inputs();
+  const auto inputs = own_inputs(fn);
   if (answered_elsewhere(inputs)) {
     state.frames.push_back(Frame::kTransparent);
     return nullptr;
@@ -426,7 +439,7 @@ inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunct
   auto& open = state.open;
   auto& event = open.event;
   const int64_t duration = now_ns() - event.start_ns;
-  const auto& outputs = fn.outputs();
+  const auto outputs = own_outputs(fn);
   for (size_t i = 0; i < outputs.size(); ++i) {
     uint16_t element = 0;
     add_value(session, state, open.refs, open.places, outputs[i], static_cast<uint16_t>(i), element, false);
@@ -476,7 +489,7 @@ inline void end_frame(Session& session, ThreadState& state, const at::RecordFunc
       --state.inside;
       if (state.has_comm) {
         uint16_t element = 0;
-        for (const auto& output : fn.outputs()) {
+        for (const auto& output : own_outputs(fn)) {
           add_value(session, state, state.scratch_refs, state.scratch_places, output, kScratchArg, element, false);
         }
       }
