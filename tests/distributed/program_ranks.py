@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import random
 import runpy
 import socket
 import sys
@@ -39,11 +40,14 @@ def run_programs(world_size: int, runs: Sequence[Run], *, timeout_s: float) -> l
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Ports below those that the system gives out by itself, which may be gone by the time a program wants them."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(15000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 def _run_all(runs: Sequence[Run], ports: Sequence[int]) -> list[str]:
