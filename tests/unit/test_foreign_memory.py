@@ -1,5 +1,6 @@
 """Memory that no operator allocated holds what came from outside, whatever lay there or in its place before."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ from truedag.tracer.record.recording import RecorderName, record
 from truedag.tracer.record.trace import read_trace
 
 
+@pytest.mark.parametrize("make", [torch.ones, torch.empty], ids=["filled", "empty"])
 @pytest.mark.parametrize("recorder", ["native", "python"])
-def test_a_buffer_of_pythons_is_no_result_of_an_operator(recorder: RecorderName, tmp_path: Path) -> None:
+def test_a_buffer_of_pythons_is_no_result_of_an_operator(
+    recorder: RecorderName, make: Callable[..., torch.Tensor], tmp_path: Path
+) -> None:
     path = tmp_path / "rank.trace"
     with record(path, recorder=recorder, synchronize=False):
         for size in range(40, 80):  # a StorageImpl is freed, and its address given to the buffer's
-            result = torch.ones(size, dtype=torch.uint8)
+            result = make(size, dtype=torch.uint8)
             del result
             buffer = torch.ByteStorage._from_buffer(b"x" * (size + 1))
             torch.ByteTensor(buffer).clone()

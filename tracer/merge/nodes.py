@@ -121,7 +121,7 @@ def extract_nodes(trace: Trace) -> RankNodes:
         number = int(thread.events[index]["op"])
         if number in setters:
             if (thread_place, index) in outside:
-                builder.lift(thread, index)
+                builder.replace(thread, index)
         elif number in lifts:
             builder.lift(thread, index)
         else:
@@ -208,12 +208,24 @@ class _Builder:
         self._comms: list[CommRecord] = []
 
     def lift(self, thread: ThreadTrace, index: int) -> None:
-        """Note that a tensor came from outside: torch.tensor or from_numpy made it and filled it, or a buffer is it."""
+        """Note that a tensor came from outside: torch.tensor or from_numpy made it and filled it."""
+        storage, layout, offset = self._result(thread, index)
+        if storage and storage not in self._without_content:
+            self._accesses.append((len(self._op), CUT, storage, layout, offset))
+
+    def replace(self, thread: ThreadTrace, index: int) -> None:
+        """Note that what a tensor was set to came from outside, whatever an operator had made at that place before."""
+        storage, layout, offset = self._result(thread, index)
+        if storage:
+            self._without_content.discard(storage)
+            self._accesses.append((len(self._op), CUT, storage, layout, offset))
+
+    def _result(self, thread: ThreadTrace, index: int) -> tuple[int, int, int]:
+        """Storage, layout and offset of an event's last tensor."""
         event = thread.events[index]
         last = int(event["first_ref"]) + int(event["num_inputs"]) + int(event["num_outputs"]) - 1
         offset, storage, layout, *_ = thread.refs[last].tolist()
-        if storage and storage not in self._without_content:
-            self._accesses.append((len(self._op), CUT, storage, layout, offset))
+        return storage, layout, offset
 
     def add(self, thread: ThreadTrace, index: int) -> None:
         """Add an operator as the next node."""
