@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -295,10 +296,11 @@ inline const Call* find_call(Session& session, ThreadState& state, const OpenEve
 }
 
 // What runs inside PyTorch's own kernels is nobody's business: where it is so much that switching costs less, it is not
-// even observed, unless somebody else (a profiler) observes as well.
+// even observed, unless somebody else (a profiler) observes as well, or the program's hooks on saved tensors run there.
 constexpr uint32_t kWorthSilencing = 3;
 inline bool can_silence(const OpEntry& op) {
   return op.closed.load(std::memory_order_relaxed) && op.num_inside.load(std::memory_order_relaxed) >= kWorthSilencing &&
+         at::SavedTensorDefaultHooks::get_tls_state().stack.empty() &&
          at::getStepCallbacks(at::RecordScope::FUNCTION).callbacks_.size() == 1;
 }
 
