@@ -55,9 +55,11 @@ def test_waits_name_their_communication_and_last_as_long(tmp_path: Path) -> None
     waits = thread.waits
     first, second, receive, gather = (number for _, number in ops)
     assert waits["comm_id"].tolist() == [second, first, receive, gather]
-    lasted = (waits["end_ns"] - waits["start_ns"]) / 1e9
-    assert lasted[0] > 0.5 * DELAY_S
-    assert lasted[2] > 0.5 * DELAY_S
+    # Both ranks are of one machine, and of one clock: no wait is over before the other rank has begun its part.
+    other = read_trace(tmp_path / "rank-00001.trace")
+    (parts,) = [part for part in other.threads if len(part.events)]
+    begun = parts.events["start_ns"][parts.events["comm"] > 0]
+    assert (waits["end_ns"] >= begun[[1, 0, 2, 3]]).all()
     assert (np.diff(waits["start_ns"]) > 0).all()
     merge_traces(tmp_path, tmp_path / "dag")
     participants = Graph.open(tmp_path / "dag").participants.collect()
