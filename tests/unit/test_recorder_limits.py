@@ -26,23 +26,25 @@ from truedag.tracer.record.recording import record
 path, max_bytes, room = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 totals = [0.0] * 4
-ready = threading.Barrier(5)
+here, ready = threading.Barrier(5), threading.Barrier(5)
 def work(thread):
+    total = torch.zeros(5)  # takes the thread's arena of malloc, which maps 64 MiB more for a moment
+    here.wait()
     ready.wait()
-    total = torch.zeros(5)
-    for i in range(12_000):
+    for i in range(30_000):
         total += torch.full((i % 3_000 + 1, thread + 1), 0.5).view(-1)[:1]
     totals[thread] = total.tolist()
 with record(path, max_bytes=max_bytes, synchronize=False, kernels=False) as recording:
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads: thread.start()
+    here.wait()
     if room:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
     ready.wait()
     for thread in threads: thread.join()
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-assert totals == [[6000.0] * 5] * 4, totals
+assert totals == [[15000.0] * 5] * 4, totals
 print(recording.switched_off)
 folder = Path(sys.argv[4])
 folder.joinpath("kept.trace").write_bytes(path.read_bytes())
