@@ -44,6 +44,12 @@ def _load_run() -> Command:
     return Command(description=run.__doc__ or "", configure=run.configure, execute=run.execute)
 
 
+def _load_dry() -> Command:
+    from truedag.launch.commands import dry
+
+    return Command(description=dry.__doc__ or "", configure=dry.configure, execute=dry.execute)
+
+
 def _load_trace() -> Command:
     from truedag.launch.commands import trace
 
@@ -58,16 +64,36 @@ def _load_merge() -> Command:
     return Command(description=merge.__doc__ or "", configure=merge.configure, execute=merge.execute)
 
 
+def _load_audit() -> Command:
+    from truedag.launch.commands import audit
+
+    return Command(description=audit.__doc__ or "", configure=audit.configure, execute=audit.execute)
+
+
 def _load_report() -> Command:
     from truedag.launch.commands import report
 
     return Command(description=report.__doc__ or "", configure=report.configure, execute=report.execute)
 
 
+def _load_critical_path() -> Command:
+    from truedag.launch.commands import critical_path
+
+    return Command(
+        description=critical_path.__doc__ or "", configure=critical_path.configure, execute=critical_path.execute
+    )
+
+
 def _load_view() -> Command:
     from truedag.launch.commands import view
 
     return Command(description=view.__doc__ or "", configure=view.configure, execute=view.execute)
+
+
+def _load_prove() -> Command:
+    from truedag.launch.commands import prove
+
+    return Command(description=prove.__doc__ or "", configure=prove.configure, execute=prove.execute)
 
 
 def _load_deployments() -> Command:
@@ -84,10 +110,14 @@ def _load_doctor() -> Command:
 
 COMMANDS: Mapping[str, Entry] = {
     "run": Entry(summary="Run a deployment on this machine and build its DAG.", load=_load_run),
+    "dry": Entry(summary="Execute a deployment of any size without its GPUs.", load=_load_dry),
     "trace": Entry(summary="Record any torch program as it is and build its DAG.", load=_load_trace),
     "merge": Entry(summary="Build the DAG from recorded traces.", load=_load_merge),
+    "audit": Entry(summary="Say what a graph, a drawing or a claim shows of a strategy.", load=_load_audit),
     "report": Entry(summary="Say what a run was and how it spent its time.", load=_load_report),
+    "critical-path": Entry(summary="Say what a step's time was spent on, across all ranks.", load=_load_critical_path),
     "view": Entry(summary="Draw a run's graph.", load=_load_view),
+    "prove": Entry(summary="Execute a recorded program again from its graph alone.", load=_load_prove),
     "deployments": Entry(summary="List the deployments that ship with truedag.", load=_load_deployments),
     "doctor": Entry(summary="Say what truedag finds on this machine and what it misses.", load=_load_doctor),
 }

@@ -77,6 +77,9 @@ class Trace(BaseModel):
     step: int = Field(default=1, ge=0)
     """The step that is recorded, counted from 0."""
 
+    routing: bool = False
+    """Whether to write beside the traces how many tokens the routers sent to each expert in that step, for dry runs."""
+
 
 class Deployment(BaseModel):
     """One deployment, complete and consistent: strategy, model and workload fit each other.

@@ -106,7 +106,7 @@ def run_deployment(
     nodes = place_ranks(options, deployment.world_size)
     check_device(deployment, nodes)
     folder = RunFolder(root=(out if out is not None else Path("truedag-out") / deployment.name).absolute())
-    record = _describe(source, deployment, overrides, command, nodes)
+    record = describe_run(source, deployment, overrides, command, nodes)
     if folder.find_run(record, nodes.node) is None:
         folder.check_free(replace=replace)
     if deployment.trace.recorder == "native":
@@ -136,9 +136,10 @@ def build_recorder() -> None:
         raise LaunchError(build.stderr.strip().removeprefix("truedag: "))
 
 
-def _describe(
+def describe_run(
     source: Path, deployment: Deployment, overrides: Sequence[str], command: Sequence[str], nodes: Nodes
 ) -> RunRecord:
+    """Return what run.json says: what was asked for, in full, and where it runs."""
     return RunRecord(
         source=source.absolute(),
         overrides=tuple(overrides),

@@ -120,6 +120,10 @@ class RunFolder:
         """One rank's trace."""
         return self.traces / f"rank-{rank:05d}.trace"
 
+    def routing(self, rank: int) -> Path:
+        """How many tokens one rank's routers sent to each expert, where that was asked for."""
+        return self.root / "routing" / f"rank-{rank:05d}.jsonl"
+
     def state(self, rank: int) -> Path:
         """One rank's state."""
         return self.ranks / f"rank-{rank:05d}.json"

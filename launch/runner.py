@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from truedag.launch.deployment import Deployment
 from truedag.launch.rank_state import RankState
 from truedag.launch.results import GenerationResult, StepResult
 from truedag.launch.workload import InferWorkload, TrainWorkload, open_source
+from truedag.parallel.routing import write_routing
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from truedag.parallel import train as training
     from truedag.parallel.generation import Generation
+    from truedag.parallel.injection import RouterWatch
 
 
 class Runner(Protocol):
@@ -30,6 +33,9 @@ class Runner(Protocol):
 
     def report(self, index: int, *, recorded: bool, state: RankState) -> None:
         """Add what came of the last iteration to the state; it may communicate, so it must not be recorded."""
+
+    def write_routing(self, path: Path) -> None:
+        """Write how many tokens this rank's routers sent to each expert in the last iteration. Local."""
 
     def close(self) -> None:
         """Take process groups and adapters away; the default group stays."""
@@ -61,6 +67,7 @@ class _TrainRunner:
             device=device,
             timeout=timeout,
             weights=deployment.weights,
+            watch_routing=deployment.trace.routing,
         )
         self._result: training.StepResult | None = None
 
@@ -83,6 +90,9 @@ class _TrainRunner:
             )
         )
 
+    def write_routing(self, path: Path) -> None:
+        _write_routing(self._trainer.routers, path)
+
     def close(self) -> None:
         self._trainer.close()
 
@@ -104,6 +114,7 @@ class _InferRunner:
             device=device,
             timeout=timeout,
             weights=deployment.weights,
+            watch_routing=deployment.trace.routing,
         )
         self._generation: Generation | None = None
 
@@ -134,5 +145,14 @@ class _InferRunner:
             )
         )
 
+    def write_routing(self, path: Path) -> None:
+        _write_routing(self._generator.routers, path)
+
     def close(self) -> None:
         self._generator.close()
+
+
+def _write_routing(routers: RouterWatch | None, path: Path) -> None:
+    assert routers is not None, "the routers were not watched"
+    path.parent.mkdir(exist_ok=True)
+    write_routing(path, routers.tokens())

@@ -133,6 +133,8 @@ def _iterate(
         if recorded:
             board.meet("recording")  # who has begun to record must not wait inside the step for those who have not
         runner.run(index)
+    if trace.routing and index == trace.step:
+        runner.write_routing(folder.routing(reporter.state.rank))
     runner.report(index, recorded=recorded, state=reporter.state)
     reporter.write()
 

@@ -17,8 +17,8 @@ A process that computes on CUDA never installs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from megatron.core.tensor_parallel import random
@@ -64,23 +64,28 @@ class _NoStates:
         """Nothing to set."""
 
 
-class _CudaMeansCpu(TorchFunctionMode):
-    """Turns CUDA named in a call of torch into the CPU."""
+class CudaMeans(TorchFunctionMode):
+    """Turns CUDA named in a call of torch into another device."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.cuda:
-            return args[0]
-        if kwargs and "device" in kwargs and _is_cuda(kwargs["device"]):
-            kwargs = {**kwargs, "device": CPU}
+            return args[0] if args[0].device == self.device else args[0].to(self.device)
+        if kwargs and "device" in kwargs and is_cuda(kwargs["device"]):
+            kwargs = {**kwargs, "device": self.device}
         if kwargs and kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}
         result = func(*args, **(kwargs or {}))
-        if func is Tensor.type and isinstance(result, str):
-            return result.replace("torch.", "torch.cuda.", 1)
+        if func is Tensor.type and isinstance(result, str) and args[0].device == self.device:
+            return f"torch.cuda.{result.rpartition('.')[2]}"
         return result
 
 
-def _is_cuda(device: object) -> bool:
+def is_cuda(device: object) -> bool:
+    """Return whether a device is named that is CUDA's."""
     if isinstance(device, torch.device):
         return device.type == "cuda"
     return isinstance(device, str) and device.startswith("cuda")
@@ -132,27 +137,53 @@ class CpuAdapter:
 
     def install(self) -> None:
         """Turn megatron-core's CUDA into the CPU."""
-        stream = _NullStream()
-        replaced: list[tuple[Any, str, Any]] = [
-            (torch.cuda, "current_device", lambda: CPU),
-            (torch.cuda, "current_stream", lambda *_: stream),
-            (torch.cuda, "Stream", lambda *_, **__: stream),
-            (torch.cuda, "stream", lambda *_: nullcontext()),
-            (torch.cuda, "synchronize", lambda *_: None),
-            (distributed, "all_gather", _gather_parts(distributed.all_gather)),
-            (distributed, "reduce_scatter", _scatter_parts(distributed.reduce_scatter)),
-            (random, "_CUDA_RNG_STATE_TRACKER", _NoStates()),
-            (random, "_CUDA_RNG_STATE_TRACKER_INITIALIZED", True),
-            (random, "_get_cuda_rng_state", lambda *_, **__: None),
-            (random, "_set_cuda_rng_state", lambda *_, **__: None),
-            (token_dispatcher, "maybe_move_tensor_to_cpu", _as_host_value),
-            (token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", stream),
-        ]
-        for owner, name, replacement in replaced:
-            self._installed.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, replacement)
-        self._installed.enter_context(_CudaMeansCpu())
+        replace(self._installed, instead_of_cuda(CPU))
+        replace(self._installed, even_parts())
+        self._installed.enter_context(CudaMeans(CPU))
+
+    def seed(self, seed: int) -> None:
+        """Nothing to seed: nothing here draws random numbers."""
+
+    def building(self) -> AbstractContextManager[object]:
+        """Return the context in which modules are made: as it is."""
+        return nullcontext()
 
     def remove(self) -> None:
         """Undo `install`; does nothing where it is not installed."""
         self._installed.close()
+
+
+Replacement: TypeAlias = tuple[Any, str, Any]  # an object, the name of an attribute, what is to stand there
+
+
+def replace(until: ExitStack, replacements: list[Replacement]) -> None:
+    """Put replacements in their places, until the stack is closed."""
+    for owner, name, replacement in replacements:
+        until.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, replacement)
+
+
+def even_parts() -> list[Replacement]:
+    """Return what gathers and scatters uneven parts by operations that gloo has."""
+    return [
+        (distributed, "all_gather", _gather_parts(distributed.all_gather)),
+        (distributed, "reduce_scatter", _scatter_parts(distributed.reduce_scatter)),
+    ]
+
+
+def instead_of_cuda(device: torch.device) -> list[Replacement]:
+    """Return what stands in the place of CUDA's functions in a process that computes on `device`, in program order."""
+    stream = _NullStream()
+    return [
+        (torch.cuda, "current_device", lambda: device),
+        (torch.cuda, "current_stream", lambda *_: stream),
+        (torch.cuda, "Stream", lambda *_, **__: stream),
+        (torch.cuda, "stream", lambda *_: nullcontext()),
+        (torch.cuda, "synchronize", lambda *_: None),
+        (random, "_CUDA_RNG_STATE_TRACKER", _NoStates()),
+        (random, "_CUDA_RNG_STATE_TRACKER_INITIALIZED", True),
+        (random, "_get_cuda_rng_state", lambda *_, **__: None),
+        (random, "_set_cuda_rng_state", lambda *_, **__: None),
+        (token_dispatcher, "maybe_move_tensor_to_cpu", _as_host_value),
+        (token_dispatcher.MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", stream),
+    ]

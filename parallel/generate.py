@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import random
 from torch import Tensor, distributed, nn
 
 from truedag.model.build import transformer_config
@@ -35,11 +34,13 @@ from truedag.model.parameters import Shard, shards
 from truedag.model.sequence_parallel import SequenceParallelSwitch
 from truedag.parallel.annotation import ModelNames
 from truedag.parallel.chunks import build_chunks, name_chunks, sharding
-from truedag.parallel.cpu import CpuAdapter
+from truedag.parallel.devices import DeviceAdapter, adapter_of
 from truedag.parallel.generation import Generation, GenerationResult, summarize
 from truedag.parallel.groups import destroy_groups, init_groups, is_first_stage, is_last_stage
 from truedag.parallel.inference import InferenceConfig, Pass, check_inference_fit, passes
+from truedag.parallel.injection import RouterWatch
 from truedag.parallel.prompts import Prompts
+from truedag.parallel.routing import Routing
 from truedag.parallel.strategy import Strategy
 from truedag.tracer import annotate
 
@@ -54,6 +55,9 @@ def build_generator(
     timeout: timedelta = timedelta(minutes=30),
     weights: Path | None = None,
     keep_logits: bool = False,
+    adapter: DeviceAdapter | None = None,
+    routing: Routing | None = None,
+    watch_routing: bool = False,
 ) -> Generator:
     """Build this rank's part of an inference run. Every rank must call it; it synchronises.
 
@@ -68,6 +72,9 @@ def build_generator(
         timeout: how long an operation on any of the strategy's process groups may take.
         weights: a folder of Hugging Face safetensors; None: seeded weights.
         keep_logits: keep what every token was chosen from; costs memory and copies.
+        adapter: what lets megatron-core run on the device; None: the device's own.
+        routing: laid over the routers, which else choose by themselves; tensors without memory need one.
+        watch_routing: keep how many tokens the routers sent to each expert, for `Generator.routers.tokens`.
 
     Raises:
         StrategyError: the strategy does not fit the ranks, the model or the prompts.
@@ -76,11 +83,10 @@ def build_generator(
     """
     check_inference_fit(strategy, model, inference, world_size=distributed.get_world_size())
     prompts.check(model, inference)
-    adapter = CpuAdapter()
-    if device.type == "cpu":
-        adapter.install()
+    adapter = adapter_of(device) if adapter is None else adapter
+    adapter.install()
     try:
-        return Generator(
+        generator = Generator(
             model,
             strategy,
             inference,
@@ -91,6 +97,9 @@ def build_generator(
             keep_logits=keep_logits,
             adapter=adapter,
         )
+        if routing is not None or watch_routing:
+            generator.watch_routers(routing)
+        return generator
     except BaseException:
         adapter.remove()
         raise
@@ -110,7 +119,7 @@ class Generator:
         timeout: timedelta,
         weights: Path | None,
         keep_logits: bool,
-        adapter: CpuAdapter,
+        adapter: DeviceAdapter,
     ) -> None:
         self.model = model
         self.strategy = strategy
@@ -119,17 +128,19 @@ class Generator:
         self._device = device
         self._keep_logits = keep_logits
         self.groups: Any = init_groups(strategy, timeout)
-        if device.type != "cpu":
-            random.model_parallel_cuda_manual_seed(model.seed)
+        adapter.seed(model.seed)
         # Whether it is, each pass says; a module that was not built for it cannot be switched to it.
         self._config: Any = transformer_config(model, sharding(strategy, sequence_parallel=True))
-        self.chunks = build_chunks(model, self._config, strategy, self.groups, device=device, weights=weights)
+        with adapter.building():
+            self.chunks = build_chunks(model, self._config, strategy, self.groups, device=device, weights=weights)
         (self._chunk,) = self.chunks
+        self.routers: RouterWatch | None = None
         self._chunk.to(self._config.params_dtype).eval()
         self._sequence_parallel = SequenceParallelSwitch(self._chunk)
         dp_rank = self.groups.dp.rank()
         self._prompts = inference.prompts_of(dp_rank, strategy.dp)
-        self._passes = list(passes(inference, dp_rank=dp_rank, dp_size=strategy.dp))
+        self._passes_by_replica: dict[int, list[Pass]] = {}
+        self._passes = self._passes_of(dp_rank)
         self.cache = self._build_cache()
         self._tokens_R = torch.zeros(len(self._prompts), dtype=torch.int64, device=device)
         self._prompt_tokens = [
@@ -149,6 +160,25 @@ class Generator:
         """Return this rank's slices of the logical parameters."""
         return [shard for chunk in self.chunks for shard in shards(chunk, self.model)]
 
+    def watch_routers(self, routing: Routing | None) -> None:
+        """Keep what the routers choose, or choose for them by a routing, from the next run on. Local."""
+        rank = distributed.get_rank()
+        self.routers = RouterWatch(self.chunks, routing=routing, share=self._share_of, rank=rank)
+
+    def _share_of(self, rank: int, number: int) -> tuple[int, int]:
+        """A router's tokens in a pass: a rank's own part of a prompt that is split over TP, else all of its replica."""
+        one = self._passes_of(self.strategy.coordinates(rank)["dp"])[number]
+        tokens = one.length * len(one.rows)
+        if self._is_split(one):
+            return rank, tokens // self.strategy.tp
+        return self.strategy.group_of("tp", rank)[0], tokens
+
+    def _passes_of(self, dp_rank: int) -> list[Pass]:
+        if dp_rank not in self._passes_by_replica:
+            found = list(passes(self.inference, dp_rank=dp_rank, dp_size=self.strategy.dp))
+            self._passes_by_replica[dp_rank] = found
+        return self._passes_by_replica[dp_rank]
+
     def run(self, index: int) -> Generation:
         """Generate once, from empty caches. Every rank must call it with the same index; it synchronises.
 
@@ -156,6 +186,8 @@ class Generator:
             index: the run's number, with which everything recorded is labelled as its step.
         """
         run = _Run(len(self._prompts), self.strategy.pp)
+        if self.routers is not None:
+            self.routers.begin()
         self.cache.reset()
         with torch.no_grad(), annotate.scope(step=index):
             incoming = self._receive(0)

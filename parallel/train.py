@@ -21,7 +21,6 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-from megatron.core.tensor_parallel import random
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor, distributed, nn
 
@@ -30,9 +29,11 @@ from truedag.model.config import ModelConfig
 from truedag.model.parameters import Shard, shards
 from truedag.parallel.annotation import ModelNames
 from truedag.parallel.chunks import build_chunks, name_chunks, sharding
-from truedag.parallel.cpu import CpuAdapter
 from truedag.parallel.data import Batch, Replica, TextBatches
+from truedag.parallel.devices import DeviceAdapter, adapter_of
 from truedag.parallel.groups import destroy_groups, init_groups
+from truedag.parallel.injection import RouterWatch
+from truedag.parallel.routing import Routing
 from truedag.parallel.strategy import Strategy
 from truedag.parallel.text import TokenSource, TokenType, open_tokens
 from truedag.parallel.training import TrainingConfig, check_fit
@@ -74,6 +75,9 @@ def build_trainer(
     weights: Path | None = None,
     tokenizer: Path | None = None,
     token_dtype: TokenType | None = None,
+    adapter: DeviceAdapter | None = None,
+    routing: Routing | None = None,
+    watch_routing: bool = False,
 ) -> Trainer:
     """Build this rank's part of a training run. Every rank must call it; it synchronises.
 
@@ -89,6 +93,9 @@ def build_trainer(
         weights: a folder of Hugging Face safetensors to start from; None: seeded weights.
         tokenizer: a Hugging Face ``tokenizer.json`` for the text.
         token_dtype: what a raw file of token ids consists of.
+        adapter: what lets megatron-core run on the device; None: the device's own.
+        routing: laid over the routers, which else choose by themselves; tensors without memory need one.
+        watch_routing: keep how many tokens the routers sent to each expert, for `Trainer.routers.tokens`.
 
     Raises:
         StrategyError: the strategy does not fit the ranks, the model or the batch.
@@ -97,13 +104,15 @@ def build_trainer(
     """
     check_fit(strategy, model, training, world_size=distributed.get_world_size())
     source = open_tokens(text, vocab_size=model.vocab_size, tokenizer=tokenizer, token_dtype=token_dtype)
-    adapter = CpuAdapter()
-    if device.type == "cpu":
-        adapter.install()
+    adapter = adapter_of(device) if adapter is None else adapter
+    adapter.install()
     try:
-        return Trainer(
+        trainer = Trainer(
             model, strategy, training, source=source, device=device, timeout=timeout, weights=weights, adapter=adapter
         )
+        if routing is not None or watch_routing:
+            trainer.watch_routers(routing)
+        return trainer
     except BaseException:
         adapter.remove()
         raise
@@ -122,15 +131,14 @@ class Trainer:
         device: torch.device,
         timeout: timedelta,
         weights: Path | None,
-        adapter: CpuAdapter,
+        adapter: DeviceAdapter,
     ) -> None:
         self.model = model
         self.strategy = strategy
         self.training = training
         self._adapter = adapter
         self.groups: Any = init_groups(strategy, timeout)
-        if device.type != "cpu":
-            random.model_parallel_cuda_manual_seed(model.seed)
+        adapter.seed(model.seed)
         replica = Replica(
             dp_rank=self.groups.dp.rank(),
             dp_size=strategy.dp,
@@ -143,7 +151,9 @@ class Trainer:
             model,
             sharding(strategy, sequence_parallel=training.sequence_parallel, recompute=training.recompute),
         )
-        self.chunks = build_chunks(model, self._config, strategy, self.groups, device=device, weights=weights)
+        with adapter.building():
+            self.chunks = build_chunks(model, self._config, strategy, self.groups, device=device, weights=weights)
+        self.routers: RouterWatch | None = None
         self._ddp = [
             _wrap(self._config, chunk, training, self.groups, place) for place, chunk in enumerate(self.chunks)
         ]
@@ -172,6 +182,19 @@ class Trainer:
         """Return this rank's slices of the logical parameters."""
         return [shard for chunk in self.chunks for shard in shards(chunk, self.model)]
 
+    def watch_routers(self, routing: Routing | None) -> None:
+        """Keep what the routers choose, or choose for them by a routing, from the next step on. Local."""
+        rank = distributed.get_rank()
+        self.routers = RouterWatch(self.chunks, routing=routing, share=self._share_of, rank=rank)
+
+    def _share_of(self, rank: int, number: int) -> tuple[int, int]:
+        """A router's tokens: each rank has its own part of a microbatch, but for what is not split over TP."""
+        del number
+        tokens = self.training.micro_batch_size * self.training.sequence_length // self.strategy.cp
+        if self._config.sequence_parallel:
+            return rank, tokens // self.strategy.tp
+        return self.strategy.group_of("tp", rank)[0], tokens
+
     def step(self, index: int) -> StepResult:
         """Run one training step. Every rank must call it with the same index; it synchronises.
 
@@ -179,6 +202,8 @@ class Trainer:
             index: the step's number: chooses the batch and labels what is recorded.
         """
         start_ns = time.monotonic_ns()
+        if self.routers is not None:
+            self.routers.begin()
         with annotate.scope(step=index):
             with annotate.scope(phase="optimizer"):
                 for ddp in self._ddp:

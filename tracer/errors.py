@@ -10,6 +10,7 @@
     ├── MergeError       the traces do not make one true graph
     │   └── CycleError   they depend on each other in a circle
     ├── GraphError       a dataset is missing, broken or of another version
+    ├── ReplayError      a graph cannot be executed again: what it lacks, and where
     └── DrawError        a drawing could not be made
 
 Each message says what, where and what to do; `truedag.launch.cli` prints it and nothing else. Anything that is not a
@@ -49,6 +50,10 @@ class CycleError(MergeError):
 
 class GraphError(TruedagError):
     """A dataset is missing, broken or of another version."""
+
+
+class ReplayError(TruedagError):
+    """A graph cannot be executed again from what was recorded."""
 
 
 class DrawError(TruedagError):

@@ -197,23 +197,54 @@ def reduce_and_send(folder: Path, recorder: RecorderName) -> None:
             distributed.recv(torch.empty(3), 0)
 
 
+def only_send(folder: Path) -> None:
+    from torch import distributed
+
+    rank = distributed.get_rank()
+    with record(folder / f"rank-{rank:05d}.trace"):
+        if rank == 0:
+            distributed.send(torch.ones(3), 1)
+        else:
+            distributed.recv(torch.empty(3), 0)
+
+
+def pretend_another_host(path: Path) -> None:
+    """Say of a trace that another kernel recorded it."""
+    boot_id = read_trace(path).meta["boot_id"]
+    other = boot_id[:-1] + ("0" if boot_id[-1] != "0" else "1")
+    path.write_bytes(path.read_bytes().replace(boot_id.encode(), other.encode()))
+
+
 def test_times_of_hosts_whose_clocks_nobody_compared_are_not_split(tmp_path: Path) -> None:
     traces = tmp_path / "traces"
     traces.mkdir()
-    run_ranks(2, reduce_and_send, traces, "native", timeout_s=60)
-    boot_id = read_trace(traces / "rank-00001.trace").meta["boot_id"]
-    other = boot_id[:-1] + ("0" if boot_id[-1] != "0" else "1")
-    path = traces / "rank-00001.trace"
-    path.write_bytes(path.read_bytes().replace(boot_id.encode(), other.encode()))
+    run_ranks(2, only_send, traces, timeout_s=60)
+    pretend_another_host(traces / "rank-00001.trace")
     merge_traces(traces, tmp_path / "dag")
     graph = Graph.open(tmp_path)
     assert graph.ranks.collect()["clock_error_ns"].to_list() == [0, None]
     parts = graph.participants.collect()
-    assert len(parts) == 4
-    assert parts["start_ns"].null_count() == 4
+    assert len(parts) == 2
+    assert parts["start_ns"].null_count() == 2
     assert parts["arrive_ns"].null_count() == 0
-    assert graph.nodes.filter(pl.col("kind") == "collective").collect()["timing"].to_list() == ["none"]
     assert graph.meta["num_unmatched"] == 0
+
+
+def test_communications_both_ways_bound_a_clock_that_nobody_compared(tmp_path: Path) -> None:
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    run_ranks(2, reduce_and_send, traces, "native", timeout_s=60)
+    pretend_another_host(traces / "rank-00001.trace")
+    merge_traces(traces, tmp_path / "dag")
+    graph = Graph.open(tmp_path)
+    rank = graph.ranks.collect().row(1, named=True)
+    assert abs(rank["clock_offset_ns"]) <= rank["clock_error_ns"]  # it is the same clock in truth
+    parts = graph.participants.collect()
+    assert len(parts) == 4
+    assert parts["start_ns"].null_count() == 0
+    collective = parts.filter(pl.col("send_bytes") == pl.col("recv_bytes"))
+    assert len(collective) == 2
+    assert collective["end_ns"].min() >= collective["arrive_ns"].max()
 
 
 def test_a_message_whose_end_nobody_told_has_none(tmp_path: Path) -> None:

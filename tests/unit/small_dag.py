@@ -78,21 +78,28 @@ class SmallDag:
             }
         )  # fmt: skip
 
-    def write(self, folder: Path) -> Path:
+    def frames(self) -> dict[str, pl.DataFrame]:
+        """The tables."""
         ranks = [
             dict.fromkeys(RANKS, -1)
             | {"rank": rank, "host": "h", "device": "cpu", "pp": self.stages.get(rank, -1), "rank_class": 0}
             for rank in range(self.num_ranks)
         ]
+        return {
+            name: pl.DataFrame(rows, schema=schema)
+            for name, rows, schema in (
+                ("nodes", self.nodes, NODES),
+                ("edges", self.edges, EDGES),
+                ("participants", self.participants, PARTICIPANTS),
+                ("groups", self.groups, GROUPS),
+                ("ranks", ranks, RANKS),
+            )
+        }
+
+    def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows, schema in (
-            ("nodes", self.nodes, NODES),
-            ("edges", self.edges, EDGES),
-            ("participants", self.participants, PARTICIPANTS),
-            ("groups", self.groups, GROUPS),
-            ("ranks", ranks, RANKS),
-        ):
-            pl.DataFrame(rows, schema=schema).write_parquet(folder / f"{name}.parquet")
+        for name, frame in self.frames().items():
+            frame.write_parquet(folder / f"{name}.parquet")
         meta = {
             "format_version": 1, "deployment": "small", "strategy": None, "world_size": self.num_ranks,
             "missing_ranks": [], "incomplete_ranks": [], "steps": [0], "torch": "2.13.0", "truedag": "0.1.0",

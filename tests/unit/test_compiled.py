@@ -162,3 +162,29 @@ def test_the_graph_says_what_is_opaque(tmp_path: Path) -> None:
         "nodes": 4,
         "tensors_known": True,
     }
+
+
+def test_recording_makes_nothing_compile_anew(tmp_path: Path) -> None:
+    def fresh() -> Callable[[], torch.Tensor]:
+        compiled = torch.compile(nn.Linear(3, 3), backend="eager")
+        return lambda: compiled(torch.ones(2, 3)).sum()
+
+    compiled_before, compiled_within = fresh(), fresh()
+    compiled_before()
+
+    def num_compiled() -> int:
+        return int(torch._dynamo.utils.counters["frames"]["ok"])
+
+    assert num_compiled() > 0
+    for name, run in (("before", compiled_before), ("within", compiled_within)):
+        if name == "within":
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+        with record(tmp_path / name, synchronize=False):
+            torch.ones(1)
+            run()
+            begun = num_compiled()
+            assert begun > 0
+            run()
+        run()
+        assert num_compiled() == begun

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truedag.tracer.analysis.fold import Fold, coarsen, fold
 from truedag.tracer.errors import GraphError
+from truedag.tracer.graph.fold import Fold, coarsen, fold
 
 NODES = {
     "node": pl.Int64, "kind": pl.String, "rank": pl.Int32, "module": pl.String, "op": pl.String, "timing": pl.String,

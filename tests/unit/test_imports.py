@@ -22,9 +22,10 @@ FORWARD = {
     "annotate.py": {"identity"},
     "identity.py": set(),
     "merge": {"merge", "record", "graph", "topology", "errors"},
-    "graph.py": {"errors"},
+    "graph": {"graph", "topology", "errors"},
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
+    "replay": {"replay", "graph", "record", "errors"},
     "views": {"views", "analysis", "graph", "errors"},
 }
 # The executor tells the tracer what no observer can see, as any program may.

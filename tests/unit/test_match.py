@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from truedag.tracer.merge.match import match_communications
 from truedag.tracer.merge.nodes import CommRecord
+from truedag.tracer.merge.sequences import FAILED, MISSING, TWICE, UNKNOWN_SOURCE
 
 
 def record(
@@ -23,7 +25,12 @@ def record(
     sent: int = 0,
     received: int = 0,
     incarnation: int = 0,
+    number: int | None = None,
+    reduce_op: int = 0,
+    dtypes: str = "",
+    doubt: str = "",
 ) -> CommRecord:
+    """A record of a rank whose recording began at a barrier of all."""
     return CommRecord(
         node=order,
         op=op,
@@ -33,13 +40,17 @@ def record(
         backend_sequence=sequence,
         peer=peer,
         tag=tag,
-        reduce_op=0,
+        reduce_op=reduce_op,
         is_async=False,
         work_start_ns=None,
         work_end_ns=None,
         sent_bytes=sent,
         received_bytes=received,
         incarnation=incarnation,
+        number=number,
+        dtypes=dtypes,
+        doubt=doubt,
+        from_barrier=True,
     )
 
 
@@ -98,33 +109,20 @@ def test_nothing_is_dropped_or_invented_when_records_are_lost(size: int, count: 
     assert told == {(r, o) for r in group for o in range(count) if (r, o) not in lost and o not in whole}
 
 
-def test_a_receive_from_anybody_is_listed_and_not_guessed() -> None:
-    lone = dataclasses.replace(record("c10d::recv_any_source_", (0, 1), 0), peer=-1)
-    matched = match_communications({0: [lone], 1: [record("c10d::send", (0, 1), 0, peer=0)]})
-    assert matched.messages == []
-    assert {one.what for one in matched.unmatched} == {
-        "receive from any source",
-        "ambiguous: a receive from any source came before",
-    }
-
-
-def test_after_a_receive_from_anybody_only_what_came_before_is_joined() -> None:
-    group = (0, 1, 2)
-    ranks = {
-        0: [record("c10d::send", group, order, peer=2) for order in range(3)]
-        + [record("c10d::send", group, 3, peer=2, tag=1)],
-        1: [record("c10d::send", group, 0, peer=2)],
-        2: [
-            record("c10d::recv_", group, 0, peer=0),
-            record("c10d::recv_any_source_", group, 1),
-            record("c10d::recv_", group, 2, peer=0),
-            record("c10d::recv_", group, 3, peer=0, tag=1),
-        ],
-    }
-    matched = match_communications(ranks)
-    assert [(one.source, one.send.node, one.receive.node) for one in matched.messages] == [(0, 0, 0), (0, 3, 3)]
-    told = sorted((one.present, one.records[one.present[0]].node) for one in matched.unmatched)
-    assert told == [((0,), 1), ((0,), 2), ((1,), 0), ((2,), 1), ((2,), 2)]
+def test_what_is_in_doubt_is_listed_by_itself_with_the_reason() -> None:
+    lone = record("c10d::recv_any_source_", (0, 1), 0, doubt=UNKNOWN_SOURCE)
+    sends = [
+        record("c10d::send", (0, 1), order, peer=0, number=order, doubt=doubt)
+        for order, doubt in enumerate(("", MISSING))
+    ]
+    receives = [record("c10d::recv_", (0, 1), order + 1, peer=1, number=order) for order in range(2)]
+    matched = match_communications({0: [lone, *receives], 1: sends})
+    assert [(one.order, one.send.node, one.receive.node) for one in matched.messages] == [(0, 0, 1)]
+    assert sorted((one.what, one.present, one.missing) for one in matched.unmatched) == [
+        (MISSING, (1,), ()),
+        (UNKNOWN_SOURCE, (0,), ()),
+        ("receive without send", (0,), (1,)),
+    ]
 
 
 def test_a_message_whose_ends_differ_in_bytes_is_not_joined_nor_are_later_ones() -> None:
@@ -167,16 +165,7 @@ def test_bytes_must_agree(op: str, good: list[tuple[int, int]], bad: list[tuple[
         assert all("bytes" in one.what for one in matched.unmatched)
 
 
-def test_a_collective_begun_before_the_recording_does_not_shift_the_later_ones() -> None:
-    late = [record("c10d::allreduce_", (0, 1), order, sequence=order + 1) for order in range(2)]
-    early = [record("c10d::allreduce_", (0, 1), order, sequence=order) for order in range(3)]
-    matched = match_communications({0: late, 1: early})
-    assert [{one.node for one in joined.records.values()} for joined in matched.collectives] == [{0, 1}, {1, 2}]
-    (alone,) = matched.unmatched
-    assert (alone.order, alone.present, alone.missing) == (0, (1,), (0,))
-
-
-def test_a_backend_that_counts_messages_is_not_relied_on() -> None:
+def test_after_a_barrier_places_are_what_counts_if_nothing_was_numbered() -> None:
     for message in (True, False):  # in the recording, or before it
         first = [record("c10d::allreduce_", (0, 1), order, sequence=order + 7) for order in range(2)]
         second = [record("c10d::allreduce_", (0, 1), order, sequence=order + 6) for order in range(2)]
@@ -225,7 +214,7 @@ def test_places_are_not_compared_where_recordings_began_at_different_points() ->
     matched = match_communications(ranks)
     assert matched.messages == []
     assert matched.collectives == []
-    assert {one.what.partition(":")[0] for one in matched.unmatched} == {"ambiguous"}
+    assert [one.what.partition(":")[0] for one in matched.unmatched] == ["ambiguous"] * 4
 
 
 def test_numbers_are_believed_before_places() -> None:
@@ -239,3 +228,68 @@ def test_numbers_are_believed_before_places() -> None:
     matched = match_communications(ranks)
     assert [(one.order, one.send.node, one.receive.node) for one in matched.messages] == [(5, 1, 0)]
     assert sorted(one.what for one in matched.unmatched) == ["receive without send", "send without receive"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"reduce_op": 3}, "ranks ran different reductions"),
+        ({"peer": 1}, "ranks named different roots"),
+        ({"op": "c10d::broadcast_"}, "ranks ran different operations"),
+        ({"dtypes": "int32"}, "ranks gave different types: float32 on rank 0, int32 on rank 1"),
+        ({"sent_bytes": 4}, "ranks reduce different numbers of bytes: 8 on rank 0, 4 on rank 1"),
+    ],
+)
+def test_a_disagreement_is_named_and_numbers_go_on_after_it(change: dict[str, Any], what: str) -> None:
+    ranks = {
+        rank: [
+            record("c10d::allreduce_", (0, 1), order, sent=8, received=8, dtypes="float32", number=order + 7)
+            for order in range(3)
+        ]
+        for rank in range(2)
+    }
+    ranks[1][1] = dataclasses.replace(ranks[1][1], **change)
+    matched = match_communications(ranks)
+    assert [one.order for one in matched.collectives] == [7, 9]
+    (broken,) = matched.unmatched
+    assert (broken.what, broken.order, broken.present, broken.missing) == (what, 8, (0, 1), ())
+    by_place = {rank: [dataclasses.replace(one, number=None) for one in some] for rank, some in ranks.items()}
+    assert [one.order for one in match_communications(by_place).collectives] == [0]
+
+
+def test_a_message_of_another_type_is_not_joined() -> None:
+    send = record("c10d::send", (0, 1), 0, peer=1, sent=8, number=0, dtypes="float32")
+    receive = record("c10d::recv_", (0, 1), 0, peer=0, received=8, number=0, dtypes="int64")
+    matched = match_communications({0: [send], 1: [receive]})
+    assert matched.messages == []
+    assert {one.what for one in matched.unmatched} == {"send and receive differ in type: float32 and int64"}
+    untold = dataclasses.replace(receive, dtypes="")
+    assert len(match_communications({0: [send], 1: [untold]}).messages) == 1
+
+
+def test_two_records_of_one_place_that_differ_make_it_unsure() -> None:
+    some = [record("c10d::allreduce_", (0, 1), 0, sent=8, received=8, number=0)]
+    other = dataclasses.replace(some[0], node=5, sent_bytes=4)
+    matched = match_communications({0: [*some, other], 1: some})
+    assert matched.collectives == []
+    assert sorted((one.what, one.present) for one in matched.unmatched) == [(TWICE, (0, 1)), ("recorded twice", (0,))]
+
+
+def test_groups_whose_lives_nobody_counted_are_joined_only_if_there_was_one() -> None:
+    def late(life: int) -> CommRecord:
+        return record("c10d::allreduce_", (0, 1), 0, incarnation=-1 - life, number=0)
+
+    assert len(match_communications({0: [late(0)], 1: [late(0)]}).collectives) == 1
+    matched = match_communications({0: [late(0), late(1)], 1: [late(0)]})
+    assert matched.collectives == []
+    assert ["several groups" in one.what for one in matched.unmatched] == [True] * 3
+
+
+def test_what_failed_and_what_is_of_no_known_group_stays_alone() -> None:
+    ranks = {
+        rank: [record("c10d::allreduce_", (0, 1), 0, doubt=FAILED), record("c10d::allreduce_", (), 0)]
+        for rank in (0, 1)
+    }
+    matched = match_communications(ranks)
+    assert matched.collectives == []
+    assert sorted(one.what for one in matched.unmatched) == [FAILED] * 2 + ["the ranks of its group are unknown"] * 2

@@ -165,10 +165,7 @@ def test_operators_that_only_find_out_shapes_are_dropped(recorded: Record) -> No
 
 def test_what_torch_tensor_filled_comes_from_outside(recorded: Record) -> None:
     graph = recorded(lambda: torch.tensor([1.0, 2.0]).mul_(2).sum())
-    found = edges(graph)
-    assert found["input", "mul_"] == [8]
-    assert found["empty", "mul_"] == [0]
-    assert found["mul_", "sum"] == [8]
+    assert edges(graph) == {("input", "mul_"): [8], ("mul_", "sum"): [8]}
     assert "input" in {source.role for source in graph.flow.sources}
 
 

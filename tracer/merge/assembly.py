@@ -37,7 +37,7 @@ def assemble(graphs: Sequence[RankGraph], matched: Matched, clocks: Mapping[int,
         for rank, record in collective.records.items():
             place[rank][record.node] = node
     for graph in graphs:
-        _add_rank(out, edges, graph, place[graph.rank], clocks[graph.rank].offset_ns, axes)
+        _add_rank(out, edges, graph, place[graph.rank], clocks[graph.rank], axes)
     for message in matched.messages:
         join_message(out, edges, message, place, by_rank, clocks)
     participate_alone(out, matched, place, by_rank, clocks)
@@ -58,7 +58,7 @@ def _add_rank(
     edges: EdgeList,
     graph: RankGraph,
     place: NDArray[np.int64],
-    offset: int,
+    clock: Clock,
     axes: Mapping[tuple[str, tuple[int, ...]], str],
 ) -> None:
     nodes, rank = graph.nodes, graph.rank
@@ -67,13 +67,14 @@ def _add_rank(
     sizes = {0: 0} | {number: layout.num_bytes for number, layout in layouts.items()}  # 0: sparse, say
     describe = _Describer(layouts)
     comms = {record.node: record for record in nodes.comms}
-    begin = (int(nodes.start_ns[0]) if len(nodes.start_ns) else 0) + offset
+    begin = clock.at(int(nodes.start_ns[0]) if len(nodes.start_ns) else 0)
     on_gpu = {} if graph.kernels is None else node_spans(graph.kernels)
+    starts, ends = (clock.correct(times).tolist() for times in (nodes.start_ns, nodes.end_ns))
     for node in range(len(nodes.op)):
         if place[node] >= 0:
             continue
-        op, start = nodes.op[node], int(nodes.start_ns[node]) + offset
-        host = (start, int(nodes.end_ns[node]) + offset)
+        op, start = nodes.op[node], starts[node]
+        host = (start, ends[node])
         end: int | None = host[1]
         stream = -1
         if node in on_gpu:
@@ -84,9 +85,9 @@ def _add_rank(
             kind = {"c10d::send": "send", "c10d::recv_": "recv", "c10d::recv_any_source_": "recv"}.get(op, "collective")
             label = f"{label} {axes.get((record.group_name, record.group), '')}".strip()
             # The host's call ends long before: when a communication is over, its backend tells or nobody.
-            end = None if record.work_end_ns is None else record.work_end_ns + offset
+            end = None if record.work_end_ns is None else clock.at(record.work_end_ns)
         elif node in on_gpu:
-            start, end = gpu_start + offset, gpu_end + offset
+            start, end = clock.at(gpu_start), clock.at(gpu_end)
         place[node] = out.add(
             rank=rank,
             kind=kind,
@@ -113,7 +114,7 @@ def _add_rank(
             op="output",
             label=output.name,
             labels=output.context,
-            sort_ns=output.time_ns + offset,
+            sort_ns=clock.at(output.time_ns),
             stage=stage,
             inputs=describe((output.layout,)),
         )
@@ -130,7 +131,7 @@ def _add_rank(
     edges.add(lookup[flow.src], lookup[flow.dst], DATA, flow.num_bytes, layout_place[flow.layout], flow.is_update)
     _chain_threads(edges, nodes.thread, place, comms)
     if graph.kernels is not None:
-        add_kernels(out, edges, graph.kernels, nodes, place, rank=rank, offset=offset, stage=stage)
+        add_kernels(out, edges, graph.kernels, nodes, place, rank=rank, clock=clock, stage=stage)
 
 
 def _count_flops(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from truedag.tracer.merge.clock import Clock
 from truedag.tracer.merge.columns import ORDER, Assembly, EdgeList, KernelRows
 from truedag.tracer.merge.kernels import KERNEL_KINDS
 from truedag.tracer.merge.labels import Label
@@ -41,7 +42,7 @@ def add_kernels(
     place: NDArray[np.int64],
     *,
     rank: int,
-    offset: int,
+    clock: Clock,
     stage: int | None,
 ) -> None:
     """Add the nodes of kernels that no operator launched, the edges of streams and waits, and the rows of all kernels.
@@ -53,21 +54,21 @@ def add_kernels(
         nodes: the rank's operators.
         place: [operators] the place of each in `out`.
         rank: the rank.
-        offset: what brings the rank's times onto the graph's clock.
+        clock: what brings the rank's times onto the graph's clock.
         stage: the rank's pipeline stage.
     """
     kernels = tied.trace.kernels
     owner = np.where(tied.node >= 0, np.append(place, -1)[tied.node], -1)
     begun = np.where(tied.node >= 0, np.append(nodes.start_ns, 0)[tied.node], 0)  # on the host
     for alone in _launched_together(tied):
-        owner[alone], begun[alone] = _add_alone(out, tied, alone, rank=rank, offset=offset, stage=stage)
+        owner[alone], begun[alone] = _add_alone(out, tied, alone, rank=rank, clock=clock, stage=stage)
     before, after = order_pairs(kernels, tied.trace.syncs, tied.waits)
     forward = begun[before] < begun[after]
     edges.add(owner[before[forward]], owner[after[forward]], ORDER)
     _hold_host(edges, tied, nodes, place, owner, begun)
     records = kernels.copy()
-    records["start_ns"] += offset
-    records["end_ns"] += offset
+    for name in ("start_ns", "end_ns"):
+        records[name] = clock.correct(records[name])
     out.kernels.append(KernelRows(rank=rank, place=owner, records=records, names=tied.trace.names))
 
 
@@ -82,7 +83,7 @@ def _launched_together(tied: RankKernels) -> list[NDArray[np.int64]]:
 
 
 def _add_alone(
-    out: Assembly, tied: RankKernels, alone: NDArray[np.int64], *, rank: int, offset: int, stage: int | None
+    out: Assembly, tied: RankKernels, alone: NDArray[np.int64], *, rank: int, clock: Clock, stage: int | None
 ) -> tuple[int, int]:
     """Add the node of one launch; return its place and when the host began it."""
     kernels, calls = tied.trace.kernels[alone], tied.trace.calls
@@ -99,13 +100,13 @@ def _add_alone(
         op=op,
         label=f"CUDA graph of {len(alone)} kernels" if is_graph else _short(name),
         labels=Label(),
-        sort_ns=begun + offset,
+        sort_ns=clock.at(begun),
         stage=stage,
         thread=-1 if call < 0 else int(tied.thread[call]),
-        start_ns=start + offset,
-        end_ns=end + offset,
+        start_ns=clock.at(start),
+        end_ns=clock.at(end),
         stream=int(kernels["stream"][first]),
-        host_ns=None if call < 0 else (begun + offset, int(calls["end_ns"][call]) + offset),
+        host_ns=None if call < 0 else (clock.at(begun), clock.at(int(calls["end_ns"][call]))),
     )
     return place, begun
 

@@ -106,11 +106,14 @@ def _spans(
     """
     arrivals, ends = {}, {}
     for rank, record in records.items():
-        nodes, offset = by_rank[rank].nodes, clocks[rank].offset_ns
-        begin = int(nodes.start_ns[record.node]) if record.work_start_ns is None else record.work_start_ns
-        arrivals[rank] = begin + offset
+        nodes, clock = by_rank[rank].nodes, clocks[rank]
+        begin = record.work_start_ns
+        # A backend may announce a message's work when it is on its way already; not so the kernel that sends it.
+        if begin is None or (record.op == "c10d::send" and by_rank[rank].kernels is None):
+            begin = int(nodes.start_ns[record.node])
+        arrivals[rank] = clock.at(begin)
         if record.work_end_ns is not None:
-            ends[rank] = record.work_end_ns + offset
+            ends[rank] = clock.at(record.work_end_ns)
     last = max(arrivals.values())
     comparable = _comparable(records, clocks)
     if comparable and len(ends) == len(records):

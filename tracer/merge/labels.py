@@ -74,12 +74,11 @@ class Labels:
 def _forward_labels(trace: Trace) -> dict[tuple[int, int], tuple[int, int]]:
     """(thread, position of event) -> (label, context) of the forward operator that a backward one belongs to.
 
-    Autograd numbers its nodes in each thread; an operator that makes one carries its number, and what runs in the
-    backward pass carries the number and thread of its node. Operators that make none carry the next number as well, so
-    the last to carry a number before the node runs is the one that made it. An operator of a backward pass can itself
-    make nodes (double backward, recomputation): these belong to what it belongs to. The numbers are modulo 2^32.
+    Autograd numbers its nodes in each thread; an operator carries the number of the newest node, if any was made since
+    the operator before it: these are its own. What runs in the backward pass carries the number and thread of its node.
+    An operator of a backward pass can itself make nodes (double backward, recomputation): these belong to what it
+    belongs to. The numbers are modulo 2^32.
     """
-    exact = trace.meta.get("recorder") != "python"  # the Python recorder sees only the last of the nodes made since
     rows = [
         (int(thread.events["start_ns"][index]), place, int(index))
         for place, thread in enumerate(trace.threads)
@@ -100,9 +99,8 @@ def _forward_labels(trace: Trace) -> dict[tuple[int, int], tuple[int, int]]:
         number = int(event["sequence"])
         if number >= 0:
             made[thread.autograd_thread, number] = said
-            if not exact:
-                gap = (number - newest.get(place, number)) % _MODULUS
-                for back in range(1, gap if gap < _LARGEST_GAP else 0):
-                    made.setdefault((thread.autograd_thread, (number - back) % _MODULUS), said)
-                newest[place] = number
+            gap = (number - newest.get(place, number)) % _MODULUS
+            for back in range(1, gap if gap < _LARGEST_GAP else 0):
+                made.setdefault((thread.autograd_thread, (number - back) % _MODULUS), said)
+            newest[place] = number
     return found

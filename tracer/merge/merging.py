@@ -13,6 +13,7 @@ from pathlib import Path
 from truedag.tracer.errors import CycleError, EmptyTraceError, MergeError
 from truedag.tracer.merge.align import align_clocks
 from truedag.tracer.merge.assembly import assemble, label_by_dataflow
+from truedag.tracer.merge.causality import Moments, find_order
 from truedag.tracer.merge.columns import Assembly
 from truedag.tracer.merge.dataset import write_dataset
 from truedag.tracer.merge.kernels import read_kernels
@@ -71,7 +72,9 @@ def merge_traces(
     world_size = _check_one_run(graphs)
     say("joining communications")
     matched = match_communications({graph.rank: graph.nodes.comms for graph in graphs})
-    clocks = align_clocks([graph.nodes.trace for graph in graphs])
+    traces = [graph.nodes.trace for graph in graphs]
+    clocks = align_clocks(traces)
+    clocks = align_clocks(traces, find_order(matched, {graph.rank: Moments.of(graph) for graph in graphs}, clocks))
     assembly = assemble(graphs, matched, clocks)
     say("numbering nodes")
     number, cycle = number_nodes(assembly.time_ns, assembly.src, assembly.dst)

@@ -23,9 +23,9 @@ from truedag.tracer.record.format import SCRATCH_ARG, EventFlags
 from truedag.tracer.record.trace import Layout, ThreadTrace, Trace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CommRecord:
-    """A communication as one rank recorded it."""
+    """A communication as one rank recorded it. Nobody changes one; frozen ones would take thrice the time to make."""
 
     node: int  # local
     op: str
@@ -42,9 +42,12 @@ class CommRecord:
     waited_ns: int | None = None  # how long the program waited for it; None: nobody was seen to
     sent_bytes: int = 0  # what this rank gives, and gets
     received_bytes: int = 0
-    incarnation: int = 0  # how many groups of this name there were before this one
+    dtypes: str = ""  # of its tensors; '': it has none
+    backend: str = ""  # of its group; '': unknown
+    is_failed: bool = False  # it raised: the backend has not taken it
+    incarnation: int = 0  # how many groups of this name there were before this one; below 0: that was not seen
     number: int | None = None  # among the group's collectives or in its lane, since the group was made; None: unknown
-    is_sure: bool = True  # no receive from an unknown source came before it in its lane
+    doubt: str = ""  # why its number, or its place in the recording, may be wrong; '': it is right
     from_barrier: bool | None = None  # whether the recording began at a barrier of all ranks; None: not told
 
     @property
@@ -121,7 +124,7 @@ def extract_nodes(trace: Trace) -> RankNodes:
         number = int(thread.events[index]["op"])
         if number in setters:
             if (thread_place, index) in outside:
-                builder.replace(thread, index)
+                builder.lift(thread, index)
         elif number in lifts:
             builder.lift(thread, index)
         else:
@@ -198,7 +201,6 @@ class _Builder:
         self._labels: list[Label] = []
         self._in_backward: list[bool] = []
         self._accesses: list[tuple[int, int, int, int, int]] = []
-        self._without_content: set[int] = set()  # storages made empty and not written since
         names: dict[str, int] = {}
         self._incarnations: dict[int, int] = {}
         for number, told in sorted(trace.groups.items()):
@@ -208,16 +210,12 @@ class _Builder:
         self._comms: list[CommRecord] = []
 
     def lift(self, thread: ThreadTrace, index: int) -> None:
-        """Note that a tensor came from outside: torch.tensor or from_numpy made it and filled it."""
-        storage, layout, offset = self._result(thread, index)
-        if storage and storage not in self._without_content:
-            self._accesses.append((len(self._op), CUT, storage, layout, offset))
+        """Note that a tensor came from outside, whatever an operator had made at that place before.
 
-    def replace(self, thread: ThreadTrace, index: int) -> None:
-        """Note that what a tensor was set to came from outside, whatever an operator had made at that place before."""
+        torch.tensor or from_numpy made it and filled it, or it was set to memory that no operator had filled.
+        """
         storage, layout, offset = self._result(thread, index)
         if storage:
-            self._without_content.discard(storage)
             self._accesses.append((len(self._op), CUT, storage, layout, offset))
 
     def _result(self, thread: ThreadTrace, index: int) -> tuple[int, int, int]:
@@ -251,10 +249,15 @@ class _Builder:
             schema, refs = replace(schema, writes=frozenset()), refs[:num_inputs]
         self._access(node, schema, refs[:num_inputs], refs[num_inputs:])
         if comm is not None:
-            self._comms.append(self._comm(node, op["name"], comm))
+            failed = bool(int(event["flags"]) & int(EventFlags.FAILED))
+            self._comms.append(self._comm(node, op["name"], comm, is_failed=failed))
 
     def _has_elements(self, outputs: Sequence[Any], result: int) -> bool:
         return any(ref[3] == result and self._trace.layouts[ref[2]].num_bytes > 0 for ref in outputs if ref[2])
+
+    def _dtypes(self, node: int) -> str:
+        layouts = {number for number in (*self._inputs[node], *self._outputs[node]) if number}
+        return " ".join(sorted({self._trace.layouts[number].dtype for number in layouts}))
 
     def finish(self, num_views: int, num_shape_ops: int) -> RankNodes:
         """Return what was added."""
@@ -287,7 +290,7 @@ class _Builder:
 
     def _access(self, node: int, schema: OpSchema, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Refs are (offset, storage, layout, arg, element)."""
-        accesses, empty = self._accesses, self._without_content
+        accesses = self._accesses
         mine = {ref[1] for ref in inputs}
         # Results that an operator which does not say what it writes has put into its arguments' memory.
         filled = [ref for ref in outputs if ref[1] and ref[1] in mine and ref[3] in schema.fresh]
@@ -305,7 +308,6 @@ class _Builder:
                 given[arg, element] = layout
                 if storage:
                     accesses.append((node, WRITE, storage, layout, offset))
-                    empty.discard(storage)
         rewritten = dict(schema.rewritten)
         results: list[int] = []
         fresh: set[int] = set()
@@ -314,24 +316,21 @@ class _Builder:
             if argument is not None and argument in schema.writes:  # it may have been resized to hold the result
                 if storage and given.get((argument, element)) != layout:
                     accesses.append((node, WRITE, storage, layout, offset))
-                    empty.discard(storage)
                 given[argument, element] = layout
             elif storage and storage not in mine:
                 kind = WRITE if storage in fresh else EMPTY if schema.is_empty else FRESH
                 accesses.append((node, kind, storage, layout, offset))
                 fresh.add(storage)
-                (empty.add if schema.is_empty else empty.discard)(storage)
                 if arg != SCRATCH_ARG:
                     results.append(layout)
             elif storage and not schema.name.startswith("c10d::") and not schema.writes:
                 results.append(layout)
         for offset, storage, layout, *_ in filled:
             accesses.append((node, WRITE, storage, layout, offset))
-            empty.discard(storage)
         self._inputs.append(tuple(ref[2] for ref in inputs if ref[3] not in schema.unread))
         self._outputs.append((*given.values(), *results))
 
-    def _comm(self, node: int, op: str, comm: np.void) -> CommRecord:
+    def _comm(self, node: int, op: str, comm: np.void, *, is_failed: bool) -> CommRecord:
         told = self._trace.groups[int(comm["group"])]
         name = str(told["name"])
         ranks = tuple(told.get("ranks") or self._trace.group_ranks.get(name, {}).get("ranks") or ())
@@ -359,6 +358,11 @@ class _Builder:
             waited_ns=self._waited.get(int(comm["id"])),
             sent_bytes=sent,
             received_bytes=received,
+            dtypes=" ".join(
+                sorted({self._trace.layouts[i].dtype for i in self._inputs[node] + self._outputs[node] if i})
+            ),
+            backend=str(told["backend"]),
+            is_failed=is_failed,
             incarnation=self._incarnations[int(comm["group"])],
         )
 

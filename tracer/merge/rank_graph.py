@@ -53,7 +53,8 @@ def build_rank_graph(trace: Trace, device: DeviceTrace | None = None) -> RankGra
     if kernels is not None:
         nodes = replace(nodes, comms=with_works(nodes, kernels))
     begins = [int(nodes.start_ns[record.node]) for record in nodes.comms]
-    nodes = replace(nodes, comms=number_communications(nodes.comms, begins, trace.lanes))
+    hears_all = trace.meta["recorder"] == "native"
+    nodes = replace(nodes, comms=number_communications(nodes.comms, begins, trace.lanes, hears_all=hears_all))
     begin = int(nodes.start_ns[0]) if len(nodes.start_ns) else 0
     told_names = [told for told in trace.named_tensors if told["role"] != "output" and not told.get("final")]
     named = [_region(told) for told in told_names if told["time_ns"] <= begin]

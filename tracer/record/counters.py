@@ -14,6 +14,7 @@ for "begin"), and when it ends. All name the group by `name` and `made_ns`. Rank
     {"at": "begin", "name", "made_ns", "incarnation": groups of that name and those ranks that there were before,
      "absolute": bool, "synchronized": whether the ranks met in a barrier first, "time_ns": when this was so,
      "messages": sends and receives so far, "counted": whether the backend counts them as well, null if unknown,
+     "sequence": the backend's own count, -1 if it has none,
      "excess": what monitored barriers took of the backend's numbers, beyond one each,
      "busy": whether another thread was sending or receiving, "lanes": [[peer, tag, sent, received]],
      "open": [[number, tag]] receives from any source that are not done, by their place among the messages}
@@ -46,6 +47,7 @@ class _GroupCount:
 
     def __init__(self, group: dist.ProcessGroup, *, made_ns: int, incarnation: int, absolute: bool) -> None:
         self.name = str(group.group_name)
+        self.group = weakref.ref(group)
         self.made_ns = made_ns
         self.incarnation = incarnation
         self.absolute = absolute
@@ -86,6 +88,7 @@ class _GroupCount:
 
     def begin(self, *, synchronized: bool) -> dict[str, Any]:
         lanes = sorted(self.sent.keys() | self.received.keys())
+        group = self.group()
         return {
             "at": "begin",
             "name": self.name,
@@ -95,6 +98,7 @@ class _GroupCount:
             "synchronized": synchronized,
             "time_ns": time.monotonic_ns(),
             "messages": self.messages,
+            "sequence": -1 if group is None else _sequence(group),
             "excess": self.excess,
             "counted": self.counted,
             "busy": self.inside > 0,

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from truedag.tracer.record import format as layout
+from truedag.tracer.record.arguments import ArgumentsFile, KeptCall
 from truedag.tracer.record.counters import list_ranks
 from truedag.tracer.record.format import ChunkKind, EventFlags, TableKind
 
@@ -54,12 +55,18 @@ class _Call:
     label: int = 0
     comm: tuple[int, ...] | None = None
     made: list[torch.Tensor] = field(default_factory=list)
+    kept: KeptCall | None = None
 
 
 class PythonRecorder:
-    """Records the calling thread, and the threads autograd takes its state to, until stopped."""
+    """Records the calling thread, and the threads autograd takes its state to, until stopped.
 
-    def __init__(self) -> None:
+    With `arguments`, what every operator was given and gave is kept beside the trace (`arguments.py`).
+    """
+
+    def __init__(self, *, arguments: bool = False) -> None:
+        self._keeps_arguments = arguments
+        self._arguments: ArgumentsFile | None = None
         self._path: Path | None = None
         self._mode: _Mode | None = None
         self._tables: list[tuple[int, int, bytes]] = []
@@ -84,6 +91,7 @@ class PythonRecorder:
         self._path = Path(path)
         try:
             self._path.open("xb").close()
+            self._arguments = ArgumentsFile(self._path) if self._keeps_arguments else None
         except OSError as error:
             raise RuntimeError(str(error)) from error
         self._records = {kind: [] for kind in layout.RECORDS}
@@ -101,12 +109,17 @@ class PythonRecorder:
         self._mode = None
         with self._lock:
             _write_file(self._path, self._records, self._tables)
+            if self._arguments is not None:
+                self._arguments.close()
+                self._arguments = None
         self._groups.clear()
         return len(self._records[ChunkKind.EVENTS]), self._failure
 
     def write(self, kind: int, id: int, payload: bytes, /) -> None:  # noqa: A002
         """Add an entry to the tables."""
         self._tables.append((kind, id, payload))
+        if self._arguments is not None and kind == TableKind.NAMED_TENSOR:
+            self._arguments.name()
 
     def set_label(self, label: int, /) -> int:
         """Set the label and return the one before."""
@@ -143,6 +156,8 @@ class PythonRecorder:
         """Return the tensor's storage, layout and offset in bytes."""
         with self._lock:
             offset, storage, layout_id = self._place_of(tensor)
+            if self._arguments is not None:
+                self._arguments.see(tensor)
         return storage, layout_id, offset
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -179,6 +194,8 @@ class PythonRecorder:
             self._add(call, given[index], index)
         call.num_inputs = len(call.refs)
         self._place(call)
+        if self._arguments is not None:
+            call.kept = self._arguments.begin(func, {arguments[index].name: given[index] for index in sorted(given)})
         if func.namespace == "c10d" and "process_group" in position:
             call.comm = self._comm(func, {argument.name: given.get(index) for index, argument in enumerate(arguments)})
         return call
@@ -189,13 +206,15 @@ class PythonRecorder:
             self._add(call, value, index)
         for element, tensor in enumerate(call.made):
             self._add_one(call, tensor, layout.SCRATCH_ARG, element)
-        if call.comm is not None:
-            self._watch_work(outputs, func, call.comm[-1], start)
         is_long = end - start > _LONGEST_IN_NS
         duration = min((end - start) >> 10, _LONGEST_IN_NS) if is_long else max(end - start, 0)
         flags = call.flags | is_long * EventFlags.LONG | (call.comm is not None) * EventFlags.COMM
         event = (start, duration, self._call(func, call), call.sequence, call.backward_sequence, 0, call.label,
                  self._context, int(flags))  # fmt: skip
+        if call.kept is not None and self._arguments is not None:
+            self._arguments.finish(call.kept, result, call.made, is_over=call.comm is None)
+        if call.comm is not None:
+            self._watch_work(outputs, func, call, start)
         if call.comm is not None:
             self._records[ChunkKind.COMMS].append(call.comm)
         self._records[ChunkKind.REFS].extend((ref,) for ref in call.refs)
@@ -303,7 +322,7 @@ class PythonRecorder:
         self._num_comms += 1
         return (_backend_sequence(group), order, group_id, peer, tag, -1, int(asynchronous), self._num_comms)
 
-    def _watch_work(self, outputs: Sequence[Any], func: Any, comm: int, start: int) -> None:
+    def _watch_work(self, outputs: Sequence[Any], func: Any, call: _Call, start: int) -> None:
         handle = outputs[-1] if outputs else None
         if not isinstance(handle, torch.ScriptObject):
             return
@@ -314,10 +333,14 @@ class PythonRecorder:
         op = self._op(func)
         # Not of this recorder: a backend's thread may be the last to let go of it, and must not take a group down.
         lock, works = self._lock, self._records[ChunkKind.WORKS]
+        comm, kept, arguments = call.comm[-1] if call.comm else 0, call.kept, self._arguments
 
         def done(_: Any) -> None:
+            end = time.monotonic_ns()
             with lock:
-                works.append((start, time.monotonic_ns(), comm, op))
+                works.append((start, end, comm, op))
+                if kept is not None and arguments is not None:
+                    arguments.end(kept)
 
         future.add_done_callback(done)
 

@@ -71,6 +71,7 @@ class TableKind(IntEnum):
     GROUP_RANKS = 10
     CALL = 11
     LANES = 12
+    CLOCK = 13
 
 
 class EventFlags(IntFlag):

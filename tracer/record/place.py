@@ -26,7 +26,7 @@ def describe_process(recorder: str) -> dict[str, Any]:
     return _UNPLACED | {
         "device": _device(),
         "host": platform.node(),
-        "boot_id": _boot_id(),
+        "boot_id": name_clock(),
         "pid": os.getpid(),
         "torch": torch.__version__,
         "recorder": recorder,
@@ -93,8 +93,16 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_initialized() else "cpu"  # type: ignore[no-untyped-call]
 
 
-def _boot_id() -> str:
-    """Name the running kernel: processes with the same one share CLOCK_MONOTONIC."""
+def name_clock() -> str:
+    """Name the running kernel, and the time namespace if it is not the first: processes of one name share a clock.
+
+    Source: time_namespaces(7): offsets from the first namespace's clocks, in seconds and ns.
+    """
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        with suppress(OSError):  # a kernel without time namespaces
+            rows = [line.split() for line in Path("/proc/self/timens_offsets").read_text(encoding="ascii").splitlines()]
+            offsets = ["+".join(row[1:]) for row in rows if row[0] == "monotonic" and row[1:] != ["0", "0"]]
+            return "+".join([boot_id, *offsets])
+        return boot_id
     return f"{platform.node()}-{time.time_ns() - time.monotonic_ns():d}"[:-9]

@@ -16,22 +16,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 
 from truedag.tracer.annotate import REGISTRY, Context, NamedTensor
 from truedag.tracer.errors import RecordError
+from truedag.tracer.record.clock_measuring import ClockMeasuring
 from truedag.tracer.record.compiled import CompiledGraphs
 from truedag.tracer.record.counters import finish_lanes, write_lanes
 from truedag.tracer.record.discovery import ModuleDiscovery
 from truedag.tracer.record.format import TableKind
+from truedag.tracer.record.interception import Interception, has_compiled
 from truedag.tracer.record.kernels_file import kernels_path
 from truedag.tracer.record.kineto import KernelTrace
-from truedag.tracer.record.place import GroupNews, describe_process, find_place, sample_clock
+from truedag.tracer.record.place import GroupNews, describe_process, find_place, name_clock, sample_clock
 from truedag.tracer.record.recorder import Recorder
 from truedag.tracer.record.scopes import ModuleScopes
+
+if TYPE_CHECKING:
+    from truedag.tracer.record.native.build import NativeRecorder
 
 RecorderName = Literal["native", "python"]
 
@@ -54,6 +59,7 @@ def record(
     synchronize: bool = True,
     max_bytes: int = 0,
     kernels: bool = True,
+    arguments: bool = False,
 ) -> Iterator[Recording]:
     """Record all operators and communications of this process inside the block into a new file.
 
@@ -70,12 +76,14 @@ def record(
             the barrier would never end.
         max_bytes: the recorder switches itself off when the file has become as large as this; 0: no bound.
         kernels: record what runs on this process's GPUs, beside the trace (`kernels_file`); its end waits for them.
+        arguments: keep beside the trace what every operator was given and gave (`arguments`), so that the graph can be
+            executed again (`truedag.tracer.replay`). The Python recorder on the CPU can; it is for small programs.
 
     Raises:
-        RecordError: the file cannot be made, or a recording is running already.
+        RecordError: the file cannot be made, a recording is running already, or this recorder keeps no arguments.
         BuildError: the native recorder cannot be compiled.
     """
-    engine = load_engine(recorder)
+    engine = load_engine(recorder, arguments=arguments)
     if synchronize and dist.is_available() and dist.is_initialized():
         dist.barrier()
     running = OpenRecording(
@@ -133,9 +141,10 @@ class OpenRecording:
         self._is_rank_told = is_rank_told
         self._place: dict[str, Any] = {}
         self._groups = GroupNews()
+        self._clocks = ClockMeasuring(name_clock(), self._write_clock)
         if REGISTRY.listener is not None:
             raise RecordError("a recording is running in this process already; end it before the next")
-        _start(engine, path, max_bytes)
+        self._interception = _start(engine, recorder, path, max_bytes)
         self._said = _Said(engine)
         self._scopes = ModuleDiscovery(engine) if discovers and not watch else ModuleScopes(engine, watch)
         self._compiled = CompiledGraphs(engine)
@@ -148,6 +157,8 @@ class OpenRecording:
             self._said.begin()
             self._scopes.attach()
             self._compiled.attach()
+            if self._interception is not None:
+                self._interception.attach()
             if dist.is_available():
                 engine.watch_waits(dist.Work)
             if kernels:
@@ -167,11 +178,15 @@ class OpenRecording:
                 self._engine.write(TableKind.META, 0, json.dumps(place).encode())
             for told in self._groups.take_news():
                 self._engine.write(TableKind.GROUP_RANKS, 0, json.dumps(told).encode())
+            self._clocks.join(is_rank_told=self._is_rank_told)
 
     def forget(self) -> None:
         """In a forked child: leave the parent's recording alone, and take away what listens for it."""
         self._kernels.stop()
+        self._clocks.forget()
         self._engine.unwatch_waits()
+        if self._interception is not None:
+            self._interception.detach()
         self._compiled.detach()
         self._scopes.detach()
         REGISTRY.listener = None
@@ -187,6 +202,8 @@ class OpenRecording:
         self._kernels.stop()
         with _shield(self.recording):
             self._engine.unwatch_waits()
+            if self._interception is not None:
+                self._interception.detach()
             self._compiled.detach()
             self._scopes.detach()
             self._said.end()
@@ -194,8 +211,12 @@ class OpenRecording:
             self.note_place()  # the process group may have been made, or have changed, meanwhile
             self._engine.write(TableKind.META, 1, json.dumps({"clock_end": sample_clock()}).encode())
         with _shield(self.recording):
+            self._clocks.end()
             self.recording.num_events, why = self._engine.stop()
             self.recording.switched_off = self.recording.switched_off or why
+
+    def _write_clock(self, told: dict[str, Any]) -> None:
+        self._engine.write(TableKind.CLOCK, 0, json.dumps(told).encode())
 
 
 _open_recordings: set[OpenRecording] = set()
@@ -210,14 +231,18 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def _start(engine: Recorder, path: Path, max_bytes: int) -> None:
+def _start(engine: Recorder, recorder: RecorderName, path: Path, max_bytes: int) -> Interception | None:
+    """Start it; return what the native recorder's interceptor must be told by, where it intercepts."""
     try:
-        if max_bytes:
+        if recorder == "python":
             engine.start(str(path), max_bytes)
-        else:
-            engine.start(str(path))
+            return None
+        native = cast("NativeRecorder", engine)
+        may_intercept = not has_compiled()
+        native.start(str(path), max_bytes, may_intercept)
     except RuntimeError as error:
         raise RecordError(f"cannot record into {path}: {error}") from error
+    return Interception(native) if may_intercept else None
 
 
 @contextmanager
@@ -231,19 +256,22 @@ def _shield(recording: Recording) -> Iterator[None]:
             sys.stderr.write(f"truedag: recording is incomplete, the program runs on: {recording.switched_off}\n")
 
 
-def load_engine(recorder: RecorderName) -> Recorder:
-    """Return what records.
+def load_engine(recorder: RecorderName, *, arguments: bool = False) -> Recorder:
+    """Return what records, with the operators' arguments or without.
 
     Raises:
         BuildError: the native recorder cannot be compiled.
+        RecordError: it keeps no arguments, and was asked to.
     """
+    if arguments and recorder != "python":
+        raise RecordError("only the Python recorder keeps arguments: record with recorder='python'")
     if recorder == "native":
         from truedag.tracer.record.native.build import load_recorder
 
         return load_recorder()
     from truedag.tracer.record.dispatch_mode import PythonRecorder
 
-    return PythonRecorder()
+    return PythonRecorder(arguments=arguments)
 
 
 class _Said:

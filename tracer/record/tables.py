@@ -26,6 +26,7 @@ _FIELDS: dict[TableKind, dict[str, type]] = {
     TableKind.OP: {"name": str, "overload": str, "schema": str},
     TableKind.GROUP: {"name": str, "rank": int, "size": int},
     TableKind.GROUP_RANKS: {"name": str, "ranks": list},
+    TableKind.CLOCK: {"clock": str, "peer_clock": str, "pings": list},
     TableKind.NAMED_TENSOR: {
         "name": str,
         "role": str,
@@ -95,6 +96,7 @@ class Tables:
     labels: dict[int, dict[str, Any]]
     contexts: dict[int, dict[str, Any]]
     lanes: list[dict[str, Any]]
+    clock_samples: list[dict[str, Any]]
     named_tensors: list[dict[str, Any]]
 
 
@@ -139,6 +141,7 @@ def read_tables(path: Path, chunks: Sequence[tuple[int, bytes]], *, whole: bool)
         labels=by_number(TableKind.LABEL),
         contexts=by_number(TableKind.CONTEXT),
         lanes=[value for _, value in told(TableKind.LANES)],
+        clock_samples=[value for _, value in told(TableKind.CLOCK)],
         named_tensors=[value for _, value in told(TableKind.NAMED_TENSOR)],
     )
 
@@ -179,7 +182,13 @@ def _json(path: Path, kind: TableKind, entry: Entry) -> dict[str, Any]:
         isinstance(ranks, list) and all(type(rank) is int and 0 <= rank < 2**31 for rank in ranks)
     ):
         raise broken(path, entry.offset, "a group whose ranks are no ranks")
+    if kind is TableKind.CLOCK and not all(_is_ping(ping) for ping in value["pings"]):
+        raise broken(path, entry.offset, "a ping that is not of four times")
     return value
+
+
+def _is_ping(ping: object) -> bool:
+    return isinstance(ping, list) and len(ping) == 4 and all(type(one) is int and abs(one) < 2**62 for one in ping)
 
 
 def _check_numbers(path: Path, entries: Sequence[Entry], what: str) -> None:

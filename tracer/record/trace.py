@@ -92,6 +92,7 @@ class Trace:
     labels: dict[int, dict[str, Any]]
     contexts: dict[int, dict[str, Any]]
     lanes: list[dict[str, Any]]  # what was counted of each group's messages
+    clock_samples: list[dict[str, Any]]  # how this host's clock compared with others', as CLOCK entries tell it
     named_tensors: list[dict[str, Any]]
 
     @property
@@ -135,6 +136,7 @@ def read_trace(path: Path) -> Trace:
         labels=tables.labels,
         contexts=tables.contexts,
         lanes=tables.lanes,
+        clock_samples=tables.clock_samples,
         named_tensors=[
             told
             for told in tables.named_tensors

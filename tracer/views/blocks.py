@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from truedag.tracer.analysis.fold import COMMUNICATIONS, Fold, coarsen, fold
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.fold import COMMUNICATIONS, Fold, coarsen, fold
 
 BLOCK = ("stage", "phase", "is_microbatch", "layer", "where")
 _CALL = ("step", "decode_step", "microbatch")

@@ -30,6 +30,15 @@ _FLAGS = ("-O3", "-DNDEBUG", "-std=c++20", "-Wno-unused-parameter")
 class NativeRecorder(Recorder, Protocol):
     """The compiled module; its functions are documented in recorder.cpp."""
 
+    def start(self, path: str, max_bytes: int = 0, may_intercept: bool = True, /) -> None:
+        """Record this process into a new file of at most so many bytes; without `may_intercept` by observing only."""
+
+    def observe(self) -> None:
+        """Intercept no more in this recording, only observe."""
+
+    def listen(self, whether: bool, /) -> None:
+        """Note that somebody else begins, or ends, to observe operators."""
+
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each kind of record."""
 

@@ -1,4 +1,5 @@
-// The observer: PyTorch's dispatcher calls on_start and on_end around every operator. Nested events of a thread are
+// The observer: PyTorch's dispatcher calls on_start and on_end around every operator of a thread that is not
+// intercepted (interceptor.h), and around backends' works. Nested events of a thread are
 // reduced to operators on the spot (DESIGN rule 2): a transparent event is walked through, the outermost other one is
 // recorded, and of what runs inside it only communications are.
 #pragma once
@@ -6,11 +7,12 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <ATen/SavedTensorHooks.h>
+#include <ATen/Parallel.h>
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/node.h>
 
 #include "frees.h"
 #include "slots.h"
@@ -228,23 +230,24 @@ inline void remember_storages(Session& session, uint32_t comm_id, c10::ArrayRef<
   this_slot->comm_generation = session.generation;
 }
 
-inline bool is_engine(const char* name) {
-  return name[0] == 'a' && name[1] == 'u' && std::strncmp(name, "autograd::engine::", 18) == 0;
-}
-
 inline Caches::OpSlot& op_slot(ThreadState& state, const char* name) {
   auto& ops = state.caches().ops;
   return ops[(reinterpret_cast<uint64_t>(name) >> 4) % ops.size()];
 }
 
-inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFunction& fn) {
-  const char* name = fn.name();
+// By whatever announces it; the name's address is that of its schema in either case.
+template <typename Announcer>
+inline OpEntry* find_op(Session& session, ThreadState& state, const char* name, const Announcer& announcer) {
   state.forget_operators_that_are_gone();
   auto& known = op_slot(state, name);
   if (known.name == name) [[likely]] return known.entry;
-  OpEntry* entry = session.ops.find(fn, session.tables);
+  OpEntry* entry = session.ops.find(Announced(announcer), session.tables);
   if (entry->stable) known = {name, entry, nullptr};
   return entry;
+}
+
+inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFunction& fn) {
+  return find_op(session, state, fn.name(), fn);
 }
 
 [[gnu::cold]] inline std::unique_ptr<at::ObserverContext> start_work(Session& session, ThreadState& state,
@@ -254,7 +257,7 @@ inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFu
   auto context = std::make_unique<WorkContext>();
   context->generation = session.generation;
   context->work.comm_id = info->id;
-  context->work.op = session.ops.find(fn, session.tables)->id;
+  context->work.op = session.ops.find(Announced(fn), session.tables)->id;
   if (state.inside == 0) {
     state.muted = true;
     state.has_comm = false;
@@ -265,24 +268,23 @@ inline OpEntry* find_op(Session& session, ThreadState& state, const at::RecordFu
 }
 
 // Where an event belongs: what was said on its thread, and what autograd knows of it.
-inline void set_place(Event& event, const ThreadState& state, const ThreadSlot& slot, int64_t sequence) {
+inline void set_place(Event& event, ThreadState& state, const ThreadSlot& slot) {
   event.label = slot.label;
   event.context = slot.context;
-  event.sequence = static_cast<uint32_t>(sequence);
-  event.backward_sequence = kNoSequence;
-  if (state.backward.empty() && state.engine_labels.empty()) {
-    if (torch::autograd::get_current_graph_task_id() == -1) return;
-    event.flags |= kInBackward;  // a callback at the end of the backward pass
-    event.label = 0;
-    return;
-  }
-  // A label from around the backward pass says nothing of what runs in it; one set inside (recomputation) does.
-  if (!state.engine_labels.empty() && state.engine_labels.back() == slot.label) event.label = 0;
-  // The engine's own work on what a node gave (sums to the right shape, additions of gradients) is that node's.
-  const auto& node = state.backward.empty() ? state.engine_node : state.backward.back();
+  event.sequence = event.backward_sequence = kNoSequence;
+  const int task = torch::autograd::get_current_graph_task_id();
+  if (task == -1) return;
   event.flags |= kInBackward;
-  event.backward_sequence = static_cast<uint32_t>(node.sequence);
-  event.fwd_thread = static_cast<uint32_t>(node.fwd_thread);
+  auto& pass = state.pass(task, slot.label);
+  // A label from around the backward pass says nothing of what runs in it; one set inside (recomputation) does.
+  if (pass.label_around == slot.label) event.label = 0;
+  if (const auto node = torch::autograd::get_current_node()) {
+    pass.sequence = static_cast<uint32_t>(node->sequence_nr());
+    pass.fwd_thread = static_cast<uint32_t>(node->thread_id());
+  }
+  // The engine's own work on what a node gave (sums to the right shape, additions of gradients) is that node's.
+  event.backward_sequence = pass.sequence;
+  event.fwd_thread = pass.fwd_thread;
 }
 
 inline const Call* find_call(Session& session, ThreadState& state, const OpenEvent& open) {
@@ -295,24 +297,14 @@ inline const Call* find_call(Session& session, ThreadState& state, const OpenEve
   return call;
 }
 
-// What runs inside PyTorch's own kernels is nobody's business: where it is so much that switching costs less, it is not
-// even observed, unless somebody else (a profiler) observes as well, or the program's hooks on saved tensors run there.
-constexpr uint32_t kWorthSilencing = 3;
-inline bool can_silence(const OpEntry& op) {
-  return op.closed.load(std::memory_order_relaxed) && op.num_inside.load(std::memory_order_relaxed) >= kWorthSilencing &&
-         at::SavedTensorDefaultHooks::get_tls_state().stack.empty() &&
-         at::getStepCallbacks(at::RecordScope::FUNCTION).callbacks_.size() == 1;
-}
-
 // Begins the record of an operator, or of a communication.
-inline void open_leaf(Session& session, ThreadState& state, ThreadSlot& slot, OpEntry& op,
-                      const at::RecordFunction& fn, Frame frame) {
-  const auto inputs = own_inputs(fn);
+inline void open_leaf(Session& session, ThreadState& state, ThreadSlot& slot, OpEntry& op, const char* name,
+                      c10::ArrayRef<const c10::IValue> inputs, Frame frame) {
   auto& open = state.open;
   open.op = &op;
-  open.name = fn.name();
+  open.name = name;
   open.event = Event{};
-  set_place(open.event, state, slot, fn.seqNr());
+  set_place(open.event, state, slot);
   open.refs.clear();
   open.places.clear();
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -327,18 +319,54 @@ inline void open_leaf(Session& session, ThreadState& state, ThreadSlot& slot, Op
     open_comm(session, state, op, inputs);
   }
   state.inside = 1;
-  state.num_inside = 0;
   state.frames.push_back(frame);
-  if (can_silence(op)) {
-    at::enableRecordFunction(false);
-    slot.silenced = true;
-  }
   open.event.start_ns = now_ns();
 }
 
 // Whether a communication runs inside an operator that is none itself (a library's, whose kernel communicates).
-inline bool is_inner_comm(const ThreadState& state, const at::RecordFunction& fn) {
-  return state.inside > 0 && !state.has_comm && !state.muted && std::strncmp(fn.name(), "c10d::", 6) == 0;
+inline bool is_inner_comm(const ThreadState& state, const char* name) {
+  return state.inside > 0 && !state.has_comm && !state.muted && std::strncmp(name, "c10d::", 6) == 0;
+}
+
+// Begins the record of one: ranks meet in it whatever it is inside of; the operator around it waits.
+inline void open_inner_comm(Session& session, ThreadState& state, ThreadSlot& slot, OpEntry& op, const char* name,
+                            c10::ArrayRef<const c10::IValue> inputs) {
+  state.open.op->closed.store(false, std::memory_order_relaxed);
+  state.waiting.push_back({std::move(state.open), state.inside});
+  open_leaf(session, state, slot, op, name, inputs, Frame::kInnerComm);
+}
+
+// Whether what runs here is none of the program's: inside an operator, on a thread that helps with one, or for a
+// backend's work. A backend's worker has a Python thread state only while a callback of the communication's future runs
+// on it, and that is the program's.
+inline bool is_internal(const ThreadState& state) {
+  return state.inside > 0 || at::in_parallel_region() || (state.muted && PyGILState_GetThisThreadState() == nullptr);
+}
+
+// Whether operators of this thread come by the interceptor.
+constexpr auto kInterceptKey = c10::DispatchKey::Fake;
+inline bool is_intercepted() {
+  const auto keys = c10::impl::tls_local_dispatch_key_set();
+  return (keys.included_ - keys.excluded_).has(kInterceptKey);
+}
+
+// Others who observe operators (profilers) while this recording runs.
+inline std::atomic<int> num_listeners{0};
+
+// Whether this recording intercepts. It only observes where the key is taken, and in programs that compile: PyTorch's
+// compiler looks at a thread's dispatch keys, and would compile anew.
+inline std::atomic<bool> intercepts{false};
+
+// From here on operators of this thread come by the interceptor, and are announced to nobody if nobody else listens.
+inline void intercept_from_here() {
+  if (is_intercepted() || !intercepts.load(std::memory_order_relaxed)) return;
+  c10::impl::tls_set_dispatch_key_included(kInterceptKey, true);
+}
+
+inline void observe_from_here() {
+  if (!c10::impl::tls_is_dispatch_key_included(kInterceptKey)) return;
+  c10::impl::tls_set_dispatch_key_included(kInterceptKey, false);
+  at::enableRecordFunction(true);
 }
 
 // A functional collective's tensor is waited for: by which communication it was written, the storage tells.
@@ -358,30 +386,17 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
     // A backend announces the work of the communication in whose name it runs; other user scopes pass.
     return c10::ThreadLocalDebugInfo::get(kCommInfo) == nullptr ? nullptr : start_work(session, state, fn);
   }
-  // A backend's worker has a Python thread state only while a callback of the communication's future runs on it, and
-  // that is the program's.
-  if (state.inside > 0 || (state.muted && PyGILState_GetThisThreadState() == nullptr)) {
-    if (is_inner_comm(state, fn) && find_op(session, state, fn)->kind == OpClass::kComm) {
-      // Ranks meet in it whatever it is inside of: the operator around it waits.
-      state.open.op->closed.store(false, std::memory_order_relaxed);
-      state.waiting.push_back({std::move(state.open), state.inside});
-      open_leaf(session, state, slot, *find_op(session, state, fn), fn, Frame::kInnerComm);
+  if (is_internal(state)) {
+    if (is_inner_comm(state, fn.name()) && find_op(session, state, fn)->kind == OpClass::kComm) {
+      open_inner_comm(session, state, slot, *find_op(session, state, fn), fn.name(), own_inputs(fn));
       return nullptr;
     }
     ++state.inside;
-    ++state.num_inside;
     state.frames.push_back(Frame::kInside);
     return nullptr;
   }
-  if (scope == at::RecordScope::BACKWARD_FUNCTION) {
-    state.backward.push_back({fn.seqNr(), fn.forwardThreadId()});
-    state.frames.push_back(Frame::kBackward);
-    return nullptr;
-  }
-  if (is_engine(fn.name())) {
-    state.engine_labels.push_back(slot.label);
-    state.engine_node = {-1, 0};
-    state.frames.push_back(Frame::kEngine);
+  if (is_intercepted()) {
+    state.frames.push_back(Frame::kTransparent);
     return nullptr;
   }
   OpEntry* op = find_op(session, state, fn);
@@ -393,18 +408,6 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
       open_wait(session, state, own_inputs(fn));
       state.frames.push_back(Frame::kWait);
       return nullptr;
-    case OpClass::kFunction: {
-      state.frames.push_back(Frame::kTransparent);
-      if (fn.seqNr() >= 0) {
-        Event event{};
-        event.start_ns = now_ns();
-        event.call = session.calls.find(op->id, 0, {}, session.tables)->id;
-        set_place(event, state, slot, fn.seqNr());
-        event.flags |= kRange;
-        state.events.append(&event, sizeof(event));
-      }
-      return nullptr;
-    }
     case OpClass::kLeaf:
     case OpClass::kComm:
       break;
@@ -414,7 +417,7 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
     state.frames.push_back(Frame::kTransparent);
     return nullptr;
   }
-  open_leaf(session, state, slot, *op, fn, Frame::kLeaf);
+  open_leaf(session, state, slot, *op, fn.name(), inputs, Frame::kLeaf);
   return nullptr;
 }
 
@@ -437,16 +440,15 @@ inline void write_open(Session& session, ThreadState& state, int64_t duration) {
   state.events.append(&event, sizeof(event));
 }
 
-inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunction& fn, bool was_silenced) {
+inline void end_leaf(Session& session, ThreadState& state, c10::ArrayRef<const c10::IValue> outputs, bool has_failed) {
   auto& open = state.open;
   auto& event = open.event;
   const int64_t duration = now_ns() - event.start_ns;
-  const auto outputs = own_outputs(fn);
+  event.sequence = state.newest_node();
   for (size_t i = 0; i < outputs.size(); ++i) {
     uint16_t element = 0;
     add_value(session, state, open.refs, open.places, outputs[i], static_cast<uint16_t>(i), element, false);
   }
-  if (!was_silenced) open.op->num_inside.store(state.num_inside, std::memory_order_relaxed);
   if (state.has_comm) {
     close_comm(*this_slot);
     if (!outputs.empty() && outputs.back().isCustomClass()) {
@@ -457,8 +459,40 @@ inline void end_leaf(Session& session, ThreadState& state, const at::RecordFunct
     state.comms.append(&state.open_comm, sizeof(Comm));
     event.flags |= kIsComm;
   }
-  if (outputs.empty() && fn.num_outputs() > 0) event.flags |= kFailed;
+  if (has_failed) event.flags |= kFailed;
   write_open(session, state, duration);
+}
+
+// Ends the open operator, or the communication inside it.
+inline void close_leaf(Session& session, ThreadState& state, Frame frame, c10::ArrayRef<const c10::IValue> outputs,
+                       bool has_failed) {
+  if (frame == Frame::kLeaf) {
+    state.inside = 0;
+    end_leaf(session, state, outputs, has_failed);
+    state.has_comm = false;
+    return;
+  }
+  end_leaf(session, state, outputs, has_failed);
+  state.has_comm = false;
+  auto& outer = state.waiting.back();
+  state.open = std::move(outer.open);
+  state.inside = outer.inside;
+  state.waiting.pop_back();
+}
+
+// Writes down which of autograd's nodes were made under the label and context that end here: no operator may follow
+// under them that would carry their number.
+inline void note_nodes(Session& session, ThreadState& state, const ThreadSlot& slot) {
+  const uint32_t newest = state.newest_node();
+  if (newest == kNoSequence) return;
+  Event event{};
+  event.start_ns = now_ns();
+  const OpEntry* op = session.ops.find_region("truedag::scope", "", "", session.tables);
+  event.call = session.calls.find(op->id, 0, {}, session.tables)->id;
+  set_place(event, state, slot);
+  event.sequence = newest;
+  event.flags |= kRange;
+  state.events.append(&event, sizeof(event));
 }
 
 inline std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& fn) {
@@ -481,7 +515,7 @@ inline std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& f
   state.works.append(&context.work, sizeof(Work));
 }
 
-inline void end_frame(Session& session, ThreadState& state, const at::RecordFunction& fn, bool was_silenced) {
+inline void end_frame(Session& session, ThreadState& state, const at::RecordFunction& fn) {
   const Frame frame = state.frames.back();
   state.frames.pop_back();
   switch (frame) {
@@ -496,13 +530,6 @@ inline void end_frame(Session& session, ThreadState& state, const at::RecordFunc
         }
       }
       return;
-    case Frame::kBackward:
-      state.engine_node = state.backward.back();
-      state.backward.pop_back();
-      return;
-    case Frame::kEngine:
-      state.engine_labels.pop_back();
-      return;
     case Frame::kRegion:
       return;  // ends by itself
     case Frame::kWait:
@@ -511,17 +538,9 @@ inline void end_frame(Session& session, ThreadState& state, const at::RecordFunc
       state.open_waits.pop_back();
       return;
     case Frame::kLeaf:
-      state.inside = 0;
-      end_leaf(session, state, fn, was_silenced);
-      state.has_comm = false;
-      return;
     case Frame::kInnerComm: {
-      end_leaf(session, state, fn, was_silenced);
-      state.has_comm = false;
-      auto& outer = state.waiting.back();
-      state.open = std::move(outer.open);
-      state.inside = outer.inside;
-      state.waiting.pop_back();
+      const auto outputs = own_outputs(fn);
+      close_leaf(session, state, frame, outputs, outputs.empty() && fn.num_outputs() > 0);
       return;
     }
   }
@@ -531,11 +550,6 @@ inline void on_end(const at::RecordFunction& fn, at::ObserverContext* context) {
   ThreadSlot* slot = thread_slot();
   const SessionHold hold(slot);
   if (slot == nullptr) return;
-  const bool was_silenced = slot->silenced;
-  if (was_silenced) {  // nothing else is observed meanwhile: it is the operator itself that ends
-    slot->silenced = false;
-    at::enableRecordFunction(true);
-  }
   Session* session = hold.get();
   if (slot->comm_generation != 0 && (session == nullptr || slot->comm_generation != session->generation)) {
     close_comm(*slot);  // the recording ended inside a communication
@@ -546,7 +560,11 @@ inline void on_end(const at::RecordFunction& fn, at::ObserverContext* context) {
     if (context != nullptr) {
       end_work(*session, state, *static_cast<WorkContext*>(context));
     } else if (fn.scope() != at::RecordScope::USER_SCOPE && !state.frames.empty()) {
-      end_frame(*session, state, fn, was_silenced);  // an empty stack: it began before this recording
+      end_frame(*session, state, fn);  // an empty stack: it began before this recording
+    }
+    const bool may_intercept = fn.scope() == at::RecordScope::FUNCTION && !state.muted && !at::in_parallel_region();
+    if (may_intercept && state.frames.empty()) {
+      intercept_from_here();
     }
   } catch (const std::exception& error) {
     switch_off(error.what());

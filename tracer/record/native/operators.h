@@ -15,12 +15,11 @@
 namespace truedag {
 
 enum class OpClass : uint8_t {
-  kTransparent,  // what it calls are the operators: CompositeImplicitAutograd kernels, functional collectives
+  kTransparent,  // what it calls are the operators: CompositeImplicitAutograd kernels, functional collectives; and what
+                 // is no operator of the dispatcher: autograd's functions, its engine
   kLeaf,         // an operator; what it calls inside is its own business
   kComm,         // an operator of c10d with a process group
   kWait,         // waits for a functional collective; what it calls is walked through
-  kFunction,     // a named function that is no dispatcher operator (autograd functions)
-  kEngine,       // autograd's engine around one backward node
 };
 
 struct OpEntry {
@@ -30,7 +29,8 @@ struct OpEntry {
   OpClass kind = OpClass::kTransparent;
   bool stable = false;  // the name's address belongs to a schema and is never used again
   std::atomic<bool> closed{false};  // a kernel of PyTorch's own: nothing inside it is of any interest
-  std::atomic<uint32_t> num_inside{0};  // operators inside it when that was last counted
+  uint32_t num_arguments = 0;  // by its schema
+  uint32_t num_results = 0;
   int group_arg = -1;
   int peer_arg = -1;
   int tag_arg = -1;
@@ -39,17 +39,30 @@ struct OpEntry {
   bool p2p = false;
 };
 
+// How an operator is announced: by whichever of its events, or by its handle.
+struct Announced {
+  const char* name;
+  std::optional<c10::OperatorName> operator_name;
+  at::RecordScope scope;
+
+  explicit Announced(const at::RecordFunction& fn)
+      : name(fn.name()), operator_name(fn.operator_name()), scope(fn.scope()) {}
+  explicit Announced(const c10::OperatorHandle& handle)
+      : name(handle.schema().name().c_str()),
+        operator_name(handle.operator_name()),
+        scope(at::RecordScope::FUNCTION) {}
+};
+
 // All operators that any recording of this process has seen, by name, overload and scope. Entries stay for good.
 class Operators {
  public:
-  OpEntry* find(const at::RecordFunction& fn) {
-    const auto operator_name = fn.operator_name();
-    std::string key(fn.name());
-    if (operator_name.has_value()) key += "." + operator_name->overload_name;
-    key += static_cast<char>('0' + static_cast<int>(fn.scope()));
+  OpEntry* find(const Announced& announced) {
+    std::string key(announced.name);
+    if (announced.operator_name.has_value()) key += "." + announced.operator_name->overload_name;
+    key += static_cast<char>('0' + static_cast<int>(announced.scope));
     std::lock_guard<std::mutex> guard(mutex_);
     auto& slot = entries_[key];
-    if (slot == nullptr) slot = make(fn, operator_name);
+    if (slot == nullptr) slot = make(announced.name, announced.operator_name);
     return slot.get();
   }
 
@@ -74,9 +87,9 @@ class Operators {
            ",\"schema\":" + json_string(schema) + ",\"inplace_view\":" + (inplace_view ? "true" : "false") + "}";
   }
 
-  std::unique_ptr<OpEntry> make(const at::RecordFunction& fn, const std::optional<c10::OperatorName>& operator_name) {
+  std::unique_ptr<OpEntry> make(const char* name, const std::optional<c10::OperatorName>& operator_name) {
     auto entry = std::make_unique<OpEntry>();
-    entry->name = fn.name();
+    entry->name = name;
     entry->id = static_cast<uint32_t>(entries_.size());
     std::string overload;
     std::string schema_text;
@@ -91,14 +104,12 @@ class Operators {
         text << schema;
         schema_text = text.str();
         inplace_view = handle->hasTag(at::Tag::inplace_view);
+        entry->num_arguments = static_cast<uint32_t>(schema.arguments().size());
+        entry->num_results = static_cast<uint32_t>(schema.returns().size());
         entry->kind = classify(*handle, *operator_name, *entry);
         entry->closed = entry->kind == OpClass::kLeaf && operator_name->name.rfind("aten::", 0) == 0 &&
                         !has_python_kernel(*handle);
       }
-    } else if (entry->name.rfind("autograd::engine::", 0) == 0) {
-      entry->kind = OpClass::kEngine;
-    } else {
-      entry->kind = OpClass::kFunction;
     }
     entry->told = tell(entry->name, overload, schema_text, inplace_view);
     return entry;
@@ -157,8 +168,8 @@ class GoneOperators : public c10::OpRegistrationListener {
 // Which operators this recording has written to its tables.
 class OpTable {
  public:
-  [[gnu::cold]] OpEntry* find(const at::RecordFunction& fn, TableWriter& tables) {
-    return note(operators->find(fn), tables);
+  [[gnu::cold]] OpEntry* find(const Announced& announced, TableWriter& tables) {
+    return note(operators->find(announced), tables);
   }
 
   OpEntry* find_region(const std::string& name, const std::string& overload, const std::string& schema,

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "interceptor.h"
 #include "regions.h"
 
 namespace truedag {
@@ -12,8 +13,11 @@ namespace {
 
 Session* current = nullptr;  // the running session; never freed at exit
 bool is_stopping = false;    // it still is `current`, and takes nothing in any more
-at::CallbackHandle callback = at::INVALID_CALLBACK_HANDLE;
-at::CallbackHandle inherited_callback = at::INVALID_CALLBACK_HANDLE;  // in a forked child, until the next start
+// Of operators, with their tensors; of backends' works.
+using Callbacks = std::array<at::CallbackHandle, 2>;
+constexpr Callbacks kNoCallbacks = {at::INVALID_CALLBACK_HANDLE, at::INVALID_CALLBACK_HANDLE};
+Callbacks callbacks = kNoCallbacks;
+Callbacks inherited_callbacks = kNoCallbacks;  // in a forked child, until the next start
 bool forked = false;
 
 PyObject* refuse(const std::string& why) {
@@ -31,15 +35,30 @@ void survives(Body body) {
   }
 }
 
+Callbacks add_callbacks() {
+  return {at::addGlobalCallback(at::RecordFunctionCallback(&on_start, &on_end)
+                                    .needsInputs(true)
+                                    .needsOutputs(true)
+                                    .scopes({at::RecordScope::FUNCTION})),
+          at::addGlobalCallback(at::RecordFunctionCallback(&on_start, &on_end)
+                                    .scopes({at::RecordScope::USER_SCOPE}))};
+}
+
+void remove_callbacks(Callbacks& handles) {
+  for (const auto handle : handles) {
+    if (handle != at::INVALID_CALLBACK_HANDLE) at::removeCallback(handle);
+  }
+  handles = kNoCallbacks;
+}
+
+// start(path, max_bytes=0, may_intercept=True): else operators are only observed.
 PyObject* py_start(PyObject*, PyObject* args) {
   const char* path = nullptr;
   unsigned long long max_bytes = 0;
-  if (!PyArg_ParseTuple(args, "s|K", &path, &max_bytes)) return nullptr;
+  int may_intercept = 1;
+  if (!PyArg_ParseTuple(args, "s|Kp", &path, &max_bytes, &may_intercept)) return nullptr;
   if (current != nullptr) return refuse("a recording is running in this process already");
-  if (inherited_callback != at::INVALID_CALLBACK_HANDLE) {
-    at::removeCallback(inherited_callback);
-    inherited_callback = at::INVALID_CALLBACK_HANDLE;
-  }
+  remove_callbacks(inherited_callbacks);
   try {
     auto session = std::make_unique<Session>();
     session->file.open(path, max_bytes);
@@ -52,11 +71,12 @@ PyObject* py_start(PyObject*, PyObject* args) {
   forked = false;
   find_cpu_deleter();
   active_session.store(current, std::memory_order_seq_cst);
-  callback = at::addGlobalCallback(at::RecordFunctionCallback(&on_start, &on_end)
-                                       .needsInputs(true)
-                                       .needsOutputs(true)
-                                       .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION,
-                                                at::RecordScope::USER_SCOPE}));
+  survives([] { const Recorded here; });  // what this thread's first operator finds is there
+  callbacks = add_callbacks();
+  const bool is_alone = at::getStepCallbacks(at::RecordScope::FUNCTION).callbacks_.size() <= 1;
+  num_listeners.store(is_alone ? 0 : 1);
+  intercepts.store(may_intercept != 0 && stand_in_dispatcher());
+  intercept_from_here();
   Py_RETURN_NONE;
 }
 
@@ -67,8 +87,8 @@ PyObject* py_stop(PyObject*, PyObject*) {
     return Py_BuildValue("Ks", 0ULL, "this process was forked from the recorded one");
   }
   if (current == nullptr || is_stopping) return refuse("no recording is running");
-  at::removeCallback(callback);
-  callback = at::INVALID_CALLBACK_HANDLE;
+  remove_callbacks(callbacks);
+  observe_from_here();
   is_stopping = true;
   Session* session = current;
   uint64_t events = 0;
@@ -103,7 +123,10 @@ PyObject* py_set_label(PyObject*, PyObject* value) {
   if (PyErr_Occurred() != nullptr) return nullptr;
   uint32_t before = 0;
   survives([&] {
-    if (const Recorded here; here) before = std::exchange(here.slot->label, static_cast<uint32_t>(label));
+    const Recorded here;
+    if (!here) return;
+    note_nodes(*here.session, *here.state, *here.slot);
+    before = std::exchange(here.slot->label, static_cast<uint32_t>(label));
   });
   return PyLong_FromUnsignedLong(before);
 }
@@ -112,8 +135,28 @@ PyObject* py_set_context(PyObject*, PyObject* value) {
   const auto context = PyLong_AsUnsignedLong(value);
   if (PyErr_Occurred() != nullptr) return nullptr;
   survives([&] {
-    if (const Recorded here; here) here.slot->context = static_cast<uint32_t>(context);
+    const Recorded here;
+    if (!here) return;
+    note_nodes(*here.session, *here.state, *here.slot);
+    here.slot->context = static_cast<uint32_t>(context);
   });
+  Py_RETURN_NONE;
+}
+
+// observe(): intercept no more in this recording.
+PyObject* py_observe(PyObject*, PyObject*) {
+  intercepts.store(false);
+  observe_from_here();
+  Py_RETURN_NONE;
+}
+
+// listen(whether): somebody else begins, or ends, to observe operators.
+PyObject* py_listen(PyObject*, PyObject* value) {
+  const int begins = PyObject_IsTrue(value);
+  if (begins < 0) return nullptr;
+  const int listeners = std::max(num_listeners.load() + (begins != 0 ? 1 : -1), 0);
+  num_listeners.store(listeners);
+  if (is_intercepted()) at::enableRecordFunction(listeners > 0);
   Py_RETURN_NONE;
 }
 
@@ -260,11 +303,13 @@ PyObject* py_sizes(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"start", py_start, METH_VARARGS, "start(path, max_bytes=0): record this process into a new file."},
+    {"start", py_start, METH_VARARGS, "start(path, max_bytes=0, may_intercept=True): record this process into a new file."},
     {"stop", py_stop, METH_NOARGS, "stop() -> (number of events, why the recorder switched itself off or '')."},
     {"write", py_write, METH_VARARGS, "write(kind, id, payload): add an entry to the tables."},
     {"set_label", py_set_label, METH_O, "set_label(id) -> the label before, on this thread."},
     {"set_context", py_set_context, METH_O, "set_context(id), on this thread."},
+    {"observe", py_observe, METH_NOARGS, "observe(): intercept no more, only observe."},
+    {"listen", py_listen, METH_O, "listen(whether): somebody else begins, or ends, to observe operators."},
     {"where", py_where, METH_O, "where(tensor) -> (storage, layout, offset in bytes)."},
     {"watch_waits", py_watch_waits, METH_O, "watch_waits(Work): record when the program waits for works."},
     {"unwatch_waits", py_unwatch_waits, METH_NOARGS, "unwatch_waits(): leave Work as it was."},
@@ -284,8 +329,7 @@ void forget_in_child() {
   if (current != nullptr && !is_stopping) forked = true;
   is_stopping = false;
   active_session.store(nullptr);
-  inherited_callback = callback;
-  callback = at::INVALID_CALLBACK_HANDLE;
+  inherited_callbacks = std::exchange(callbacks, kNoCallbacks);
   current = nullptr;
   operators = new Operators();
   slot_list = new SlotList();

@@ -43,7 +43,7 @@ inline bool open_region(Session& session, ThreadState& state, ThreadSlot& slot, 
   open.op = session.ops.find_region(name, overload, schema, session.tables);
   open.name = open.op->name.c_str();
   open.event = Event{};
-  set_place(open.event, state, slot, -1);
+  set_place(open.event, state, slot);
   open.refs.clear();
   open.places.clear();
   add_list(session, state, read, 0, true);
@@ -53,7 +53,6 @@ inline bool open_region(Session& session, ThreadState& state, ThreadSlot& slot, 
   remember_given(state.region, read);
   state.has_comm = false;
   state.inside = 1;
-  state.num_inside = 0;
   state.frames.push_back(Frame::kRegion);
   open.event.start_ns = now_ns();
   return true;
@@ -65,6 +64,7 @@ inline void close_region(Session& session, ThreadState& state, const Tensors* re
   const int64_t duration = now_ns() - state.open.event.start_ns;
   state.frames.pop_back();
   state.inside = 0;
+  state.open.event.sequence = state.newest_node();
   if (results == nullptr) {
     state.open.event.flags |= kFailed;
   } else {

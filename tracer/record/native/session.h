@@ -1,6 +1,7 @@
 // A recording: one trace file, its tables, and what each thread keeps of it.
 #pragma once
 
+#include <ATen/SequenceNumber.h>
 #include <pthread.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -29,7 +30,7 @@ inline int64_t now_ns() {
 }
 
 // What a RecordFunction that is still open means to this thread.
-enum class Frame : uint8_t { kTransparent, kLeaf, kInnerComm, kInside, kBackward, kEngine, kWait, kRegion };
+enum class Frame : uint8_t { kTransparent, kLeaf, kInnerComm, kInside, kWait, kRegion };
 
 // What a thread remembers of what it has seen, so that it asks the tables seldom.
 struct Caches {
@@ -85,9 +86,12 @@ struct Region {
 };
 
 struct ThreadState {
-  struct Backward {
-    int64_t sequence;
-    uint64_t fwd_thread;
+  // A backward pass on this thread: the label around it, and the last of autograd's nodes that an operator ran in.
+  struct Pass {
+    int task = -1;
+    uint32_t label_around = 0;
+    uint32_t sequence = kNoSequence;
+    uint32_t fwd_thread = 0;
   };
 
   // An operator that waits while a communication inside it is recorded.
@@ -108,6 +112,14 @@ struct ThreadState {
     frames.reserve(256);
   }
 
+  // The number of the newest node that autograd has made on this thread since this was last asked; kNoSequence: none.
+  uint32_t newest_node() {
+    const uint64_t next = at::sequence_number::peek();
+    if (next == next_sequence) return kNoSequence;
+    next_sequence = next;
+    return static_cast<uint32_t>(next - 1);
+  }
+
   // Many threads only ever run a backend's works: those need none. An operator that is gone may leave the address of
   // its name to another one.
   Caches& caches() {
@@ -121,17 +133,26 @@ struct ThreadState {
     if (known != nullptr) known->ops.fill({});
   }
 
+  // The backward pass that is autograd's graph task `task`; one that is new began under `label`.
+  Pass& pass(int task, uint32_t label) {
+    for (auto& known : passes) {
+      if (known.task == task) return known;
+    }
+    auto& fresh = passes[next_pass++ % passes.size()];
+    fresh = {task, label};
+    return fresh;
+  }
+
   std::vector<Frame> frames;
   std::unique_ptr<Caches> known;
   uint64_t num_gone = 0;
   size_t inside = 0;   // frames below the open leaf, itself included
-  uint32_t num_inside = 0;  // operators that were seen inside it
   bool has_comm = false;
+  uint64_t next_sequence = at::sequence_number::peek();  // what autograd's next node on this thread will be numbered
   Region region;
   bool muted = false;  // a backend's worker runs a communication here: its own operators are not the program's
-  std::vector<Backward> backward;
-  std::vector<uint32_t> engine_labels;  // the label when each of the engine's open frames began
-  Backward engine_node{-1, 0};          // the last node that ran inside the engine's current frame
+  std::array<Pass, 8> passes{};  // the last ones: one can begin inside a node of another
+  size_t next_pass = 0;
   OpenEvent open;
   Stream events, refs, tensors, comms, works, frees, waits, places;
   std::vector<Ref> scratch_refs;  // what a communication made for itself inside

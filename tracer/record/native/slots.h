@@ -35,7 +35,6 @@ struct ThreadSlot {
   uint32_t label = 0;
   uint32_t context = 0;
   uint64_t comm_generation = 0;  // of the session whose communication is open on this thread; 0: none
-  bool silenced = false;         // nothing is observed on this thread until the open operator has ended
 };
 
 // All threads' slots, so that stopping can wait until nobody is in a callback.

@@ -32,9 +32,11 @@ class Fold:
 
     Attributes:
         nodes: fold, kind, the folding columns, ranks, num_nodes, num_ranks, num_parts, ops, time_ns, mean_ns, max_ns,
-            flops, bytes_read, bytes_written. A part is what the last folding put together: an operator, or a segment.
-            time_ns sums the measured durations of its operators; mean_ns and max_ns are over its parts. They are null
-            where nothing was measured.
+            num_measured, estimated_ns, num_estimated, flops, bytes_read, bytes_written, num_inner_edges, inner_bytes. A
+            part is what the last folding put together: an operator, or a segment. time_ns sums the measured durations
+            of its operators; mean_ns and max_ns are over its parts; estimated_ns sums the estimated ones. They are null
+            where nothing was. num_measured and num_estimated say of how many nodes; the inner edges are those between
+            its nodes, and what they carry.
         edges: src, dst, kind, num_edges, bytes between different folded nodes.
         members: node, fold.
         num_inner_edges: edges inside a folded node.
@@ -56,8 +58,98 @@ def fold(
     """
     if not order:
         edges = edges.filter(pl.col("kind") != "order")
-    presence = _presence(nodes, participants)
-    keys = nodes.select("node", "kind", key=pl.struct(by))
+    presence = find_presence(nodes, participants)
+    members = cut_segments(nodes.select("node", "kind", key=pl.struct(by)), presence)
+    return make_quotient(
+        count_parts(nodes, by), edges.with_columns(num_edges=pl.lit(1, pl.Int64)), members, presence, by
+    )
+
+
+def refold(fine: Fold, by: Sequence[str], presence: pl.DataFrame) -> Fold:
+    """Cut a folded graph into segments by columns of its nodes and fold it again.
+
+    Args:
+        fine: what is folded again.
+        by: columns of its nodes.
+        presence: node and rank, as `find_presence` returns them, of its folded nodes.
+
+    Raises:
+        GraphError: the graph is broken.
+    """
+    parts = fine.nodes.rename({"fold": "node"})
+    members = cut_segments(parts.select("node", "kind", key=pl.struct(by)), presence)
+    real = _spread_ranks(fine)
+    return _compose(fine, make_quotient(parts, fine.edges, members, real, by))
+
+
+def coarsen(fine: Fold, by: Sequence[str]) -> Fold:
+    """Fold folded nodes of equal kind and equal columns `by` (columns of `fine.nodes`) together.
+
+    Raises:
+        GraphError: what comes out is no DAG.
+    """
+    members = fine.nodes.select(node="fold", segment=pl.struct("kind", *by).rank("dense").cast(pl.Int64))
+    parts = fine.nodes.rename({"fold": "node"})
+    presence = _spread_ranks(fine)
+    return _compose(fine, make_quotient(parts, fine.edges, members, presence, by))
+
+
+def _compose(fine: Fold, coarse: Fold) -> Fold:
+    """Say of the coarser fold what it stands for in the graph itself."""
+    leads = coarse.members.rename({"node": "part"})
+    return Fold(
+        nodes=coarse.nodes,
+        edges=coarse.edges,
+        members=fine.members.rename({"fold": "part"}).join(leads, on="part").select("node", "fold").sort("node"),
+        num_inner_edges=fine.num_inner_edges + coarse.num_inner_edges,
+    )
+
+
+def _spread_ranks(fine: Fold) -> pl.DataFrame:
+    return fine.nodes.select(node="fold", rank="ranks").explode("rank", empty_as_null=True, keep_nulls=True)
+
+
+def count_parts(nodes: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    """Turn the graph's nodes into parts of a fold, each of which stands for itself."""
+    duration = pl.col("end_ns") - pl.col("start_ns")
+    is_measured, is_estimated = pl.col("timing") == "measured", pl.col("timing") == "estimated"
+    return nodes.select(
+        "node",
+        part=pl.col("node"),
+        num_nodes=pl.lit(1, pl.Int64),
+        time_ns=pl.when(is_measured).then(duration),
+        num_measured=is_measured.cast(pl.Int64),
+        estimated_ns=pl.when(is_estimated).then(duration),
+        num_estimated=is_estimated.cast(pl.Int64),
+        ops=pl.concat_list("op"),
+        kind="kind",
+        flops="flops",
+        bytes_read="bytes_read",
+        bytes_written="bytes_written",
+        num_inner_edges=pl.lit(0, pl.Int64),
+        inner_bytes=pl.lit(0, pl.Int64),
+        **{name: pl.col(name) for name in by if name != "kind"},
+    )
+
+
+def find_presence(nodes: pl.DataFrame, participants: pl.DataFrame) -> pl.DataFrame:
+    """Which ranks take part in each node, as node and rank; a message's ends are on their own ranks."""
+    own = nodes.filter(pl.col("kind") != "collective").select("node", pl.col("rank").cast(pl.Int64))
+    collectives = nodes.filter(pl.col("kind") == "collective").select("node")
+    met = collectives.join(participants, on="node").select("node", pl.col("rank").cast(pl.Int64))
+    return pl.concat([own, met])
+
+
+def cut_segments(keys: pl.DataFrame, presence: pl.DataFrame) -> pl.DataFrame:
+    """Cut each rank's operators into segments: node and segment, any numbers that tell them apart.
+
+    Args:
+        keys: node, kind and key; a new segment begins where the key changes, and after every communication.
+        presence: node and rank of all nodes.
+
+    Raises:
+        GraphError: an operator is on no rank, or on several.
+    """
     plain = keys.filter(~pl.col("kind").is_in(_NOT_SEGMENTED)).select("node", "kind")
     timeline = (
         presence.join(keys, on="node", how="left")
@@ -79,55 +171,26 @@ def fold(
         .filter(pl.col("kind").is_in([*_SOURCES, "output"]))
         .sort("node")
         .with_columns(segment=pl.struct("kind", "rank", "key").rank("dense").cast(pl.Int64))
-        .select("node", segment=pl.col("segment") + len(nodes))
+        .select("node", segment=pl.col("segment") + len(segments))
     )
-    members = pl.concat([segments.with_columns(pl.col("segment").cast(pl.Int64)), alone, ends])
-    parts = nodes.select(
-        "node",
-        part=pl.col("node"),
-        num_nodes=pl.lit(1, pl.Int64),
-        time_ns=pl.when(pl.col("timing") == "measured").then(pl.col("end_ns") - pl.col("start_ns")),
-        ops=pl.concat_list("op"),
-        kind="kind",
-        flops="flops",
-        bytes_read="bytes_read",
-        bytes_written="bytes_written",
-        **{name: pl.col(name) for name in by if name != "kind"},
-    )
-    return _quotient(parts, edges.with_columns(num_edges=pl.lit(1, pl.Int64)), members, presence, by)
+    return pl.concat([segments.with_columns(pl.col("segment").cast(pl.Int64)), alone, ends])
 
 
-def coarsen(fine: Fold, by: Sequence[str]) -> Fold:
-    """Fold folded nodes of equal kind and equal columns `by` (columns of `fine.nodes`) together.
+def make_quotient(
+    parts: pl.DataFrame, edges: pl.DataFrame, members: pl.DataFrame, presence: pl.DataFrame, by: Sequence[str]
+) -> Fold:
+    """Group the parts by segment, number the groups topologically, add up the rest.
+
+    Args:
+        parts: what is folded, as `count_parts` returns it.
+        edges: between parts, with num_edges.
+        members: node and segment of every part.
+        presence: node and rank of every part.
+        by: the columns that the folded nodes keep, each as its first part has it.
 
     Raises:
         GraphError: what comes out is no DAG.
     """
-    members = fine.nodes.select(node="fold", segment=pl.struct("kind", *by).rank("dense").cast(pl.Int64))
-    parts = fine.nodes.rename({"fold": "node"})
-    presence = fine.nodes.select(node="fold", rank="ranks").explode("rank", empty_as_null=True, keep_nulls=True)
-    coarse = _quotient(parts, fine.edges, members, presence, by)
-    leads = coarse.members.rename({"node": "part"})
-    return Fold(
-        nodes=coarse.nodes,
-        edges=coarse.edges,
-        members=fine.members.rename({"fold": "part"}).join(leads, on="part").select("node", "fold").sort("node"),
-        num_inner_edges=fine.num_inner_edges + coarse.num_inner_edges,
-    )
-
-
-def _presence(nodes: pl.DataFrame, participants: pl.DataFrame) -> pl.DataFrame:
-    """Which ranks take part in each node, as node and rank; a message's ends are on their own ranks."""
-    own = nodes.filter(pl.col("kind") != "collective").select("node", pl.col("rank").cast(pl.Int64))
-    collectives = nodes.filter(pl.col("kind") == "collective").select("node")
-    met = collectives.join(participants, on="node").select("node", pl.col("rank").cast(pl.Int64))
-    return pl.concat([own, met])
-
-
-def _quotient(
-    parts: pl.DataFrame, edges: pl.DataFrame, members: pl.DataFrame, presence: pl.DataFrame, by: Sequence[str]
-) -> Fold:
-    """Group the parts by segment, number the groups topologically, add up the rest."""
     first = members.group_by("segment").agg(first=pl.col("node").min()).sort("first").with_row_index("place")
     place = members.join(first, on="segment").select("node", pl.col("place").cast(pl.Int64))
     crossing = (
@@ -135,7 +198,7 @@ def _quotient(
         .join(place.rename({"node": "dst", "place": "to"}), on="dst")
         .with_columns(inner=pl.col("from") == pl.col("to"))
     )
-    outer = crossing.filter(~pl.col("inner"))
+    outer, within = crossing.filter(~pl.col("inner")), crossing.filter("inner")
     order, cycle = number_nodes(np.arange(len(first)), outer["from"].to_numpy(), outer["to"].to_numpy())
     if cycle:
         raise GraphError(
@@ -145,6 +208,11 @@ def _quotient(
     number = pl.DataFrame({"place": np.arange(len(first)), "fold": order}, schema={"place": pl.Int64, "fold": pl.Int64})
     place = place.join(number, on="place").select("node", "fold")
     ranks = presence.join(place, on="node").group_by("fold").agg(ranks=pl.col("rank").unique().sort().cast(pl.Int64))
+    held = (
+        within.join(number.rename({"place": "from"}), on="from")
+        .group_by("fold")
+        .agg(more_edges=pl.col("num_edges").sum(), more_bytes=pl.col("bytes").sum())
+    )
     grouped = (
         parts.join(place, on="node")
         .sort("node")
@@ -161,8 +229,19 @@ def _quotient(
             flops=_sum("flops"),
             bytes_read=_sum("bytes_read"),
             bytes_written=_sum("bytes_written"),
+            num_measured=pl.col("num_measured").sum(),
+            estimated_ns=_sum("estimated_ns"),
+            num_estimated=pl.col("num_estimated").sum(),
+            num_inner_edges=pl.col("num_inner_edges").sum(),
+            inner_bytes=pl.col("inner_bytes").sum(),
         )
         .join(ranks, on="fold", how="left")
+        .join(held, on="fold", how="left")
+        .with_columns(
+            pl.col("num_inner_edges") + pl.col("more_edges").fill_null(0),
+            pl.col("inner_bytes") + pl.col("more_bytes").fill_null(0),
+        )
+        .drop("more_edges", "more_bytes")
         .with_columns(num_ranks=pl.col("ranks").list.len().cast(pl.Int64))
         .sort("fold")
     )
@@ -174,7 +253,7 @@ def _quotient(
         .agg(pl.col("num_edges").sum(), pl.col("bytes").sum())
         .sort("src", "dst", "kind")
     )
-    inner = int(crossing.filter(pl.col("inner"))["num_edges"].sum())
+    inner = int(within["num_edges"].sum())
     return Fold(nodes=grouped, edges=folded, members=place.sort("node"), num_inner_edges=inner)
 
 

@@ -1,0 +1,193 @@
+"""The flow of `truedag audit`: find out what the subject is and what it should be, check it, write what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+from pydantic import ValidationError
+
+from truedag.launch.deployment import Deployment, RunRecord
+from truedag.launch.deployment_file import load_deployment, shipped_deployments
+from truedag.launch.dry import run_dry
+from truedag.launch.errors import LaunchError
+from truedag.launch.expectation import expect
+from truedag.tracer.audit.auditing import audit_claim, audit_dataset, audit_drawing
+from truedag.tracer.audit.claim import read_claim
+from truedag.tracer.audit.drawing.document import is_drawing, read_document
+from truedag.tracer.audit.drawing.marking import mark_drawing
+from truedag.tracer.audit.drawing.reading import DrawnSubject, read_drawing
+from truedag.tracer.audit.drawing.repair import draw_repaired
+from truedag.tracer.audit.findings import Audit
+from truedag.tracer.audit.plan import Plan, plan
+from truedag.tracer.audit.recorded import read_tables, subject_of
+from truedag.tracer.audit.report import to_json, write_markdown
+from truedag.tracer.audit.sarif import to_sarif
+from truedag.tracer.audit.subject import Subject
+from truedag.tracer.graph import Graph
+
+_MOST_CLAIM_BYTES = 1 << 20
+_MOST_DRY_RANKS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is audited, against what."""
+
+    subject: Path
+    deployment: str | None
+    overrides: tuple[str, ...]
+    against: Path | None
+    mark: Path | None
+    fix: Path | None
+
+
+def audit_subject(request: Request, *, progress: Callable[[str], None]) -> Audit:
+    """Audit what a person named.
+
+    Raises:
+        LaunchError: the subject is nothing that can be audited, or an option does not fit it.
+        TruedagError: it cannot be read.
+    """
+    subject = request.subject
+    if subject.is_dir():
+        progress("reading the graph")
+        if request.mark is not None or request.fix is not None:
+            raise LaunchError("--mark and --fix are for drawings; truedag view draws a graph")
+        deployment = _deployment_of(request) or _deployment_of_run(subject)
+        read = _read_graph(subject)
+        progress("checking")
+        return audit_dataset(read, None if deployment is None else plan(expect(deployment)))
+    deployment = _deployment_of(request)
+    if deployment is None and request.against is not None:
+        deployment = _deployment_of_run(request.against)
+    wanted = None if deployment is None else plan(expect(deployment))
+    if is_drawing(subject):
+        return _audit_drawing(request, wanted, progress)
+    if subject.suffix in (".yaml", ".yml"):
+        if request.mark is not None or request.fix is not None:
+            raise LaunchError("--mark and --fix are for drawings")
+        rate = None if request.against is None else _measured_rate(request.against)
+        return audit_claim(read_claim(_read_yaml(subject), name=str(subject)), wanted, tokens_per_second=rate)
+    raise LaunchError(
+        f"{subject} is no run's folder, no drawing (.dot, .gv, .graphml, .xml, .json) and no claim (.yaml)"
+        + ("" if subject.exists() else ": there is no such file")
+    )
+
+
+def _audit_drawing(request: Request, wanted: Plan | None, progress: Callable[[str], None]) -> Audit:
+    progress("parsing the drawing")
+    document = read_document(request.subject)
+    drawn = read_drawing(document, None if wanted is None else wanted.expectation)
+    progress("checking")
+    audit = audit_drawing(drawn, wanted)
+    if request.mark is not None:
+        _write(request.mark, mark_drawing(drawn, audit))
+    if request.fix is not None:
+        _mend(request, request.fix, drawn, progress)
+    return audit
+
+
+def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[str], None]) -> None:
+    """Draw what a run of the deployment recorded; without one, what a dry run of it does."""
+    if request.against is not None:
+        progress("drawing the true DAG")
+        _write(out, draw_repaired(_read_graph(request.against), drawn))
+        return
+    if request.deployment is None:
+        raise LaunchError(
+            "--fix draws what really runs: name the deployment with --deployment, or a run with --against"
+        )
+    deployment = _deployment_of(request)
+    assert deployment is not None
+    if deployment.world_size > _MOST_DRY_RANKS:
+        raise LaunchError(
+            f"--fix would execute {deployment.world_size} ranks, which takes its time: run truedag dry "
+            f"{request.deployment} --all-ranks --out DIR once, and name it with --against DIR"
+        )
+    with TemporaryDirectory(prefix="truedag-") as folder:
+        dry = Path(folder) / "dry"
+        run_dry(
+            request.deployment,
+            request.overrides,
+            out=dry,
+            replace=True,
+            routing="balanced",
+            seed=0,
+            all_ranks=True,
+            num_verified=0,
+            jobs=None,
+            command=("truedag", "audit"),
+            show=progress,
+        )
+        progress("drawing the true DAG")
+        _write(out, draw_repaired(_read_graph(dry), drawn))
+
+
+def _read_graph(folder: Path) -> Subject:
+    return subject_of(read_tables(Graph.open(folder)), name=str(folder))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LaunchError(f"cannot write {path}: {error}") from error
+
+
+def write_files(audit: Audit, folder: Path, *, uri: str) -> None:
+    """Write audit.md, audit.json and audit.sarif into a folder.
+
+    Raises:
+        LaunchError: they cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(f"cannot make {folder}: {error}") from error
+    _write(folder / "audit.md", write_markdown(audit))
+    _write(folder / "audit.json", json.dumps(to_json(audit), indent=2) + "\n")
+    _write(folder / "audit.sarif", json.dumps(to_sarif(audit, uri=uri), indent=2) + "\n")
+
+
+def _deployment_of(request: Request) -> Deployment | None:
+    if request.deployment is None:
+        if request.overrides:
+            raise LaunchError(f"{request.overrides[0]}: overrides need --deployment")
+        return None
+    return load_deployment(request.deployment, request.overrides)[1]
+
+
+def _deployment_of_run(folder: Path) -> Deployment | None:
+    """Return what a run's folder says that it ran; else the deployment that ships under the name in its graph."""
+    for record in (folder / "run.json", folder.parent / "run.json"):
+        if record.is_file():
+            try:
+                return RunRecord.model_validate_json(record.read_text(encoding="utf-8")).deployment
+            except (OSError, ValidationError):
+                continue
+    name = Graph.open(folder).meta.get("deployment")
+    return load_deployment(str(name), ())[1] if name in shipped_deployments() else None
+
+
+def _read_yaml(path: Path) -> object:
+    try:
+        if path.stat().st_size > _MOST_CLAIM_BYTES:
+            raise LaunchError(f"{path}: a claim is no more than {_MOST_CLAIM_BYTES:,} bytes")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LaunchError(f"{path}: it cannot be read as YAML: {error}") from error
+
+
+def _measured_rate(folder: Path) -> float | None:
+    """Return the tokens a second that a generation measured; None where the run says nothing of it."""
+    report = folder / "report.json"
+    if not report.is_file():
+        return None
+    told = json.loads(report.read_text(encoding="utf-8"))
+    rate = told.get("tokens_per_second") if isinstance(told, dict) else None
+    return float(rate) if isinstance(rate, int | float) else None

@@ -1,0 +1,122 @@
+"""Execute a deployment without its GPUs: the DAG of any world size on this machine, from the very code that runs it.
+
+DEPLOYMENT and key.path=value are as in truedag run. Ranks are executed one after another on tensors that have no
+memory, so nothing is computed and nothing is timed; operators, shapes, communications and their sizes are those of a
+real run. Ranks that must run the same program are executed once; --verify N also executes N random others and demands
+that they do, --all-ranks executes every one and merges their traces into the DAG.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.dry import DryResult, run_dry
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("deployment", metavar="DEPLOYMENT", help="a name, or the path of a YAML file")
+    parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="values to override")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: truedag-out/NAME-dry)")
+    parser.add_argument("--force", action="store_true", help="replace the folder of an earlier run")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--routing",
+        metavar="HOW",
+        default="balanced",
+        help="which experts tokens go to: balanced (default), uniform (at random), zipf:ALPHA, or the path of a "
+        "recorded routing",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random (default: 0)")
+    ranks = parser.add_mutually_exclusive_group()
+    ranks.add_argument("--all-ranks", action="store_true", help="execute every rank, and build their DAG")
+    ranks.add_argument(
+        "--verify",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="also execute N random ranks: they must run as their class",
+    )
+    parser.add_argument("--jobs", type=_count, metavar="N", help="ranks executed at a time (default: one a core)")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of ranks")
+    return number
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run it."""
+    with Progress() as progress:
+        result = run_dry(
+            arguments.deployment,
+            arguments.overrides,
+            out=arguments.out,
+            replace=arguments.force,
+            routing=arguments.routing,
+            seed=arguments.seed,
+            all_ranks=arguments.all_ranks,
+            num_verified=arguments.verify,
+            jobs=arguments.jobs,
+            command=sys.argv,
+            show=progress.show,
+        )
+    if arguments.json:
+        print_json(TypeAdapter(DryResult).dump_python(result, mode="json"))
+    else:
+        _print_result(result, arguments.deployment)
+    return 0
+
+
+def _print_result(result: DryResult, deployment: str) -> None:
+    print_result(f"{result.deployment} · {result.strategy}")
+    print_result(f"  not run: executed without memory, so that there are no times in it; {_say_routing(result)}")
+    events = {rank.rank: rank for rank in result.ranks}
+    num_classes = len(result.classes)
+    print_result(f"  {num_classes} rank {'class' if num_classes == 1 else 'classes'} of {result.world_size} ranks:")
+    for one in result.classes:
+        rank = events[one.representative]
+        what = ", ".join(f"{name} {value}" for name, value in one.key)
+        print_result(
+            f"    {what}: {len(one.ranks)} ranks, as rank {one.representative}: {rank.num_events:,} events, "
+            f"{rank.seconds:.1f} s, {rank.peak_bytes / 2**20:,.0f} MiB"
+        )
+    if result.verified:
+        print_result(f"  verified: {_list(result.verified)} run as their classes do")
+    print_result(f"{result.seconds:.0f} s in all.")
+    out = shlex.quote(str(shorten(result.out)))
+    if result.dag is not None:
+        print_result(
+            f"The DAG of all ranks is in {shorten(result.dag)}: {result.merge['num_nodes']:,} nodes, "
+            f"{result.merge['num_edges']:,} edges, {result.merge['num_collectives']:,} collectives."
+        )
+        print_result(f"next: truedag view {out}")
+    elif result.world_size <= _FEW_RANKS:
+        print_result(f"next: truedag dry {shlex.quote(deployment)} --all-ranks --out {out}-all")
+    else:
+        print_result(f"next: truedag dry {shlex.quote(deployment)} --verify 4 --out {out}-verified")
+
+
+_FEW_RANKS = 16
+
+
+def _say_routing(result: DryResult) -> str:
+    if result.routing is None:
+        return "no experts"
+    said = dict(result.routing)
+    kind = said.pop("kind")
+    details = ", ".join(f"{name} {value}" for name, value in said.items())
+    return f"routing {kind}" + (f" ({details})" if details else "")
+
+
+def _list(ranks: list[int]) -> str:
+    noun = "rank" if len(ranks) == 1 else "ranks"
+    return f"{noun} {', '.join(map(str, ranks))}"

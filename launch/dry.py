@@ -1,0 +1,247 @@
+"""The flow of `truedag dry`: one rank of each class, or every rank, is executed without memory and recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from truedag.launch.children import Outcome, call_in_children
+from truedag.launch.deployment import Deployment
+from truedag.launch.deployment_file import load_deployment
+from truedag.launch.errors import LaunchError, RunError
+from truedag.launch.nodes import TorchrunOptions, place_ranks
+from truedag.launch.run import build_recorder, describe_run
+from truedag.launch.run_folder import ENDED, RunFolder
+from truedag.model.errors import ModelError
+from truedag.parallel.errors import DataError, RoutingError
+from truedag.parallel.rank_classes import GroupRole, RankClass, find_rank_classes
+from truedag.parallel.routing import Routing, parse_routing
+
+# What a dry run cannot know, and how it goes on; written beside the graph.
+ASSUMED = (
+    "a single number that the program reads from a tensor is 0: no gradient is clipped, no float16 step is skipped",
+    "generated tokens are 0, and none of them ends a prompt",
+    "operators are those that run on the CPU, communications those of the deployment's backend",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRank:
+    """What came of a rank."""
+
+    rank: int
+    num_events: int
+    switched_off: str
+    """Why the recorder switched itself off; '': it did not."""
+    seconds: float
+    peak_bytes: int
+    """Most memory that the process had."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryResult:
+    """What came out of a dry run."""
+
+    deployment: str
+    strategy: str
+    world_size: int
+    out: Path
+    routing: Mapping[str, Any] | None
+    """Where tokens went; None: the model has no experts."""
+    classes: list[RankClass]
+    ranks: list[DryRank]
+    """Those that were executed."""
+    verified: list[int]
+    """Ranks that were executed beside those of the classes, and had their programs."""
+    dag: Path | None = None
+    """The graph; None: not every rank was executed."""
+    merge: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that one rank's process had."""
+        return max(rank.peak_bytes for rank in self.ranks)
+
+
+def run_dry(
+    name_or_path: str,
+    overrides: Sequence[str],
+    *,
+    out: Path | None,
+    replace: bool,
+    routing: str,
+    seed: int,
+    all_ranks: bool,
+    num_verified: int,
+    jobs: int | None,
+    command: Sequence[str],
+    show: Callable[[str], None],
+) -> DryResult:
+    """Execute a deployment's ranks without memory and leave the folder behind. All is checked before anything starts.
+
+    Args:
+        name_or_path: the deployment.
+        overrides: of its values.
+        out: the folder; None: a default one.
+        replace: whether an old one may be replaced.
+        routing: where tokens go, as `parse_routing` reads it.
+        seed: of routings that are drawn.
+        all_ranks: execute every rank, and merge their graph; else one of each class.
+        num_verified: random other ranks that are executed as well, and must have their class's program.
+        jobs: ranks that are executed at a time; None: as many as there are cores.
+        command: the command line.
+        show: is told what goes on.
+
+    Raises:
+        DeploymentError: the deployment or an override is wrong.
+        FolderError: the output folder is in the way.
+        LaunchError: the routing is none, or not that of the deployment.
+        RunError: a rank failed, or a rank has not the program of its class.
+    """
+    started = time.monotonic()
+    source, deployment = load_deployment(name_or_path, overrides)
+    try:
+        chosen = None if deployment.model.num_experts is None else parse_routing(routing, seed=seed)
+    except RoutingError as error:
+        raise LaunchError(str(error)) from error
+    folder = RunFolder(root=(out if out is not None else Path("truedag-out") / f"{deployment.name}-dry").absolute())
+    folder.check_free(replace=replace)
+    show("building the recorder")
+    build_recorder()
+    nodes = place_ranks(TorchrunOptions(), deployment.world_size)
+    folder.claim(describe_run(source, deployment, overrides, command, nodes), nodes.node, replace=replace)
+    classes = find_rank_classes(deployment.strategy, deployment.workload)
+    first = [one.representative for one in classes]
+    others = sorted(set(range(deployment.world_size)) - set(first))
+    draw = random.Random(seed)  # noqa: S311 - which ranks are looked at is no secret
+    verified = sorted(draw.sample(others, min(num_verified, len(others))))
+    try:
+        executed = list(range(deployment.world_size)) if all_ranks else sorted({*first, *verified})
+        ranks = _execute(deployment, executed, folder, chosen, jobs, show)
+        said = None if chosen is None else chosen.describe()
+        told = {"routing": said, "assumed": ASSUMED, "num_executed_ranks": len(executed)}
+        (folder.root / "classes.json").write_text(_describe_classes(deployment, classes, told))
+        if verified:
+            show(f"verifying {len(verified)} ranks")
+            _verify(deployment, classes, verified, folder)
+        dag, merged = _merge(deployment, folder, told, show) if all_ranks else (None, {})
+    finally:
+        folder.node(nodes.node).write_text(ENDED)
+    return DryResult(
+        deployment=deployment.name,
+        strategy=deployment.strategy.describe(),
+        world_size=deployment.world_size,
+        out=folder.root,
+        routing=said,
+        classes=classes,
+        ranks=ranks,
+        verified=verified,
+        dag=dag,
+        merge=merged,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _execute(
+    deployment: Deployment,
+    ranks: Sequence[int],
+    folder: RunFolder,
+    routing: Routing | None,
+    jobs: int | None,
+    show: Callable[[str], None],
+) -> list[DryRank]:
+    """Record ranks, each in a process of its own: what one leaves behind in torch must not reach the next."""
+    show(f"executing {len(ranks)} of {deployment.world_size} ranks")
+    calls = [(deployment, rank, folder.trace(rank), routing) for rank in ranks]
+    done: list[DryRank] = []
+    children = call_in_children(_run_rank, calls, jobs=jobs or os.cpu_count() or 1, preload="truedag.launch.dry_rank")
+    with closing(children):
+        for outcome in children:
+            done.append(_take(outcome, ranks[outcome.number]))
+            if len(ranks) > 1:
+                show(f"executing {len(ranks)} of {deployment.world_size} ranks: {len(done)} done")
+    return sorted(done, key=lambda one: one.rank)
+
+
+def _run_rank(deployment: Deployment, rank: int, trace: Path, routing: Routing | None) -> DryRank:
+    from truedag.launch.dry_rank import run_rank
+
+    return run_rank(deployment, rank, trace, routing)
+
+
+def _take(outcome: Outcome[DryRank], rank: int) -> DryRank:
+    if isinstance(outcome.error, (RoutingError, DataError, ModelError)):
+        raise LaunchError(f"rank {rank}: {outcome.error}") from outcome.error
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.result is not None
+    if outcome.result.switched_off:
+        raise RunError(f"rank {rank} was not recorded to its end: {outcome.result.switched_off}")
+    return outcome.result
+
+
+def _describe_classes(deployment: Deployment, classes: Sequence[RankClass], told: Mapping[str, Any]) -> str:
+    described = [
+        {"key": dict(one.key), "representative": one.representative, "num_ranks": len(one.ranks), "ranks": one.ranks}
+        for one in classes
+    ]
+    said = {"deployment": deployment.name, "strategy": deployment.strategy.describe(), **told, "classes": described}
+    return json.dumps(said, indent=2) + "\n"
+
+
+def _verify(deployment: Deployment, classes: Sequence[RankClass], verified: Sequence[int], folder: RunFolder) -> None:
+    """See that ranks which were executed for nothing else have the program and the groups that their class says.
+
+    Raises:
+        RunError: says which rank differs, and where.
+    """
+    from truedag.tracer.dry.comparison import compare_ranks
+
+    representative = {rank: one.representative for one in classes for rank in one.ranks}
+    for rank in verified:
+        first = representative[rank]
+        found = compare_ranks(folder.trace(first), folder.trace(rank))
+        for axis, own, other in found.groups:
+            role = GroupRole.of(deployment.strategy, own, expert=_is_expert(axis))
+            if role is None or role.members(deployment.strategy, rank) != tuple(sorted(other)):
+                raise RunError(
+                    f"rank {rank} is said to run as rank {first} does, but its {axis} group is {other} where rank "
+                    f"{first} has {own}: a bug in truedag, report it"
+                )
+        if found.difference:
+            raise RunError(
+                f"rank {rank} is said to run as rank {first} does, but differs: {found.difference}: "
+                "a bug in truedag, report it; --all-ranks trusts no class"
+            )
+
+
+def _is_expert(axis: str | None) -> bool | None:
+    """Whether a group's axes are the expert layers'; None where they are both, or unsaid."""
+    axes = set((axis or "").split("+")) - {"pp", "world", ""}
+    return None if not axes else bool(axes & {"etp", "ep", "edp"})
+
+
+def _merge(
+    deployment: Deployment, folder: RunFolder, told: Mapping[str, Any], show: Callable[[str], None]
+) -> tuple[Path, Mapping[str, Any]]:
+    from truedag.tracer.dry.untimed import forget_times
+    from truedag.tracer.merge.merging import merge_traces
+
+    show("merging the traces")
+    merged = merge_traces(
+        folder.traces,
+        folder.dag,
+        deployment=deployment.name,
+        strategy=deployment.strategy.describe(),
+        progress=show,
+    )
+    forget_times(folder.dag, told=told)
+    return folder.dag, asdict(merged)

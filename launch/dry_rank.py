@@ -1,0 +1,84 @@
+"""One rank of a dry run, in a process of its own: built, run up to the step to record, recorded.
+
+The processes are forked from a server that has imported this module, and with it torch and megatron-core, once.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from truedag.parallel.environment import prepare_process
+
+prepare_process()
+
+import torch  # noqa: E402
+from torch import distributed  # noqa: E402
+
+from truedag.launch.deployment import Deployment  # noqa: E402
+from truedag.launch.dry import DryRank  # noqa: E402
+from truedag.launch.workload import TrainWorkload, open_source  # noqa: E402
+from truedag.parallel.dry import META, DryAdapter, init_dry_world  # noqa: E402
+from truedag.parallel.generate import build_generator  # noqa: E402
+from truedag.parallel.prompts import Prompts  # noqa: E402
+from truedag.parallel.routing import Routing  # noqa: E402
+from truedag.parallel.train import build_trainer  # noqa: E402
+from truedag.tracer.dry.recording import record_dry  # noqa: E402
+from truedag.tracer.record.counters import install  # noqa: E402
+
+
+def run_rank(deployment: Deployment, rank: int, trace: Path, routing: Routing | None) -> DryRank:
+    """Record one rank of a deployment into a new file.
+
+    Raises:
+        RoutingError: the routing is not that of this deployment.
+    """
+    began = time.monotonic()
+    torch.set_num_threads(1)
+    install()  # messages are numbered from the groups' beginning
+    init_dry_world(rank, deployment.world_size)
+    executor, iterate = _build(deployment, routing)
+    for index in range(deployment.trace.step):
+        iterate(index)
+    with record_dry(trace, watch=executor.model_chunks) as recording:
+        iterate(deployment.trace.step)
+    executor.close()
+    distributed.destroy_process_group()
+    return DryRank(
+        rank=rank,
+        num_events=recording.num_events,
+        switched_off=recording.switched_off,
+        seconds=time.monotonic() - began,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _build(deployment: Deployment, routing: Routing | None) -> tuple[Any, Any]:
+    """Return what executes the workload, and the function that runs one iteration; weights play no part in it."""
+    workload = deployment.workload
+    adapter = DryAdapter(stands_for=deployment.backend.device)
+    if isinstance(workload, TrainWorkload):
+        trainer = build_trainer(
+            deployment.model,
+            deployment.strategy,
+            workload,
+            text=workload.text,
+            tokenizer=workload.tokenizer,
+            token_dtype=workload.token_dtype,
+            device=META,
+            adapter=adapter,
+            routing=routing,
+        )
+        return trainer, trainer.step
+    generator = build_generator(
+        deployment.model,
+        deployment.strategy,
+        workload,
+        prompts=Prompts(open_source(workload, deployment.model)),
+        device=META,
+        adapter=adapter,
+        routing=routing,
+    )
+    return generator, generator.run

@@ -1,0 +1,195 @@
+"""The graph of a dry run is the graph of the real run: recorded from gloo ranks and from ranks without memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from graph_comparison import list_differences
+from megatron_ranks import run_ranks
+from small_model import SMALL
+
+from truedag.model.config import ModelConfig
+from truedag.parallel.inference import InferenceConfig
+from truedag.parallel.routing import Routing, parse_routing, write_routing
+from truedag.parallel.strategy import Strategy, parse_strategy
+from truedag.parallel.training import TrainingConfig
+from truedag.tracer.graph import Graph
+from truedag.tracer.merge.merging import merge_traces
+
+DENSE = ModelConfig(
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=8,
+    num_query_groups=4,
+    ffn_hidden_size=64,
+    attention="unfused",
+    tied_embeddings=True,
+)
+FUSED = replace(DENSE, attention="fused")
+GROUPED = replace(SMALL, attention="fused", experts="grouped")
+RICH = replace(
+    SMALL,
+    num_query_groups=2,
+    num_experts=8,
+    num_dense_layers=1,
+    ffn_hidden_size=64,
+    shared_expert_hidden_size=32,
+    shared_expert_gate=True,
+    router_score="sigmoid",
+    score_correction_bias=True,
+    qkv_bias=True,
+    qk_norm=True,
+    tied_embeddings=True,
+)
+# Whether gradients are clipped is decided by their norm, which a dry run does not know: it clips none.
+TRAINING = TrainingConfig(global_batch_size=4, micro_batch_size=1, sequence_length=16, clip_grad=0.0)
+EVERYTHING = replace(
+    TRAINING,
+    global_batch_size=8,
+    distributed_optimizer=True,
+    overlap_grad_reduce=True,
+    overlap_param_gather=True,
+    bucket_size=2000,
+    recompute="full",
+)
+INFERENCE = InferenceConfig(num_prompts=2, prompt_lengths=4, decode_steps=2)
+UNEQUAL = replace(INFERENCE, prompt_lengths=(4, 6))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    notation: str
+    model: ModelConfig
+    workload: TrainingConfig | InferenceConfig = field(default=TRAINING)
+    routing: str = "uniform"
+    """Laid over the routers of both runs; or "recorded": the real run's own, which the dry run is given."""
+
+    @property
+    def strategy(self) -> Strategy:
+        return parse_strategy(self.notation)
+
+
+FEW = {
+    "dense, TP and PP": Case("TP2-PP2", DENSE),
+    "experts over TP, and PP": Case("TP2-PP2-EP2-ETP1", SMALL),
+    "experts' gradients and the shards of their optimizer, interleaved and computed again": Case(
+        "PP2-VPP2-DP2-EP2-ETP1", GROUPED, EVERYTHING
+    ),
+    "routed as the real run was": Case("DP2-EP2-ETP1", SMALL, replace(TRAINING, recompute="full"), routing="recorded"),
+    "prefill and decode": Case("TP2-PP2-EP2-ETP1", SMALL, INFERENCE),
+}
+MANY = {
+    "stages alone": Case("PP4", FUSED),
+    "interleaved stages": Case("PP2-VPP2", DENSE),
+    "replicas": Case("DP2", FUSED),
+    "sharded optimizer": Case("TP2-DP2", DENSE, replace(TRAINING, distributed_optimizer=True)),
+    "context": Case("CP2", DENSE),
+    "without sequence parallelism": Case("TP2", DENSE, replace(TRAINING, sequence_parallel=False)),
+    "half precision": Case("TP2-PP2", replace(DENSE, dtype="bfloat16")),
+    "experts over replicas": Case("DP4-EP4-ETP1", SMALL, routing="zipf:1.5"),
+    "experts that are split": Case("EP2-TP2", GROUPED, routing="zipf:1.5"),
+    "experts that are split, and PP": Case("EP2-TP2-PP2", SMALL),
+    "all axes": Case("TP2-PP2-DP2-EP2-ETP1", SMALL, replace(TRAINING, distributed_optimizer=True)),
+    "all that a layer can have": Case("TP2-PP2-EP2-ETP1", RICH, replace(TRAINING, recompute="selective")),
+    "tokens are dropped": Case("DP2-EP2-ETP1", replace(SMALL, capacity_factor=1.0), routing="zipf:1.5"),
+    "all axes on 16 ranks": Case("EP2-TP2-PP2-DP2", SMALL, replace(TRAINING, global_batch_size=8)),
+    "prompts of several lengths": Case("PP2", DENSE, UNEQUAL),
+    "decoding of split experts": Case("EP2-TP2-PP2", GROUPED, INFERENCE),
+    "decoding, routed as the real run was": Case("TP2-PP2-EP2-ETP1", SMALL, INFERENCE, routing="recorded"),
+}
+
+
+def record_case(case: Case, folder: Path, text: Path) -> None:
+    """Record the second iteration of a case on one rank: among real ones, or where there is none, alone."""
+    from torch import distributed
+
+    from truedag.parallel.dry import init_dry_world
+    from truedag.tracer.dry.recording import record_dry
+    from truedag.tracer.record.recording import record
+
+    is_dry = not distributed.is_initialized()
+    if is_dry:
+        init_dry_world(int(os.environ["RANK"]), case.strategy.world_size)
+    device = torch.device("meta" if is_dry else "cpu")
+    routing = _routing(case, text, is_dry=is_dry)
+    executor, iterate = _build(case, text, device, routing)
+    iterate(0)
+    path = folder / f"rank-{distributed.get_rank():05d}.trace"
+    recording: Any = record_dry if is_dry else record
+    with recording(path, watch=executor.model_chunks) as recorded:
+        iterate(1)
+    assert recorded.switched_off == ""
+    if routing is None and executor.routers is not None:
+        write_routing(text.parent / f"rank-{distributed.get_rank()}.jsonl", executor.routers.tokens())
+    executor.close()
+    if is_dry:
+        distributed.destroy_process_group()
+
+
+def _routing(case: Case, text: Path, *, is_dry: bool) -> Routing | None:
+    """What is laid over the routers; None where they choose."""
+    if case.model.num_experts is None or (case.routing == "recorded" and not is_dry):
+        return None
+    return parse_routing(str(text.parent) if case.routing == "recorded" else case.routing, seed=3)
+
+
+def _build(case: Case, text: Path, device: torch.device, routing: Routing | None) -> tuple[Any, Any]:
+    from truedag.parallel.generate import build_generator
+    from truedag.parallel.prompts import Prompts
+    from truedag.parallel.train import build_trainer
+
+    workload = case.workload
+    options: dict[str, Any] = {"device": device, "routing": routing, "watch_routing": routing is None}
+    if isinstance(workload, TrainingConfig):
+        trainer = build_trainer(case.model, case.strategy, workload, text=text, **options)
+        return trainer, trainer.step
+    prompts = Prompts([list(range(workload.length_of(number))) for number in range(workload.num_prompts)])
+    generator = build_generator(case.model, case.strategy, workload, prompts=prompts, **options)
+    return generator, generator.run
+
+
+def record_both(case: Case, folder: Path) -> tuple[Graph, Graph]:
+    """Return the graph of the dry run and that of the real one."""
+    text = folder / "text.txt"
+    text.write_bytes(np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8).tobytes())
+    graphs = []
+    for name in ("real", "dry"):
+        world_size, traces = case.strategy.world_size, folder / name / "traces"
+        traces.mkdir(parents=True)
+        run_ranks(world_size, record_case, case, traces, text, timeout_s=200, process_group=name == "real")
+        merged = merge_traces(traces, folder / name / "dag")
+        assert merged.num_unmatched == 0
+        graphs.append(Graph.open(folder / name))
+    return graphs[1], graphs[0]
+
+
+def _check(case: Case, folder: Path) -> None:
+    differences = list_differences(*record_both(case, folder))
+    assert not differences, f"{len(differences)} differences:\n" + "\n".join(differences[:50])
+
+
+@pytest.mark.parametrize("case", FEW.values(), ids=FEW.keys())
+def test_a_dry_run_has_the_graph_of_the_real_run(case: Case, tmp_path: Path) -> None:
+    _check(case, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MANY.values(), ids=MANY.keys())
+def test_a_dry_run_of_any_strategy_has_the_graph_of_the_real_run(case: Case, tmp_path: Path) -> None:
+    _check(case, tmp_path)
+
+
+def test_another_routing_is_another_graph(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    case = Case("DP2-EP2-ETP1", replace(SMALL, num_layers=1), replace(TRAINING, global_batch_size=2))
+    ours, _ = record_both(case, tmp_path / "one")
+    theirs, _ = record_both(replace(case, routing="balanced"), tmp_path / "other")
+    differences = list_differences(ours, theirs)
+    assert any("recv_bytes" in line or "participants" in line for line in differences)

@@ -1,0 +1,191 @@
+"""The audit of graphs that were really recorded: clean as they are, and every fault put into them found and named."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import audit_mutations
+import drawing_mutations
+import pytest
+from audit_runs import INFER, TRAIN, read, run
+from command_line import truedag
+
+from truedag.tracer.audit.auditing import audit_dataset, audit_drawing
+from truedag.tracer.audit.drawing.document import document_of
+from truedag.tracer.audit.drawing.parser import parse_dot
+from truedag.tracer.audit.drawing.reading import read_drawing
+from truedag.tracer.audit.drawing.writing import draw_subject
+from truedag.tracer.audit.findings import Audit
+from truedag.tracer.audit.plan import Plan
+from truedag.tracer.audit.recorded import subject_of
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("train"), TRAIN)
+
+
+@pytest.fixture(scope="module")
+def infer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("infer"), INFER)
+
+
+def audit_text(text: str, plan: Plan) -> Audit:
+    """Audit a drawing that is at hand."""
+    return audit_drawing(read_drawing(document_of(parse_dot(text), Path("drawing.dot"), "dot"), plan.expectation), plan)
+
+
+def drawing_of(out: Path) -> tuple[str, Plan]:
+    tables, plan = read(out)
+    return "\n".join(draw_subject(subject_of(tables, name="run"))), plan
+
+
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_a_true_graph_has_no_finding_and_leaves_nothing_unchecked(kind: str, request: pytest.FixtureRequest) -> None:
+    out: Path = request.getfixturevalue(kind)
+    tables, plan = read(out)
+    audit = audit_dataset(subject_of(tables, name=kind), plan)
+    assert audit.findings == []
+    assert audit.unchecked == []
+    assert {passed.check.split(".")[0] for passed in audit.passed} >= {
+        "structure", "strategy", "communication", "model", "dimension", "balance",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_a_drawing_of_a_true_graph_is_read_back_without_a_finding(kind: str, request: pytest.FixtureRequest) -> None:
+    text, plan = drawing_of(request.getfixturevalue(kind))
+    audit = audit_text(text, plan)
+    assert audit.findings == []
+    assert audit.not_understood == []
+
+
+def missed(originals: dict[str, Path], *, rounds: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """Put each kind of fault into each graph so many times; return how many there were, and which nobody found."""
+    rng = random.Random(seed)
+    made: Counter[str] = Counter()
+    lost = []
+    for out in originals.values():
+        tables, plan = read(out)
+        original = audit_mutations.Original(tables, plan.expectation.world_size)
+        for name, make in audit_mutations.KINDS.items():
+            for _ in range(rounds):
+                try:
+                    mutant = make(original, rng)
+                except audit_mutations.UnfitError:
+                    continue
+                made[name] += 1
+                audit = audit_dataset(subject_of(mutant.tables, name=name), plan)
+                if not any(
+                    finding.check in mutant.checks
+                    and (mutant.layer is None or mutant.layer in finding.layers)
+                    and (mutant.rank is None or mutant.rank in finding.ranks)
+                    for finding in audit.findings
+                ):
+                    said = [(finding.check, finding.layers, finding.ranks) for finding in audit.findings]
+                    lost.append(f"{name}: wanted {mutant.checks} {mutant.layer} {mutant.rank}, got {said}")
+    return made, lost
+
+
+def missed_in_drawings(out: Path, *, rounds: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """The same for the drawing of a graph."""
+    rng = random.Random(seed)
+    text, plan = drawing_of(out)
+    sketch = drawing_mutations.Sketch.parse(text)
+    made: Counter[str] = Counter()
+    lost = []
+    for name, change in drawing_mutations.KINDS.items():
+        for _ in range(rounds):
+            changed = sketch.copy()
+            try:
+                checks = change(changed, rng)
+            except drawing_mutations.UnfitError:
+                continue
+            made[name] += 1
+            audit = audit_text(changed.write(), plan)
+            if not any(finding.check in checks for finding in audit.findings):
+                lost.append(f"{name}: wanted {checks}, got {[finding.check for finding in audit.findings]}")
+    return made, lost
+
+
+def test_every_kind_of_fault_in_a_graph_is_found_and_named(train: Path, infer: Path) -> None:
+    made, lost = missed({"train": train, "infer": infer}, rounds=1, seed=11)
+    assert len(made) >= 50
+    assert lost == []
+
+
+@pytest.mark.slow
+def test_two_thousand_mutants_are_found_and_named(train: Path, infer: Path) -> None:
+    made, lost = missed({"train": train, "infer": infer}, rounds=18, seed=23)
+    drawn, lost_drawn = missed_in_drawings(train, rounds=9, seed=29)
+    print("\n".join(f"{name:50} {number:5}" for name, number in (made + drawn).items()))
+    assert (made + drawn).total() >= 2000
+    assert [*lost, *lost_drawn] == []
+
+
+@pytest.mark.slow
+def test_every_kind_of_fault_in_a_drawing_is_found_and_named(train: Path) -> None:
+    made, lost = missed_in_drawings(train, rounds=2, seed=31)
+    assert len(made) >= 35
+    assert lost == []
+
+
+def test_the_command_says_how_a_run_stands(train: Path, tmp_path: Path) -> None:
+    clean = truedag("audit", str(train), "--out", str(tmp_path / "report"), cwd=tmp_path)
+    assert clean.returncode == 0, clean.stderr
+    assert "Right" in clean.stdout
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"audit.md", "audit.json", "audit.sarif"}
+    wrong = truedag(
+        "audit", str(train), "--deployment", str(train.with_suffix(".yaml")), "strategy=EP2-TP2-PP2", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert wrong.returncode == 3, wrong.stderr
+    checks = {finding["check"] for finding in json.loads(wrong.stdout)["findings"]}
+    assert checks >= {"communication.expert-tensor", "dimension.shard", "strategy.coordinates"}
+    explained = truedag("audit", "--explain", "dimension.shard", cwd=tmp_path)
+    assert explained.returncode == 0
+    assert "How it decides" in explained.stdout
+    assert truedag("audit", "--explain", "no.check", cwd=tmp_path).returncode == 2
+    assert truedag("audit", cwd=tmp_path).returncode == 2
+
+
+def test_a_wrong_drawing_is_marked_and_mended(train: Path, tmp_path: Path) -> None:
+    text, _ = drawing_of(train)
+    sketch = drawing_mutations.Sketch.parse(text)
+    sketch.labels["extra"] = "..."
+    sketch.edges.append((next(iter(sketch.labels)), "extra"))
+    (tmp_path / "wrong.dot").write_text(sketch.write())
+    deployment = str(train.with_suffix(".yaml"))
+    result = truedag(
+        "audit", "wrong.dot", "--deployment", deployment, "--against", str(train), "--mark", "marked.dot",
+        "--fix", "fixed.dot", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 3, result.stderr
+    told = json.loads(result.stdout)
+    assert [finding["check"] for finding in told["findings"]] == ["honesty.ellipsis"]
+    marked = (tmp_path / "marked.dot").read_text()
+    assert 'xlabel="finding 1"' in marked
+    assert parse_dot(marked)["nodes"]
+    mended = truedag("audit", "fixed.dot", "--deployment", deployment, cwd=tmp_path)
+    assert mended.returncode == 0, mended.stdout
+
+
+def test_a_drawing_is_mended_by_a_dry_run_where_there_is_no_run(train: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.dot").write_text('digraph { rankdir=LR; q0 [label="QKV projection, layer 0, GPU: 0"]; q0 -> b }')
+    deployment = str(train.with_suffix(".yaml"))
+    small = ("strategy=TP2-EP2-ETP1", "model.num_layers=2")
+    made = truedag("audit", "a.dot", "--deployment", deployment, *small, "--fix", "b.dot", cwd=tmp_path)
+    assert made.returncode == 3, made.stderr
+    mended = truedag("audit", "b.dot", "--deployment", deployment, *small, cwd=tmp_path)
+    assert mended.returncode == 0, mended.stdout
+    text = (tmp_path / "b.dot").read_text()
+    assert "rankdir=" in text
+    assert "GPU: 0-1" in text or "GPU: 0 and 1" in text
+
+
+def test_an_audit_without_a_run_to_draw_cannot_mend(tmp_path: Path) -> None:
+    (tmp_path / "a.dot").write_text('digraph { a [label="QKV projection, layer 0, GPU 0"]; a -> b }')
+    result = truedag("audit", "a.dot", "--fix", "b.dot", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "--deployment" in result.stderr

@@ -1,0 +1,25 @@
+"""A small graph of tests as a graph that lies in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+from small_dag import SmallDag
+
+from truedag.tracer.graph import Graph
+
+
+class DagSource:
+    """The tables of a small graph."""
+
+    def __init__(self, dag: SmallDag) -> None:
+        self.path, self.meta = Path("small"), {"deployment": "small"}
+        self.frames = dag.frames()
+
+    def scan(self, table: str, ranks: frozenset[int] | None = None) -> pl.LazyFrame:
+        return self.frames[table].lazy()
+
+
+def as_graph(dag: SmallDag) -> Graph:
+    return Graph(DagSource(dag))

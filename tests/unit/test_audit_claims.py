@@ -1,0 +1,131 @@
+"""The five declarations: each contradiction is told with both numbers; and what the arithmetic of a claim is."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from truedag.launch.deployment_file import load_deployment
+from truedag.launch.expectation import expect
+from truedag.tracer.audit.auditing import audit_claim
+from truedag.tracer.audit.catalogue import CHECKS, explain
+from truedag.tracer.audit.claim import ClaimError, claim_of_text, parse_number, read_claim
+from truedag.tracer.audit.findings import Audit, Finding
+from truedag.tracer.audit.plan import plan
+from truedag.tracer.audit.sarif import to_sarif
+
+DECLARATIONS = Path(__file__).parents[1] / "data" / "declarations"
+
+
+def audit_of(name: str) -> Audit:
+    claim = read_claim(yaml.safe_load((DECLARATIONS / f"{name}.yaml").read_text()), name=name)
+    return audit_claim(claim, plan(expect(load_deployment(name, ())[1])))
+
+
+@pytest.mark.parametrize(
+    ("name", "contradictions"),
+    [
+        ("moe-30b-ep64-tp8-pp2-dp2", {"claim.sizes": [("64", "1")]}),
+        (
+            "moe-10b-tp2-ep2-pp2",
+            {"claim.parameters": [("10,000,000,000", "318,128,640")], "strategy.world-size": [("4 GPUs", "8 ranks")]},
+        ),
+        (
+            "llama3-70b-tp2-pp4",
+            {
+                "claim.parameters": [("70,000,000,000", "88,002,011,136")],
+                "claim.architecture": [("64", "8"), ("32,768", "28,672")],
+            },
+        ),
+        ("moe-30b-ep64-tp2-pp8", {"claim.parameters": [("30,000,000,000", "138,779,168,768")]}),
+        ("moe-30b-ep8-tp4-pp2-dp4", {}),
+    ],
+)
+def test_a_declaration_is_told_its_contradictions(name: str, contradictions: dict[str, list[tuple[str, str]]]) -> None:
+    audit = audit_of(name)
+    told: dict[str, list[tuple[str, str]]] = {}
+    for finding in audit.findings:
+        told.setdefault(finding.check, []).append((finding.found, finding.expected))
+    assert told == contradictions
+
+
+def claimed(**values: object) -> list[Finding]:
+    claim = read_claim(values, name="claim")
+    return audit_claim(claim, plan(expect(load_deployment("moe-30b-ep8-tp4-pp2-dp4", ())[1]))).findings
+
+
+@pytest.mark.parametrize(
+    ("values", "check"),
+    [
+        ({"strategy": "EP8-TP4-PP2-DP4", "gpus": 128}, "strategy.world-size"),
+        ({"gpus": 512}, "claim.gpus"),
+        ({"gpus_of_stage": {0: "0-63"}}, "claim.gpus"),
+        ({"gpus_of_experts": {"0-7": "0-3"}}, "claim.gpus"),
+        ({"gpus_of_layers": {"0-7": "128-255"}}, "claim.gpus"),
+        ({"groups": {"tp": 32}}, "claim.groups"),
+        ({"groups": {"tp": [[0, 1, 2, 4]]}}, "claim.groups"),
+        ({"parameters": "300B"}, "claim.parameters"),
+        ({"layers": 32}, "claim.sizes"),
+        ({"ffn": 1024}, "claim.sizes"),
+        ({"experts_per_rank": 4}, "claim.sizes"),
+        ({"memory_per_gpu": "100 MB"}, "claim.memory"),
+    ],
+)
+def test_a_wrong_number_is_told(values: dict[str, object], check: str) -> None:
+    assert check in {finding.check for finding in claimed(**values)}
+
+
+def test_a_right_claim_has_no_finding() -> None:
+    assert claimed(
+        strategy="EP8-TP4-PP2-DP4", gpus=256, parameters="31B", layers=16, groups={"tp": 64, "ep": 32, "pp": 128},
+        gpus_of_stage={0: "0-127", 1: "128-255"}, experts_per_rank=8, memory_per_gpu="80 GB",
+    ) == []  # fmt: skip
+
+
+def test_what_needs_a_run_or_a_deployment_is_said_to_be_unchecked() -> None:
+    claim = read_claim({"strategy": "TP2-PP2", "gpus": 4, "parameters": "1B", "model": "Unheard Of"}, name="claim")
+    audit = audit_claim(claim, None)
+    assert {unchecked.check for unchecked in audit.unchecked} >= {"claim.parameters", "claim.architecture"}
+    assert [passed.check for passed in audit.passed] == ["strategy.world-size"]
+    told = claimed(tokens_per_second=5)
+    assert told == []
+
+
+def test_a_measured_throughput_is_compared() -> None:
+    claim = read_claim({"tokens_per_second": 1000}, name="claim")
+    wanted = plan(expect(load_deployment("moe-30b-ep8-tp4-pp2-dp4", ())[1]))
+    findings = audit_claim(claim, wanted, tokens_per_second=10.0).findings
+    assert [finding.check for finding in findings] == ["claim.throughput"]
+
+
+@pytest.mark.parametrize("told", [[], {"color": "red"}, {"gpus": "many"}, {"groups": [1]}, {"gpus_of_stage": {0: "x"}}])
+def test_a_claim_that_is_none_is_refused(told: object) -> None:
+    with pytest.raises(ClaimError, match="claim"):
+        read_claim(told, name="claim")
+
+
+def test_a_title_is_a_claim() -> None:
+    claim = claim_of_text("EP8-TP4-PP2-DP4 on 256 GPUs (30B MoE), all communications shown", name="title")
+    assert claim is not None
+    assert (claim.product, claim.numbers) == (256, {"gpus": 256.0, "parameters": 30e9})
+    assert claim_of_text("a drawing", name="title") is None
+
+
+@pytest.mark.parametrize(("text", "number"), [("30B", 30e9), ("1,024", 1024), (7, 7), ("80 GB", 80e9), ("1.5k", 1500)])
+def test_numbers_have_units(text: object, number: float) -> None:
+    assert parse_number(text, "x") == number
+
+
+def test_every_check_explains_itself() -> None:
+    for name, check in CHECKS.items():
+        assert name == check.id
+        assert "How it decides" in explain(check)
+
+
+def test_findings_are_in_sarif() -> None:
+    audit = audit_of("llama3-70b-tp2-pp4")
+    told = to_sarif(audit, uri="claim.yaml")
+    (run,) = told["runs"]
+    assert len(run["results"]) == len(audit.findings)
+    rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
+    assert all(rules[result["ruleIndex"]] == result["ruleId"] for result in run["results"])

@@ -1,0 +1,85 @@
+"""The audit of a subject: all checks, in the order in which a report tells them."""
+
+from __future__ import annotations
+
+from truedag.tracer.audit.checks.balance import check_balance
+from truedag.tracer.audit.checks.claims import check_claim
+from truedag.tracer.audit.checks.communication import check_communication
+from truedag.tracer.audit.checks.dimensions import check_dimensions
+from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything
+from truedag.tracer.audit.checks.honesty import check_honesty
+from truedag.tracer.audit.checks.model import check_model
+from truedag.tracer.audit.checks.strategy import check_strategy
+from truedag.tracer.audit.checks.structure import check_structure
+from truedag.tracer.audit.claim import Claim, claim_of_text
+from truedag.tracer.audit.drawing.reading import DrawnSubject
+from truedag.tracer.audit.findings import Audit
+from truedag.tracer.audit.plan import Plan
+from truedag.tracer.audit.subject import Subject
+
+
+def audit_dataset(subject: Subject, plan: Plan | None) -> Audit:
+    """Check a dataset; without a plan only what needs no deployment."""
+    against = (
+        "itself: no deployment is known" if plan is None else f"{plan.expectation.name}, {plan.expectation.strategy}"
+    )
+    audit = Audit(subject=subject.name, against=against)
+    audit.facts.append(f"{len(subject.nodes):,} nodes, {len(subject.edges):,} edges, all recorded")
+    check_structure(subject, plan, audit)
+    if plan is not None:
+        check_strategy(subject, plan, audit)
+        check_communication(subject, plan, audit)
+        check_model(subject, plan, audit)
+    check_dimensions(subject, plan, audit)
+    if plan is not None:
+        check_balance(subject, plan, audit)
+    audit.sort()
+    return audit
+
+
+def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
+    """Check a drawing: like a dataset if it tells everything, else as far as it goes."""
+    subject = drawn.subject
+    against = (
+        "itself: no deployment is named" if plan is None else f"{plan.expectation.name}, {plan.expectation.strategy}"
+    )
+    audit = Audit(subject=subject.name, against=against, not_understood=list(drawn.not_understood))
+    number = len(drawn.document.nodes)
+    told = ", ".join(f"{count:,} {name}" for name, count in drawn.certainty.items() if count)
+    audit.facts.append(f"{number:,} nodes, {len(drawn.document.edges):,} edges; labels read: {told}")
+    check_structure(subject, plan, audit)
+    if plan is not None:
+        exact = tells_everything(subject)
+        audit.facts.append(
+            "Every operator says its layer, rank and pass: each was checked."
+            if exact
+            else "Passes are not told apart: what is drawn once was taken for all of them."
+        )
+        check_strategy(subject, plan, audit, whole=exact)
+        if exact:
+            check_communication(subject, plan, audit)
+            check_model(subject, plan, audit)
+        else:
+            check_drawn(subject, plan, audit)
+    check_dimensions(subject, plan, audit)
+    check_honesty(drawn, plan, audit)
+    if plan is not None and (not audit.found("strategy.layers") and not audit.found("strategy.experts")):
+        check_balance(subject, plan, audit)
+    if (claim := claim_of_text(drawn.document.title, name="title")) is not None:
+        check_claim(claim, None if plan is None else plan.expectation, audit)
+    if drawn.overflow:
+        audit.skip("strategy.ranks", f"{len(drawn.overflow)} nodes claim to stand for more than can be")
+    audit.sort()
+    return audit
+
+
+def audit_claim(claim: Claim, plan: Plan | None, *, tokens_per_second: float | None = None) -> Audit:
+    """Check a claim that comes without any graph."""
+    against = "its own arithmetic" if plan is None else f"{plan.expectation.name}, {plan.expectation.strategy}"
+    audit = Audit(subject=claim.name, against=against)
+    audit.facts.append(f"a claim of {len(claim.numbers)} numbers, without a graph")
+    check_claim(claim, None if plan is None else plan.expectation, audit, tokens_per_second=tokens_per_second)
+    for chapter in ("structure", "communication", "model", "dimension"):
+        audit.skip(chapter, "a claim has no nodes")
+    audit.sort()
+    return audit

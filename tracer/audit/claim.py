@@ -1,0 +1,146 @@
+"""What somebody declares of a deployment, in numbers: from a YAML file, or from the title of a drawing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from truedag.tracer.audit.drawing.grammar import read_numbers
+from truedag.tracer.errors import TruedagError
+
+_SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10,
+           "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+_NUMBER = re.compile(r"^\s*([\d][\d,_]*(?:\.\d+)?(?:e\d+)?)\s*([a-z]*)", re.I)
+_TOKEN = re.compile(r"(?<![A-Za-z])(VPP|ETP|EDP|TP|PP|DP|EP|CP)[\s=:]?(\d+)", re.I)
+NUMBERS = (
+    "gpus", "parameters", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "experts", "expert_hidden",
+    "top_k", "vocabulary", "batch", "sequence", "memory_per_gpu", "tokens_per_second", "layers_per_stage",
+    "experts_per_rank", "stages", "max_sequence", "batch_per_replica",
+)  # fmt: skip
+_PLACES = ("gpus_of_stage", "gpus_of_layers", "gpus_of_experts")
+_WORDS = ("name", "model", "strategy", "notes")
+
+
+class ClaimError(TruedagError):
+    """A claim cannot be read; the message says which part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What is declared."""
+
+    name: str = "claim"
+    model: str | None = None
+    """The model that is named, as in "Llama 3 70B"."""
+
+    strategy: str | None = None
+    """As it is written."""
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """By the names in `NUMBERS`."""
+
+    groups: Mapping[str, int] = field(default_factory=dict)
+    """How many groups an axis is said to have."""
+
+    members: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """Groups of an axis as lists of ranks."""
+
+    places: Mapping[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = field(default_factory=dict)
+    """gpus_of_stage, gpus_of_layers, gpus_of_experts: what is where, as pairs of numbers and ranks."""
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes by axis, as the strategy's text states them."""
+        return {axis.lower(): int(size) for axis, size in _TOKEN.findall(self.strategy or "")}
+
+    @property
+    def product(self) -> int:
+        """Of all sizes that are stated but VPP, which is no axis of ranks."""
+        return math.prod(size for axis, size in self.axes.items() if axis != "vpp")
+
+    @property
+    def folded_product(self) -> int:
+        """The same where expert axes are laid over the others."""
+        return math.prod(size for axis, size in self.axes.items() if axis not in ("vpp", "ep", "etp", "edp"))
+
+
+def read_claim(told: object, *, name: str) -> Claim:
+    """Return a claim from a mapping, as a YAML file holds it.
+
+    Raises:
+        ClaimError: a key is unknown, or a value is no number or list where one is needed.
+    """
+    if not isinstance(told, Mapping):
+        raise ClaimError(f"{name}: a claim is a mapping, such as strategy: EP8-TP4-PP2-DP4 and gpus: 256")
+    known = {*NUMBERS, *_PLACES, *_WORDS, "groups"}
+    for key in told:
+        if key not in known:
+            raise ClaimError(f"{name}: {key!r} is nothing that a claim states; it may state {', '.join(sorted(known))}")
+    groups: dict[str, int] = {}
+    members: dict[str, tuple[tuple[int, ...], ...]] = {}
+    stated = told.get("groups") or {}
+    if not isinstance(stated, Mapping):
+        raise ClaimError(f"{name}: groups: must be a number or lists of GPUs for each axis, such as tp: 64")
+    for axis, value in stated.items():
+        if isinstance(value, list):
+            members[str(axis).lower()] = tuple(_ranks(one, f"{name}: groups.{axis}") for one in value)
+        else:
+            groups[str(axis).lower()] = int(parse_number(value, f"{name}: groups.{axis}"))
+    return Claim(
+        name=str(told.get("name", name)),
+        model=None if told.get("model") is None else str(told["model"]),
+        strategy=None if told.get("strategy") is None else str(told["strategy"]),
+        numbers={key: parse_number(told[key], f"{name}: {key}") for key in NUMBERS if told.get(key) is not None},
+        groups=groups,
+        members=members,
+        places={key: _places(told[key], f"{name}: {key}") for key in _PLACES if told.get(key) is not None},
+    )
+
+
+def claim_of_text(text: str, *, name: str) -> Claim | None:
+    """Return what a title declares: a strategy such as EP8-TP4-PP2-DP4, GPUs, parameters; None: nothing."""
+    strategy = "-".join(f"{axis.upper()}{size}" for axis, size in _TOKEN.findall(text))
+    numbers: dict[str, float] = {}
+    if (gpus := re.search(r"(\d[\d,]*)\s*(?:gpus|devices|ranks)", text, re.I)) is not None:
+        numbers["gpus"] = float(gpus.group(1).replace(",", ""))
+    if (size := re.search(r"(\d+(?:\.\d+)?)\s*([BT])\b(?!\w)", text)) is not None:
+        numbers["parameters"] = float(size.group(1)) * _SCALES[size.group(2).lower()]
+    if (layers := re.search(r"(\d+)\s*layers\b", text, re.I)) is not None:
+        numbers["layers"] = float(layers.group(1))
+    if (experts := re.search(r"(\d+)\s*experts\b", text, re.I)) is not None:
+        numbers["experts"] = float(experts.group(1))
+    if not numbers and not strategy:
+        return None
+    return Claim(name=name, strategy=strategy or None, numbers=numbers)
+
+
+def parse_number(value: object, what: str) -> float:
+    """Return a number with its unit: 30B, 1,024, 80 GB.
+
+    Raises:
+        ClaimError: it is none.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = _NUMBER.match(str(value))
+    if match is None or (match.group(2) and match.group(2).lower() not in _SCALES):
+        raise ClaimError(f"{what}: {value!r} is no number")
+    scale = _SCALES.get(match.group(2).lower(), 1.0) if match.group(2) else 1.0
+    return float(match.group(1).replace(",", "").replace("_", "")) * scale
+
+
+def _ranks(value: object, what: str) -> tuple[int, ...]:
+    if isinstance(value, list):
+        return tuple(int(parse_number(one, what)) for one in value)
+    numbers = read_numbers(str(value))
+    if not numbers:
+        raise ClaimError(f"{what}: {value!r} is no list of GPUs, such as 0-127 or [0, 2]")
+    return numbers
+
+
+def _places(value: object, what: str) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    if not isinstance(value, Mapping):
+        raise ClaimError(f"{what}: must say for each what GPUs it is on, such as 0-7: 0-1")
+    return tuple((_ranks(key, what), _ranks(ranks, what)) for key, ranks in value.items())

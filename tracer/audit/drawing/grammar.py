@@ -1,0 +1,298 @@
+"""How a label is read: tables of patterns, each with how sure it is.
+
+stated   the label says it with its name and a number: ``GPU: 0-127``, ``layer 3``, ``expert 5``
+named    a word of the trade: ``QKV projection``, ``all-to-all``, ``RMSNorm``
+inferred from a node's id, its clusters, its shape or its neighbours: ``l3_gpu_1_qkv``, an ellipse, "TP" around it
+
+What stands for nothing here is listed as not understood. Nothing is executed and nothing is guessed from position.
+
+Numbers: a list such as ``0-3, 8 and 10..12``; a node may stand for many. Roles and purposes are those of
+`truedag.tracer.audit.roles`; a coarse word stands for several of them ("self-attention" for projection, scores, softmax
+and context, "expert" for its three parts, "MLP" for both layers and the activation).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from truedag.tracer.audit.roles import ATTENTION_CORE
+
+Certainty = Literal["stated", "named", "inferred", "unknown"]
+
+_LIST = r"\[?\(?\s*(\d{1,9}(?:\s*(?:-|\u2013|\u2014|to|through|\.\.\.?|,|;|&|\+|/|and)\s*\d{1,9})*)"
+_NUMBERS: dict[str, tuple[re.Pattern[str], ...]] = {
+    "ranks": (
+        re.compile(
+            r"(?<![a-z])(?:gpus?|ranks?|devices?|cuda|dev)(?:\s*(?:ids?|nos?\.?))?\s*[:=#_\-]?\s*" + _LIST, re.I
+        ),
+    ),
+    "layers": (
+        re.compile(r"(?<![a-z])(?:layers?|blocks?)\s*[:=#_\-]?\s*" + _LIST, re.I),
+        re.compile(r"(?:^|[\s_(,|])l[_ ]?" + _LIST + r"(?![A-Za-z0-9.])", re.I),
+    ),
+    "experts": (
+        re.compile(r"(?<![a-z])(?:experts?|exp)\s*[:=#_\-]?\s*" + _LIST + r"(?!\s*(?:experts|active|total|per))", re.I),
+        re.compile(r"(?:^|[\s_(,|])e[_ ]?" + _LIST + r"(?![A-Za-z0-9.])"),
+    ),
+    "stages": (re.compile(r"(?<![a-z])(?:pipeline\s+|pp\s*)?stages?\s*[:=#_\-]?\s*" + _LIST, re.I),),
+    "microbatch": (re.compile(r"(?<![a-z])(?:micro[\s\-_]?batch|mb)\s*[:=#_\-]?\s*" + _LIST, re.I),),
+    "decode_step": (re.compile(r"(?<![a-z])(?:decode[\s\-_]?step|step)\s*[:=#_\-]?\s*" + _LIST, re.I),),
+}
+_RANGE = re.compile(r"(\d+)\s*(?:-|\u2013|\u2014|to|through|\.\.\.?)\s*(\d+)")
+_MOST_NUMBERS = 1 << 20
+# A label that is longer is read as far as this: nobody reads more of it either.
+_LONGEST_LABEL = 1000
+
+_KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("all-reduce", re.compile(r"all[\s\-_]?reduce", re.I)),
+    ("reduce-scatter", re.compile(r"reduce[\s\-_]?scatter", re.I)),
+    ("all-gather", re.compile(r"all[\s\-_]?gather", re.I)),
+    ("all-to-all", re.compile(r"all[\s\-_]?(?:to|2)[\s\-_]?all|\ba2a\b", re.I)),
+    ("broadcast", re.compile(r"\bbroadcast\b", re.I)),
+    ("send", re.compile(r"(?<![a-z])send(?!er)", re.I)),
+    ("recv", re.compile(r"(?<![a-z])(?:recv|receive)", re.I)),
+    ("message", re.compile(r"\bp2p\b|point[\s\-]?to[\s\-]?point", re.I)),
+    ("message", re.compile(r"(?:stage|pipeline|pp|activation)[\s\-_]*(?:transfer|comm)", re.I)),
+)  # fmt: skip
+_AXES: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("etp", re.compile(r"\betp\b|expert[\s\-]tensor", re.I)),
+    ("edp", re.compile(r"\bedp\b|expert[\s\-]data", re.I)),
+    ("tp", re.compile(r"(?<![a-z])tp(?![a-z])|tensor[\s\-]?(?:model[\s\-]?)?parallel", re.I)),
+    ("ep", re.compile(r"(?<![a-z])ep(?![a-z])|expert[\s\-]?(?:model[\s\-]?)?parallel", re.I)),
+    ("dp", re.compile(r"(?<![a-z])dp(?![a-z])|data[\s\-]?parallel", re.I)),
+    ("pp", re.compile(r"(?<![a-z])pp(?![a-z])|pipeline", re.I)),
+)
+# In order; the first that fits has the word. Names of purposes come first, as our own drawings write them out.
+_PURPOSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (purpose, re.compile(pattern, re.I))
+    for purpose, pattern in (
+        ("dispatch of weights", r"dispatch of weights"),
+        ("expert input of weights", r"expert input of weights"),
+        ("shared expert input", r"shared expert input"),
+        ("shared expert output", r"shared expert output"),
+        ("expert input", r"expert input"),
+        ("expert output", r"expert output"),
+        ("attention input", r"attention input"),
+        ("attention output", r"attention output|attn[\s_\-]*out"),
+        ("feed-forward input", r"feed-forward input"),
+        ("feed-forward output", r"feed-forward output"),
+        ("token counts", r"token counts"),
+        ("score corrections", r"score correction"),
+        ("expert gradients", r"expert grad"),
+        ("sequence gradients", r"sequence grad"),
+        ("embedding gradients", r"embedding grad"),
+        ("activation gradients", r"activation grad|grad\w*\W+(?:send|recv|receive)|(?:send|recv|receive)\W+grad"),
+        ("dense gradients", r"grad"),
+        ("dense parameters", r"dense parameters|param\w*\W+gather"),
+        ("expert parameters", r"expert parameters"),
+        ("sampled tokens", r"sampled token"),
+        ("dispatch", r"dispatch"),
+        ("combine", r"combin|unpermut"),
+        ("loss", r"\bloss\b"),
+        ("head", r"\bhead\b|logits"),
+        ("embedding", r"embed"),
+        ("activations", r"\bactivations?\b"),
+    )
+)
+# In a label's words; ~ is what may stand between two parts of one.
+_GAP = r"[\s_\-]*"
+_ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
+    (roles, "named", re.compile(pattern.replace("~", _GAP), re.I))
+    for roles, pattern in (
+        (("shared expert first layer",), r"shared expert first layer"),
+        (("shared expert activation",), r"shared expert activation"),
+        (("shared expert second layer",), r"shared expert second layer"),
+        (("final norm",), r"final~(?:layer|rms)?~norm|\bln_?f\b|norm~f(?:inal)?\b"),
+        (("attention residual",), r"attention residual|residual~(?:1|attn|attention)|post~attention~residual"),
+        (("feed-forward residual",),
+         r"feed-forward residual|residual~(?:2|ffn|mlp|moe)"
+         r"|post~(?:ffn|mlp|moe)~residual"),
+        (("residual",), r"residual|skip~connection|\badd\b\s*&|\badd\b\s*$"),
+        (("feed-forward norm",),
+         r"(?:feed-forward|post~attention|post~attn|pre~(?:mlp|ffn|moe)|ffn|mlp|moe)~(?:layer|rms)?~norm|(?:layer|rms)?norm~2|\bln_?2\b"
+         r"(?:feed-forward|post~attention|post~attn|pre~(?:mlp|ffn|moe)|ffn|mlp|moe)~(?:layer|rms)?~norm|(?:layer|rms)?norm~2|\bln_?2\b"),
+        (("attention norm",),
+         r"(?:attention|attn|input|pre~attention|pre~attn)~(?:layer|rms)?~norm"
+         r"|(?:layer|rms)?norm~1|\bln_?1\b"),
+        (("norm",), r"(?:layer|rms)~norm|\bnorm\b|\bln\b"),
+        (("QKV projection",), r"qkv|q\s*[,/&]\s*k\s*[,/&]\s*v|query[\s,/&]+key[\s,/&]+(?:and\s+)?value"),
+        (("Q projection",), r"(?<![a-z])(?:q|query)~(?:proj|linear)"),
+        (("K projection",), r"(?<![a-z])(?:k|key)~(?:proj|linear)"),
+        (("V projection",), r"(?<![a-z])(?:v|value)~(?:proj|linear)"),
+        (("output projection",), r"out(?:put)?~proj|\bo~proj|attention~out(?:put)?\b|linear_proj|\bw_?o\b"),
+        (("attention scores",), r"scores?\b|q\s*k\s*\^?\s*t\b|q\s*[@·x*]\s*k"),
+        (("router",), r"(?<![a-z])(?:router|routing|gating|gate)(?!~(?:up|proj))"),
+        (("top-k choice",), r"top~k"),
+        (("attention softmax",), r"softmax"),
+        (("attention context",),
+         r"(?:attention|attn)~context|\bcontext\b"
+         r"|(?:attention|attn|weights?|a)\s*[@·x*]\s*v\b|weighted sum of v"),
+        (("fused attention",), r"fused attention|flash~att|\bsdpa\b"),
+        (("expert aggregation",), r"aggregat"),
+        (("first layer",),
+         r"first~(?:layer|linear)|\bfc_?1\b|\bw_?1\b|\blinear_?(?:fc)?1\b|up~proj"
+         r"|gate~(?:&|and|up)|column~parallel"),
+        (("second layer",),
+         r"second~(?:layer|linear)|\bfc_?2\b|\bw_?2\b"
+         r"|\blinear_?(?:fc)?2\b|down~proj|row~parallel"),
+        (("activation",), r"\bgelu\b|\bsilu\b|swiglu|\brelu\b|(?<!post[\s_\-])\bactivation\b"),
+        (("cache write",), r"(?:kv|key~value)~cache|cache write"),
+        (("embedding",), r"embed"),
+        (("attention",), r"self~att\w*|multi~head|\bmha\b|\bgqa\b|\battention\b|\battn\b"),
+        (("head",), r"(?:lm|output|language~model)~head|\bhead\b(?!s)|unembed|\blogits\b"),
+        (("loss",), r"\bloss\b|cross~entropy"),
+        (("expert",), r"(?<![a-z])experts?(?![a-z\s_\-]*parallel)"),
+        (("feed-forward",), r"\bmlp\b|\bffn\b|feed~forward"),
+        (("optimizer",), r"optimi[sz]er|\badam\w*\b"),
+        (("sample",), r"\bsampl(?:e|ing) (?:next )?token|argmax"),
+    )
+)  # fmt: skip
+COARSE: dict[str, tuple[str, ...]] = {
+    "attention": ("QKV projection", *ATTENTION_CORE),
+    "feed-forward": ("first layer", "activation", "second layer"),
+    "expert": ("expert first layer", "expert activation", "expert second layer"),
+}
+_ENDS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("input", re.compile(r"^\s*(?:(?:model|batch|total)\s+)?(?:inputs?|tokens?|prompts?)\b", re.I)),
+    ("output", re.compile(r"^\s*(?:model\s+|final\s+)?outputs?\b(?!\s*proj)|^\s*next token", re.I)),
+)  # fmt: skip
+_BATCH = re.compile(r"(?:split|scatter|partition|merge|gather|concat\w*)\b.*\bbatch|\bbatch\b.*(?:split|merge)", re.I)
+_PHASES = (
+    ("backward", re.compile(r"backward|\bbwd\b", re.I)),
+    ("forward", re.compile(r"(?<!feed[\s_\-])(?<!feed)forward|\bfwd\b", re.I)),
+    ("prefill", re.compile(r"prefill", re.I)),
+    ("decode", re.compile(r"\bdecod(?:e|ing)\b", re.I)),
+    ("optimizer", re.compile(r"optimi[sz]er", re.I)),
+)
+ELLIPSIS = re.compile(r"\.\.\.|…|⋮|⋯|\betc\b|and so on|\bsimilar(?:ly)?\b|\brepeat(?:ed|s)?\b", re.I)
+SAMPLED = re.compile(
+    r"representative|sampled?\s+(?:gpus?|ranks?|layers?|experts?)|for example|\be\.g\.|one of (?:the )?\d+", re.I
+)
+_TYPED = re.compile(r"[a-z]+\d*\[[\d,]*\]")
+_IN_LINE = re.compile(r"^\s*(in|out)(?:put)?s?\s*[:=]\s*(.*)$", re.I)
+_PLACE_ON_AXIS = re.compile(r"\b(?:e?tp|ep|e?dp|pp|cp|local)[ _\-]*rank[ _:=#]*\d+", re.I)
+_PART = re.compile(r"\bpart of (\d{1,4})\b", re.I)
+_BYTES = re.compile(r"([\d,]+)\s*bytes", re.I)
+
+
+@dataclass(slots=True)
+class Reading:
+    """What a label says; empty where it says nothing."""
+
+    certainty: Certainty = "unknown"
+    roles: tuple[str, ...] = ()
+    kind: str | None = None
+    """Of a communication."""
+
+    purpose: str | None = None
+    axis: str | None = None
+    end: str | None = None
+    """input or output."""
+
+    phase: str | None = None
+    numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    everywhere: bool = False
+    """It says that it is on all GPUs."""
+
+    inputs: str = ""
+    outputs: str = ""
+    bytes: int | None = None
+    num_parts: int = 1
+    """Of how many such nodes a whole communication consists."""
+
+    is_coarse: bool = False
+    is_ellipsis: bool = False
+    is_sampled: bool = False
+
+
+def read_numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list with ranges, in ascending order; a range that is too long is cut."""
+    found: set[int] = set()
+    for low, high in _RANGE.findall(text):
+        found.update(range(int(low), min(int(high), int(low) + _MOST_NUMBERS) + 1))
+    found.update(int(number) for number in re.findall(r"\d+", _RANGE.sub(" ", text)))
+    return tuple(sorted(found)[:_MOST_NUMBERS])
+
+
+def read_label(label: str) -> Reading:
+    """Return what a label says by itself."""
+    reading = Reading()
+    label = label[:_LONGEST_LABEL]
+    text = _without_types(label)
+    for name, patterns in _NUMBERS.items():
+        found: set[int] = set()
+        for pattern in patterns:
+            for match in pattern.finditer(text):
+                found.update(read_numbers(match.group(1)))
+            if found:
+                break
+        if found:
+            reading.numbers[name] = tuple(sorted(found))
+    reading.everywhere = bool(re.search(r"\ball\s+(?:\d+\s+)?(?:gpus|ranks|devices)", text, re.I))
+    reading.is_ellipsis = bool(ELLIPSIS.search(text))
+    reading.is_sampled = bool(SAMPLED.search(text))
+    reading.phase = next((phase for phase, pattern in _PHASES if pattern.search(text)), None)
+    reading.kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
+    reading.axis = next((axis for axis, pattern in _AXES if pattern.search(text)), None)
+    _read_shapes(label, reading)
+    if reading.kind is not None:
+        if (part := _PART.search(text)) is not None:
+            reading.num_parts = max(1, int(part.group(1)))
+        reading.purpose = next((purpose for purpose, pattern in _PURPOSES if pattern.search(text)), None)
+        reading.certainty = "stated" if reading.purpose or reading.axis else "named"
+        return reading
+    head = text.strip().splitlines()[0] if text.strip() else ""
+    reading.end = next((end for end, pattern in _ENDS if pattern.search(head)), None)
+    if reading.end is not None and not re.search(r"proj|embed", head, re.I):
+        reading.certainty = "named"
+        return reading
+    reading.end = None
+    if _BATCH.search(text):
+        reading.roles, reading.certainty = ("batch",), "named"
+        return reading
+    # The first line is the node's name; only where it says nothing do the others.
+    for words in (head, text):
+        for roles, certainty, pattern in _ROLES:
+            if pattern.search(words):
+                reading.roles, reading.certainty = roles, certainty
+                break
+        if reading.roles:
+            break
+    _settle(reading, text)
+    return reading
+
+
+def _settle(reading: Reading, text: str) -> None:
+    """Parts of an expert, and coarse words."""
+    if not reading.roles:
+        return
+    (role,) = reading.roles
+    of_expert = "experts" in reading.numbers or re.search(r"expert", text, re.I)
+    if role in ("first layer", "activation", "second layer") and of_expert and not re.search(r"shared", text, re.I):
+        reading.roles = (f"expert {role}",)
+    if role == "attention softmax" and re.search(r"rout|gat(?:e|ing)", text, re.I):
+        reading.roles = ("router",)
+    if role in COARSE:
+        reading.roles, reading.is_coarse = COARSE[role], True
+
+
+def _without_types(label: str) -> str:
+    """Take types, shapes and places on an axis out, whose numbers are no ranks."""
+    label = _PLACE_ON_AXIS.sub(" ", label)
+    return re.sub(r"\[[^\[\]]*(?:=|\u00d7|x\d|\bbatch|\bseq|\bhidden)[^\[\]]*\]", " ", _TYPED.sub(" ", label))
+
+
+def _read_shapes(label: str, reading: Reading) -> None:
+    for line in label.splitlines():
+        match = _IN_LINE.match(line)
+        if match is None:
+            continue
+        types = " ".join(_TYPED.findall(match.group(2))) or match.group(2).strip()
+        if match.group(1).lower() == "in":
+            reading.inputs = types
+        else:
+            reading.outputs = types
+    if (told := _BYTES.search(label)) is not None:
+        reading.bytes = int(told.group(1).replace(",", "") or 0)

@@ -1,0 +1,387 @@
+"""A drawing as a subject: what each node stands for, from its label, its id, its clusters and its neighbours."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import polars as pl
+
+from truedag.tracer.audit.drawing.document import Document, DrawnNode
+from truedag.tracer.audit.drawing.grammar import Reading, read_label
+from truedag.tracer.audit.expectation import Expectation
+from truedag.tracer.audit.subject import (
+    COMMUNICATIONS,
+    COVERS,
+    EDGES,
+    GROUPS,
+    NODES,
+    PARTS,
+    WHERE,
+    Subject,
+    write_members,
+)
+
+# Ids that only count.
+_COUNTED = re.compile(r"[A-Za-z]?_?\d+")
+_MOST_COVERED = 4_000_000
+_KINDS = {"send": "send", "recv": "recv", "message": "send"}
+# Shapes of titles, legends and notes.
+_REMARKS = ("plaintext", "plain", "none", "note", "underline")
+_EXCHANGES = ("send", "recv", "message")
+_AXIS_OF = {
+    "dispatch": "ep", "dispatch of weights": "ep", "combine": "ep", "token counts": "ep", "expert input": "etp",
+    "expert input of weights": "etp", "expert output": "etp", "dense gradients": "dp", "expert gradients": "edp",
+    "dense parameters": "dp", "expert parameters": "edp",
+}  # fmt: skip
+# Over several axes at once.
+_MIXED = ("token counts", "score corrections")
+_PRODUCTS = {
+    "QKV projection": "aten::mm", "output projection": "aten::mm", "router": "aten::mm", "head": "aten::mm",
+    "attention scores": "aten::bmm", "attention context": "aten::bmm",
+}  # fmt: skip
+_ATTENTION = ("attention scores", "attention softmax", "attention context", "output projection", "fused attention")
+_EXPERT = ("expert first layer", "expert activation", "expert second layer")
+_DENSE = ("first layer", "activation", "second layer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnSubject:
+    """A drawing that was read."""
+
+    subject: Subject
+    document: Document
+    readings: Mapping[str, Reading]
+    """By the node's id."""
+
+    not_understood: tuple[str, ...]
+    certainty: Mapping[str, int]
+    """How many nodes were read how surely."""
+
+    overflow: tuple[str, ...] = ()
+    """Nodes that claim to stand for more than there can be."""
+
+    notes: tuple[str, ...] = ()
+
+
+def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSubject:
+    """Read a drawing; with an expectation, groups are told from what a communication's ranks are."""
+    readings = {node.id: _read(node) for node in document.nodes}
+    into: dict[str, list[str]] = {}
+    out: dict[str, list[str]] = {}
+    for edge in document.edges:
+        into.setdefault(edge.target, []).append(edge.source)
+        out.setdefault(edge.source, []).append(edge.target)
+    _settle(readings, into, out)
+    numbers = {node.id: number for number, node in enumerate(document.nodes)}
+    world = expectation.world_size if expectation is not None else None
+    ranks = {name: _ranks_of(reading, world) for name, reading in readings.items()}
+    covers, too_much = _covers(document, readings, numbers, ranks)
+    not_understood = tuple(
+        _first_line(node) for node in document.nodes if readings[node.id].certainty == "unknown"
+        and not readings[node.id].is_ellipsis
+    )  # fmt: skip
+    subject = Subject(
+        name=str(document.path),
+        form="drawing",
+        nodes=_nodes(document, readings, numbers),
+        covers=covers,
+        where=pl.DataFrame(
+            [
+                (numbers[name], rank)
+                for name, told in ranks.items()
+                if readings[name].roles or readings[name].kind is not None
+                for rank in told
+            ],
+            schema=WHERE,
+            orient="row",
+        ),
+        communications=_communications(document, readings, numbers, ranks, out, expectation),
+        parts=pl.DataFrame(
+            [
+                (numbers[name], rank, reading.bytes, None)
+                for name, reading in readings.items()
+                if reading.bytes is not None and reading.kind is not None
+                for rank in ranks[name]
+            ],
+            schema=PARTS,
+            orient="row",
+        ),
+        edges=_edges(document, readings, numbers),
+        groups=pl.DataFrame(schema=GROUPS),
+        ranks=pl.DataFrame(schema={"rank": pl.Int32}),
+        names={number: name for name, number in numbers.items()},
+        dangling=tuple(
+            f"{edge.source} -> {edge.target}"
+            for edge in document.edges
+            if edge.source not in numbers or edge.target not in numbers
+        ),
+    )
+    return DrawnSubject(
+        subject=subject,
+        document=document,
+        readings=readings,
+        not_understood=not_understood,
+        certainty=Counter(str(reading.certainty) for reading in readings.values()),
+        overflow=too_much,
+    )
+
+
+def _read(node: DrawnNode) -> Reading:
+    """Read a node by its label; what it leaves untold, by its id and its clusters, the innermost first."""
+    reading = read_label(node.label)
+    if reading.certainty == "unknown" and node.id != node.label:
+        by_id = read_label(node.id.replace("_", " "))
+        if by_id.certainty != "unknown":
+            told = by_id.numbers | reading.numbers
+            reading = replace(
+                by_id, certainty="inferred", numbers=told, is_ellipsis=reading.is_ellipsis,
+                is_sampled=reading.is_sampled,
+            )  # fmt: skip
+    around = [] if _COUNTED.fullmatch(node.id) else [_read_once(node.id)]
+    around += [_read_once(cluster) for cluster in reversed(node.clusters)]
+    for other in around:
+        for name, numbers in other.numbers.items():
+            # An id may count nodes: only its ranks, layers and experts are taken, and only where words say so.
+            reading.numbers.setdefault(name, numbers)
+        reading.phase = reading.phase or other.phase
+        reading.everywhere = reading.everywhere or (other.everywhere and "ranks" not in reading.numbers)
+        if reading.kind is not None and reading.axis is None:
+            reading.axis = other.axis
+    if reading.certainty == "unknown" and node.shape in ("ellipse", "oval") and "communic" in node.label.lower():
+        reading.kind, reading.certainty = "all-reduce", "inferred"
+    return reading
+
+
+@lru_cache(maxsize=1 << 14)
+def _read_once(text: str) -> Reading:
+    """Read what many nodes share; nobody changes it."""
+    return read_label(text)
+
+
+def _settle(readings: dict[str, Reading], into: Mapping[str, Sequence[str]], out: Mapping[str, Sequence[str]]) -> None:
+    """Settle by neighbours which norm, which residual and which communication a node is."""
+    for name, reading in readings.items():
+        before = _roles_near(name, into, readings)
+        after = _roles_near(name, out, readings)
+        if reading.roles == ("norm",):
+            reading.roles = (_which_norm(before, after),)
+        elif reading.roles == ("residual",):
+            late = before & {*_DENSE, *_EXPERT, "expert aggregation"}
+            reading.roles = ("feed-forward residual" if late else "attention residual",)
+        elif reading.kind is not None:
+            if reading.purpose is None:
+                reading.purpose = _which_purpose(reading, before, after)
+            if reading.purpose is not None:
+                reading.axis = reading.axis or _AXIS_OF.get(reading.purpose)
+            if reading.kind in _EXCHANGES and reading.purpose == "dense gradients":
+                reading.purpose = "activation gradients"
+
+
+def _roles_near(name: str, edges: Mapping[str, Sequence[str]], readings: Mapping[str, Reading]) -> set[str]:
+    """Return the roles of the nearest nodes with one, through communications and what has no role."""
+    found: set[str] = set()
+    seen = {name}
+    frontier = [name]
+    for _ in range(3):
+        following = [other for one in frontier for other in edges.get(one, ()) if other not in seen]
+        frontier = []
+        for other in itertools.islice(dict.fromkeys(following), 64):
+            seen.add(other)
+            if other in readings and readings[other].roles:
+                found.update(readings[other].roles)
+            else:
+                frontier.append(other)
+        if not frontier:
+            break
+    return found
+
+
+def _which_norm(before: set[str], after: set[str]) -> str:
+    if after & {"QKV projection", "Q projection", "K projection", "V projection", *_ATTENTION}:
+        return "attention norm"
+    if after & {"router", "top-k choice", *_DENSE, *_EXPERT}:
+        return "feed-forward norm"
+    if after & {"head"}:
+        return "final norm"
+    return "feed-forward norm" if before & {"attention residual", "output projection"} else "attention norm"
+
+
+def _which_purpose(reading: Reading, before: set[str], after: set[str]) -> str | None:
+    if reading.kind in _EXCHANGES:
+        return "activation gradients" if reading.phase == "backward" else "activations"
+    if reading.axis in ("dp", "edp"):
+        return "expert gradients" if reading.axis == "edp" else "dense gradients"
+    if reading.kind == "all-to-all":
+        if after & set(_EXPERT):
+            return "dispatch"
+        return "combine" if before & {*_EXPERT, "expert aggregation"} else "dispatch"
+    enters = reading.kind == "all-gather"
+    near = after if enters else before
+    if near & {"QKV projection", *_ATTENTION}:
+        return "attention input" if enters else "attention output"
+    if near & set(_EXPERT):
+        return "expert input" if enters else "expert output"
+    if near & set(_DENSE):
+        return "feed-forward input" if enters else "feed-forward output"
+    if before & {"embedding"}:
+        return "embedding"
+    if (before | after) & {"head"}:
+        return "head"
+    return None
+
+
+def _ranks_of(reading: Reading, world: int | None) -> tuple[int, ...]:
+    told = reading.numbers.get("ranks", ())
+    if not told and reading.everywhere and world is not None:
+        return tuple(range(world))
+    limit = None if world is None else 2 * world
+    return told if limit is None or len(told) <= limit else told[:limit]
+
+
+def _covers(
+    document: Document,
+    readings: Mapping[str, Reading],
+    numbers: Mapping[str, int],
+    ranks: Mapping[str, tuple[int, ...]],
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    rows = []
+    too_much = []
+    total = 0
+    for node in document.nodes:
+        reading = readings[node.id]
+        layers = _layers_of(reading)
+        experts = reading.numbers.get("experts", (-1,))
+        size = max(1, len(reading.roles)) * len(layers) * len(experts)
+        total += size * max(1, len(ranks[node.id]))
+        if size > _MOST_COVERED or total > 8 * _MOST_COVERED:
+            too_much.append(node.id)
+            continue
+        phase, batch, step = _pass_of(reading)
+        rows += [
+            (numbers[node.id], role, layer, expert, phase, batch, step)
+            for role in reading.roles
+            for layer in layers
+            for expert in (experts if role in _EXPERT else (-1,))
+        ]
+    return pl.DataFrame(rows, schema=COVERS, orient="row"), tuple(too_much)
+
+
+def _layers_of(reading: Reading) -> tuple[int, ...]:
+    """Layers that a node stands for; embedding, final norm and head are in none, whatever cluster they are drawn in."""
+    if set(reading.roles) & {"embedding", "final norm", "head", "loss"}:
+        return (-1,)
+    return reading.numbers.get("layers", (-1,))
+
+
+def _pass_of(reading: Reading) -> tuple[str | None, int, int]:
+    batch = reading.numbers.get("microbatch", (-1,))[0]
+    step = reading.numbers.get("decode_step", (-1,))[0]
+    return reading.phase, batch, step if reading.phase == "decode" else -1
+
+
+def _nodes(document: Document, readings: Mapping[str, Reading], numbers: Mapping[str, int]) -> pl.DataFrame:
+    rows = []
+    for node in document.nodes:
+        reading = readings[node.id]
+        kind = reading.end or ("compute" if reading.kind is None else _KINDS.get(reading.kind, "collective"))
+        if reading.certainty == "unknown" and not reading.is_ellipsis and node.shape in _REMARKS:
+            kind = "remark"
+        phase, batch, step = _pass_of(reading)
+        rows.append(
+            (
+                numbers[node.id], kind, _PRODUCTS.get(reading.roles[0], "") if reading.roles else "",
+                _first_line(node), reading.roles[0] if reading.roles else None,
+                reading.numbers.get("layers", (-1,))[0], reading.numbers.get("experts", (-1,))[0], phase, batch, step,
+                reading.numbers.get("stages", (-1,))[0], reading.inputs, reading.outputs,
+            )
+        )  # fmt: skip
+    return pl.DataFrame(rows, schema=NODES, orient="row")
+
+
+def _edges(document: Document, readings: Mapping[str, Reading], numbers: Mapping[str, int]) -> pl.DataFrame:
+    """An edge from a send to a receive is a message; bytes are untold, and written as 1."""
+    rows = []
+    for edge in document.edges:
+        source, target = readings.get(edge.source), readings.get(edge.target)
+        if source is None or target is None:
+            continue
+        is_message = source.kind == "send" and target.kind == "recv"
+        rows.append((numbers[edge.source], numbers[edge.target], "p2p" if is_message else "data", 1, edge.label))
+    return pl.DataFrame(rows, schema=EDGES, orient="row")
+
+
+def _communications(
+    document: Document,
+    readings: Mapping[str, Reading],
+    numbers: Mapping[str, int],
+    ranks: Mapping[str, tuple[int, ...]],
+    out: Mapping[str, Sequence[str]],
+    expectation: Expectation | None,
+) -> pl.DataFrame:
+    rows = []
+    for node in document.nodes:
+        reading = readings[node.id]
+        if reading.kind is None or reading.kind == "recv":
+            continue
+        phase, batch, step = _pass_of(reading)
+        in_layer = reading.purpose not in ("activations", "activation gradients", "sampled tokens")
+        layers = reading.numbers.get("layers", (-1,)) if in_layer else (-1,)
+        axis = "pp" if reading.kind in _EXCHANGES else reading.axis
+        kind = "message" if reading.kind in _EXCHANGES else reading.kind
+        if reading.kind in _EXCHANGES:
+            ends = [ranks[other] for other in out.get(node.id, ()) if readings[other].kind == "recv"]
+            groups = list(_pairs(reading, ranks[node.id], ends, expectation))
+        else:
+            groups = list(_groups(axis, ranks[node.id], None if reading.purpose in _MIXED else expectation))
+        rows += [
+            (numbers[node.id], reading.purpose, kind, axis, layer, phase, batch, step, members, 1 / reading.num_parts)
+            for layer in layers
+            for members in (groups or (None,))
+        ]
+    return pl.DataFrame(rows, schema=COMMUNICATIONS, orient="row")
+
+
+def _groups(axis: str | None, ranks: tuple[int, ...], expectation: Expectation | None) -> Iterator[str]:
+    """Yield the groups that a communication's ranks are: whole groups of its axis, or as they are."""
+    if not ranks:
+        return
+    there = set(ranks)
+    if expectation is not None and axis is not None and axis in expectation.groups:
+        whole = [group for group in expectation.groups[axis] if there.issuperset(group)]
+        if whole and sum(map(len, whole)) == len(there):
+            yield from (write_members(group) for group in whole)
+            return
+    yield write_members(ranks)
+
+
+def _pairs(
+    reading: Reading, ranks: tuple[int, ...], ends: Sequence[tuple[int, ...]], expectation: Expectation | None
+) -> Iterator[str]:
+    """Yield the messages of a send, or of a node that stands for both ends."""
+    targets = {rank for end in ends for rank in end}
+    if expectation is None:
+        yield from (f"{source}>{target}" for source, target in zip(ranks, sorted(targets), strict=False))
+        return
+    if len(ranks) == 1 and len(targets) == 1:
+        yield f"{ranks[0]}>{next(iter(targets))}"
+        return
+    there = set(ranks)
+    for group in expectation.groups["pp"]:
+        for place in range(len(group) - 1):
+            pair = (group[place], group[place + 1])
+            if reading.purpose == "activation gradients":
+                pair = (pair[1], pair[0])
+            if reading.purpose == "sampled tokens":
+                pair = (group[-1], group[0])
+            if pair[0] in there and pair[1] in (targets or there):
+                yield f"{pair[0]}>{pair[1]}"
+
+
+def _first_line(node: DrawnNode) -> str:
+    text = " / ".join(line.strip() for line in node.label.splitlines() if line.strip())
+    return (text or node.id)[:80]

@@ -1,0 +1,191 @@
+"""The true DAG in the manner of somebody's drawing: folded over ranks and microbatches, and saying so.
+
+What is drawn was recorded. The drawing lends its layout (direction, splines, fonts), the shapes and colours it gives to
+each role, its word for a GPU, and the ids of nodes that stand for the same part of the same layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from truedag.tracer.analysis.quantities import write_runs
+from truedag.tracer.audit.drawing.marking import quote
+from truedag.tracer.audit.drawing.reading import DrawnSubject
+from truedag.tracer.audit.drawing.writing import drawn_nodes
+from truedag.tracer.audit.subject import Subject
+from truedag.tracer.errors import DrawError
+from truedag.tracer.topology import number_nodes
+
+_LAYOUT = ("rankdir", "splines", "ranksep", "nodesep", "bgcolor", "fontname", "fontsize", "newrank", "compound")
+_KEY = ("what", "layer", "expert", "phase", "decode_step", "stage", "end")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a drawing draws."""
+
+    layout: Mapping[str, str]
+    shapes: Mapping[str, str]
+    colors: Mapping[str, str]
+    ids: Mapping[tuple[str, int, int], str]
+    gpu: str
+    clusters: bool
+    """Whether stages have a cluster each."""
+
+
+def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
+    """Return what was recorded as DOT in the drawing's manner.
+
+    Raises:
+        DrawError: the folded graph has a cycle.
+    """
+    manner = _manner(drawn)
+    folded, edges = _fold(recorded)
+    names = _name_nodes(folded, manner)
+    lines = [f"digraph {quote('true DAG')} {{"]
+    lines += [f"  {key}={quote(value)};" for key, value in manner.layout.items()]
+    lines.append('  node [style=filled, fillcolor="#ffffff"];')
+    for stage, rows in folded.group_by("stage", maintain_order=True):
+        statements = [_statement(row, names[row["fold"]], manner) for row in rows.iter_rows(named=True)]
+        if manner.clusters and int(str(stage[0])) >= 0:
+            ranks = sorted({rank for told in rows["ranks"] for rank in told})
+            title = quote(f"stage {stage[0]} ({manner.gpu} {write_runs(ranks)})")
+            lines += [
+                f"  subgraph cluster_stage_{stage[0]} {{ label={title};",
+                *(f"  {one}" for one in statements),
+                "  }",
+            ]
+        else:
+            lines += statements
+    gates = set(folded.filter(pl.col("what").is_in(["router", "top-k choice"]))["fold"])
+    messages = dict(folded.filter(pl.col("end") == "send").select("fold", "what").iter_rows())
+    for source, target in edges:
+        style = " [style=dashed]" if source in gates or source in messages else ""
+        lines.append(f"  {names[source]} -> {names[target]}{style};")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _manner(drawn: DrawnSubject) -> Manner:
+    shapes: dict[str, Counter[str]] = {}
+    colors: dict[str, Counter[str]] = {}
+    ids: dict[tuple[str, int, int], list[str]] = {}
+    for node in drawn.document.nodes:
+        reading = drawn.readings[node.id]
+        roles = reading.roles or ((reading.purpose,) if reading.purpose else ())
+        for role in roles:
+            if node.shape:
+                shapes.setdefault(role, Counter())[node.shape] += 1
+            if node.color:
+                colors.setdefault(role, Counter())[node.color] += 1
+        if len(roles) == 1 and len(reading.numbers.get("layers", (-1,))) == 1:
+            key = (roles[0], reading.numbers.get("layers", (-1,))[0], reading.numbers.get("experts", (-1,))[0])
+            ids.setdefault(key, []).append(node.id)
+    text = "\n".join(node.label for node in drawn.document.nodes)
+    words = Counter(
+        match.group(1) for match in re.finditer(r"\b(GPUs?|gpus?|Ranks?|ranks?|Devices?)\b\s*[:=#_]?\s*\d", text)
+    )
+    word = words.most_common(1)[0][0].rstrip("s") if words else "rank"
+    return Manner(
+        layout={key: value for key, value in drawn.document.graph.items() if key in _LAYOUT},
+        shapes={role: counts.most_common(1)[0][0] for role, counts in shapes.items()},
+        colors={role: counts.most_common(1)[0][0] for role, counts in colors.items()},
+        ids={key: names[0] for key, names in ids.items() if len(names) == 1},
+        gpu=f"{word}:" if re.search(rf"\b{word}s?\s*:", text) else f"{word}",
+        clusters=any(re.search("stage", cluster, re.I) for node in drawn.document.nodes for cluster in node.clusters),
+    )
+
+
+def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
+    """Fold operators and communications over ranks and microbatches; return the folded nodes and their edges."""
+    nodes, fine_edges = drawn_nodes(recorded)
+    met = recorded.communications.select("node", "purpose", comm="kind", axis="axis")
+    p2p = recorded.edges.filter(pl.col("kind") == "p2p").select(node="dst", send="src")
+    received = p2p.join(met.select(send="node", got="purpose"), on="send").select("node", "got")
+    where = recorded.where.group_by("node").agg(ranks=pl.col("rank").unique().sort())
+    stages = recorded.ranks.select("rank", at="pp") if "pp" in recorded.ranks.columns else None
+    told = (
+        nodes.join(met, on="node", how="left").join(received, on="node", how="left").join(where, on="node", how="left")
+    )
+    told = told.with_columns(
+        what=pl.coalesce("role", "purpose", "got", "label"),
+        end=pl.when(pl.col("kind").is_in(["send", "recv", "input", "output"])).then("kind").otherwise(
+            pl.coalesce("comm", pl.lit(""))
+        ),
+        rank=pl.col("ranks").list.first(),
+    )  # fmt: skip
+    if stages is not None:
+        told = told.join(stages, on="rank", how="left").with_columns(stage=pl.col("at").fill_null(-1))
+    told = told.with_columns(pl.col("decode_step").fill_null(-1), pl.col("phase").fill_null(""))
+    told = told.with_columns(fold=pl.struct(_KEY).rank("dense").cast(pl.Int64))
+    folded = told.group_by("fold", maintain_order=True).agg(
+        *(pl.col(name).first() for name in _KEY),
+        pl.col("kind").first(),
+        pl.col("axis").first(),
+        pl.col("inputs").first(),
+        pl.col("outputs").first(),
+        ranks=pl.col("ranks").explode(empty_as_null=False, keep_nulls=False).unique().sort(),
+        num_nodes=pl.len(),
+    )
+    number = dict(told.select("node", "fold").iter_rows())
+    edges = sorted({(number[one], number[two]) for one, two in fine_edges if number[one] != number[two]})
+    ends = np.array(edges, dtype=np.int64).reshape(-1, 2)
+    size = int(folded["fold"].max() or 0) + 1  # type: ignore[arg-type]
+    order, cycle = number_nodes(np.arange(size), ends[:, 0], ends[:, 1])
+    if cycle:
+        labels = dict(folded.select("fold", "what").iter_rows())
+        raise DrawError(
+            f"what was recorded cannot be folded into a DAG: {' -> '.join(labels[one] for one in cycle[:8])}"
+        )
+    places = pl.DataFrame({"fold": np.arange(size), "order": order})
+    return folded.join(places, on="fold").sort("stage", "order"), edges
+
+
+def _name_nodes(folded: pl.DataFrame, manner: Manner) -> dict[int, str]:
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for row in folded.iter_rows(named=True):
+        old = manner.ids.get((row["what"], row["layer"], row["expert"]))
+        if old is None or old in taken or row["phase"] == "backward":
+            parts = [row["what"], row["end"], row["phase"]]
+            parts += [f"{name[0]}{row[name]}" for name in ("layer", "expert", "decode_step") if row[name] >= 0]
+            if row["end"] in ("send", "recv"):
+                parts.append(f"s{row['stage']}")
+            old = re.sub(r"\W+", "_", "_".join(part for part in parts if part))
+            while old in taken:
+                old += "_"
+        taken.add(old)
+        names[row["fold"]] = quote(old)
+    return names
+
+
+def _statement(row: Mapping[str, object], name: str, manner: Manner) -> str:
+    what = str(row["what"])
+    if row["end"] == "send":
+        lines, shape = [f"send {what}"], "ellipse"
+    elif row["end"] == "recv":
+        lines, shape = [f"receive {what}"], "ellipse"
+    elif row["end"] in ("input", "output"):
+        lines, shape = [f"{str(row['end']).capitalize()}: {what.replace('_', ' ')}"], "box"
+    elif row["end"]:
+        lines, shape = [f"{what}: {row['end']} over {row['axis']}"], "ellipse"
+    else:
+        lines = [what]
+        shape = "parallelogram" if what in ("router", "top-k choice", "expert aggregation") else "box"
+    place = [f"{key} {row[key]}" for key in ("layer", "expert") if int(str(row[key])) >= 0]
+    ranks = [int(rank) for rank in row["ranks"]]  # type: ignore[attr-defined]
+    place.append(f"{manner.gpu} {write_runs(ranks).replace(',', ' and ')}")
+    lines.append("\n".join(place))
+    if row["phase"]:
+        step = f", decode step {row['decode_step']}" if int(str(row["decode_step"])) >= 0 else ""
+        lines.append(f"{row['phase']}{step}")
+    lines.append(f"stands for {row['num_nodes']} recorded")
+    told = {"label": "\n".join(lines), "shape": manner.shapes.get(what, shape)}
+    if what in manner.colors:
+        told["fillcolor"] = manner.colors[what]
+    return f"  {name} [{', '.join(f'{key}={quote(value)}' for key, value in told.items())}];"
