@@ -49,7 +49,7 @@ class Graph:
                 "merge its traces again"
             )
         for table in TABLES:
-            if not (folder / f"{table}.parquet").exists():
+            if not (folder / f"{table}.parquet").exists() and not (folder / table).is_dir():
                 raise GraphError(f"{folder} lacks {table}.parquet: merge its traces again")
         return cls(folder, meta)
 
@@ -92,4 +92,6 @@ class Graph:
         return graph
 
     def _table(self, name: str) -> pl.LazyFrame:
-        return pl.scan_parquet(self.path / f"{name}.parquet")
+        single = self.path / f"{name}.parquet"
+        # Of many ranks it is a folder of files, in order by themselves.
+        return pl.scan_parquet(single) if single.exists() else pl.scan_parquet(self.path / name / "*.parquet")
