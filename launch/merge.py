@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,24 @@ from truedag.launch.run_folder import RunFolder
 from truedag.tracer.record.trace_folder import find_traces
 
 
-def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], None]) -> dict[str, Any]:
+def merge_into(
+    traces: Path,
+    out: Path,
+    *,
+    replace: bool,
+    show: Callable[[str], None],
+    processes: int | None = None,
+    memory_bytes: int | None = None,
+) -> dict[str, Any]:
     """Merge the traces of a folder into a new dataset; return what the merge says of itself.
+
+    Args:
+        traces: the folder of the traces.
+        out: where the dataset goes.
+        replace: whether a dataset that is there may be replaced.
+        show: hears what is being done.
+        processes: how many work on it; None: one for each core that may be used.
+        memory_bytes: what they may take together; None: no bound.
 
     Raises:
         FolderError: there are no traces, they are of different runs, or `out` is in the way.
@@ -28,7 +45,7 @@ def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], 
     _check_free(out, replace=replace)
     folder = RunFolder(root=traces.absolute().parent)
     _check_one_run(folder)
-    from truedag.tracer.merge.merging import merge_traces
+    from truedag.tracer.merge.merging import Resources, merge_traces
 
     record = _read_record(folder)
     merged = merge_traces(
@@ -37,6 +54,10 @@ def merge_into(traces: Path, out: Path, *, replace: bool, show: Callable[[str], 
         deployment=record.deployment.name if record is not None else None,
         strategy=record.strategy if record is not None else None,
         progress=show,
+        resources=Resources(
+            processes=processes or len(os.sched_getaffinity(0)),
+            memory_bytes=memory_bytes,
+        ),
     )
     return dataclasses.asdict(merged)
 

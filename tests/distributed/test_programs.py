@@ -5,6 +5,7 @@ What cannot be held against the Python recorder is said in `_COMPARED`.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,15 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from program_ranks import PROGRAMS, Run, run_programs
 from recorder_comparison import assert_same_graph
 
 from truedag.tracer.graph import Graph
-from truedag.tracer.merge.merging import MergeSummary, merge_traces
+from truedag.tracer.merge import dataset, finishing
+from truedag.tracer.merge.making import Workers, make_parts
+from truedag.tracer.merge.merging import MergeSummary, join_parts, merge_traces
 from truedag.tracer.merge.rank_graph import RankGraph, build_rank_graph
 from truedag.tracer.record.recording import RecorderName
 from truedag.tracer.record.trace import read_trace
+from truedag.tracer.record.trace_folder import find_traces
 
 _RECORDERS: tuple[RecorderName, RecorderName] = ("native", "python")
 
@@ -157,6 +162,19 @@ def test_both_recorders_find_the_same_graph_of_a_program(program: str, outcomes:
         _COMPARED[program](native, python)
 
 
+@pytest.mark.parametrize("program", _COMPARED)
+def test_all_at_once_is_one_by_one(program: str, outcomes: dict[str, Outcome]) -> None:
+    for path in find_traces(outcomes[program].folder / "native" / "traces"):
+        trace = read_trace(path)
+        fast, exact = build_rank_graph(trace), build_rank_graph(trace, exact=True)
+        assert fast.flow.sources == exact.flow.sources
+        for name in ("src", "dst", "num_bytes", "layout", "is_update"):
+            assert np.array_equal(getattr(fast.flow, name), getattr(exact.flow, name)), name
+        for name in ("node", "kind", "storage", "layout", "offset"):
+            assert np.array_equal(getattr(fast.nodes.accesses, name), getattr(exact.nodes.accesses, name)), name
+        assert (fast.nodes.inputs, fast.nodes.outputs) == (exact.nodes.inputs, exact.nodes.outputs)
+
+
 @pytest.mark.slow
 def test_programs_on_four_ranks(tmp_path: Path) -> None:
     for program, outcome in run_three_ways(4, tmp_path, timeout_s=280).items():
@@ -175,6 +193,52 @@ def test_data_flows_through_the_collectives_of_a_sharded_model(outcomes: dict[st
     edges = graph.edges.collect().filter(graph.edges.collect()["bytes"] > 0)
     into, out_of = Counter(edges["dst"].to_list()), Counter(edges["src"].to_list())
     assert all(into[node] >= 2 and out_of[node] >= 2 for node in collectives)  # both ranks' data, to both ranks
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Whether two datasets have the same files, byte for byte."""
+    files = [{path.relative_to(dag): path.read_bytes() for path in dag.rglob("*.*")} for dag in (one, other)]
+    return len(files[0]) > 5 and files[0] == files[1]
+
+
+def test_the_dataset_does_not_depend_on_who_made_which_part(outcomes: dict[str, Outcome], tmp_path: Path) -> None:
+    traces = outcomes["groups"].folder / "native" / "traces"
+    merge_traces(traces, tmp_path / "whole")
+    with Workers(2) as workers:
+        made = make_parts(find_traces(traces), tmp_path / "parts", workers)
+        join_parts(made, tmp_path / "processes", scratch=tmp_path / "parts", workers=workers)
+    assert same_bytes(tmp_path / "whole", tmp_path / "processes")
+    # Each rank has its own folder of traces, and its own part: nothing but the parts comes to rank 0.
+    for path in find_traces(traces):
+        own = tmp_path / "host" / path.stem.removeprefix("rank-").lstrip("0").zfill(1) / "traces"
+        own.mkdir(parents=True)
+        shutil.copy(path, own)
+    for name, folder in (("shared", str(traces)), ("apart", f"{tmp_path}/host/$RANK/traces")):
+        here = f"exec {sys.executable} -m truedag.tracer.merge {folder} --out {tmp_path}/at-$RANK/{name}"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c"]
+        subprocess.run([sys.executable, *torchrun, here], check=True, timeout=120, capture_output=True)
+        assert same_bytes(tmp_path / "whole", tmp_path / "at-0" / name)
+        assert not (tmp_path / "at-1" / name).exists()
+
+
+def test_a_large_graph_is_divided_into_files_that_are_one_table(
+    outcomes: dict[str, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces = outcomes["messages"].folder / "native" / "traces"
+    merge_traces(traces, tmp_path / "one")
+    monkeypatch.setattr(dataset, "_NODES_OF_A_SMALL_GRAPH", 10)
+    for module in (dataset, finishing):
+        monkeypatch.setattr(module, "NODES_IN_A_FILE", 40)
+    monkeypatch.setattr(finishing, "EDGES_IN_A_FILE", 100)
+    merge_traces(traces, tmp_path / "many")
+    for table, order in (("nodes", ["node"]), ("edges", ["src", "dst", "kind", "bytes"])):
+        files = sorted((tmp_path / "many" / table).glob("*.parquet"))
+        assert len(files) > 3
+        many = pl.read_parquet(files).sort(order, maintain_order=True)
+        assert many.equals(pl.read_parquet(tmp_path / "one" / f"{table}.parquet"))
+    assert (
+        Graph.open(tmp_path / "many").nodes.collect().sort("node").equals(Graph.open(tmp_path / "one").nodes.collect())
+    )
 
 
 def test_a_program_that_starts_its_own_ranks(tmp_path: Path) -> None:

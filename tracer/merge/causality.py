@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truedag.tracer.merge.clock import Clock
+from truedag.tracer.merge.comms import CommRecord
 from truedag.tracer.merge.facts import Facts
 from truedag.tracer.merge.match import Matched
-from truedag.tracer.merge.nodes import CommRecord
 from truedag.tracer.merge.rank_graph import RankGraph
 
 # So few clocks are all compared with each other.

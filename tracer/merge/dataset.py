@@ -1,6 +1,8 @@
-"""Write the graph to disk: the Parquet dataset of docs/DESIGN.md, format version 1.
+"""The dataset's folder: the Parquet files of docs/DESIGN.md, format version 1, and `meta.json`.
 
-Times are ns since the recording began on the lowest rank's clock (`meta.json` gives that moment). null is unknown.
+A small graph is one file a table, in order: `nodes.parquet` by node, `edges.parquet` by src and dst. A large one has
+folders of the same names, `nodes/`, `edges/` and `kernels/`, whose files hold some ranks each, in order by themselves:
+what lies in a folder is one table to Polars, DuckDB, Spark or Dask. How it is divided goes by the graph alone.
 """
 
 from __future__ import annotations
@@ -8,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,78 +21,70 @@ from numpy.typing import NDArray
 from truedag.tracer.errors import MergeError
 from truedag.tracer.graph import FORMAT_VERSION
 from truedag.tracer.merge.align import Clock
-from truedag.tracer.merge.columns import EDGE_KINDS, Assembly
-from truedag.tracer.merge.kernels import KERNEL_KINDS
+from truedag.tracer.merge.finishing import NODES_IN_A_FILE, write_table
+from truedag.tracer.merge.joining import Group, Joined, RankComms
 from truedag.tracer.merge.match import Matched
 from truedag.tracer.merge.opaque import tell_opaque
-from truedag.tracer.merge.rank_graph import RankGraph
 
 AXES = ("tp", "ep", "etp", "pp", "dp", "edp", "cp")
-_COMMUNICATION = frozenset({"collective", "send", "recv"})
+TABLES = ("nodes", "edges", "kernels")
+# A graph of at most so many nodes is one file a table.
+_NODES_OF_A_SMALL_GRAPH = 1 << 20
 
 
-def write_dataset(
-    folder: Path,
-    assembly: Assembly,
-    number: NDArray[np.int64],
-    *,
-    graphs: Sequence[RankGraph],
-    clocks: Mapping[int, Clock],
-    matched: Matched,
-    missing_ranks: Sequence[int],
-    deployment: str | None,
-    strategy: str | None,
-) -> None:
-    """Write all tables and `meta.json` into a folder that appears whole or not at all.
+def divide(num_nodes: Mapping[int, int]) -> list[list[int]]:
+    """Return which ranks share a file, or one list of all: then the graph is small.
+
+    Args:
+        num_nodes: by rank.
+    """
+    if sum(num_nodes.values()) <= _NODES_OF_A_SMALL_GRAPH:
+        return [list(num_nodes)]
+    files: list[list[int]] = []
+    room = 0
+    for rank, count in num_nodes.items():
+        if not files or count > room:
+            files.append([])
+            room = NODES_IN_A_FILE
+        files[-1].append(rank)
+        room -= count
+    return files
+
+
+def file_names(folder: Path, ranks: Sequence[int] | None, *, is_small: bool) -> dict[str, Path]:
+    """Return each table's file; `ranks` None: of what spans ranks."""
+    if is_small:
+        return {table: folder / f"{table}.parquet" for table in TABLES}
+    name = "all-ranks" if ranks is None else f"ranks-{ranks[0]:05d}-{ranks[-1]:05d}"
+    return {table: folder / table / f"{name}.parquet" for table in TABLES}
+
+
+def begin_folder(folder: Path) -> Path:
+    """Return a new folder to write the dataset into.
 
     Raises:
-        MergeError: the folder cannot be written, or holds something that is no dataset.
+        MergeError: it cannot be made, or what is there is no dataset.
     """
-    starts = [start for start in assembly.start_ns if start is not None]
-    origin = min(starts, default=0)
-    group_numbers: dict[tuple[str, tuple[int, ...]], int] = {}
-    frames = {
-        "nodes": _nodes(assembly, number, origin),
-        "edges": _edges(assembly, number),
-        "participants": _participants(assembly, number, origin, group_numbers),
-    }
-    frames["kernels"] = _kernels(assembly, number, origin)
-    frames["groups"] = _groups(graphs, group_numbers)
-    frames["ranks"] = _ranks(graphs, clocks)
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "deployment": deployment,
-        "strategy": strategy,
-        "world_size": int(graphs[0].nodes.trace.meta["world_size"]),
-        "missing_ranks": list(missing_ranks),
-        "incomplete_ranks": [graph.rank for graph in graphs if not graph.nodes.trace.closed],
-        "steps": sorted({label.step for label in assembly.labels if label.step is not None}),
-        "torch": str(graphs[0].nodes.trace.meta["torch"]),
-        "truedag": version("truedag"),
-        "recorder": str(graphs[0].nodes.trace.meta["recorder"]),
-        "clock_origin_ns": origin,
-        "num_nodes": len(frames["nodes"]),
-        "num_edges": len(frames["edges"]),
-        "num_views_dropped": sum(graph.nodes.num_views for graph in graphs),
-        "num_collectives": len(matched.collectives),
-        "num_messages": len(matched.messages),
-        "num_unmatched": len(matched.unmatched),
-        "num_kernels": len(frames["kernels"]),
-        "opaque": tell_opaque(assembly),
-        "unmatched": [one.describe() for one in matched.unmatched],
-    }
-    _replace(folder, frames, meta)
-
-
-def _replace(folder: Path, frames: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> None:
     if folder.exists() and any(folder.iterdir()) and not (folder / "meta.json").exists():
         raise MergeError(f"{folder} holds something that is no dataset of truedag: name another folder")
     fresh = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
+    except OSError as error:
+        raise MergeError(f"cannot write the dataset {folder}: {error}") from error
+    return fresh
+
+
+def finish_folder(fresh: Path, folder: Path, frames: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> None:
+    """Write what is left, and let the folder appear.
+
+    Raises:
+        MergeError: it cannot be written.
+    """
+    try:
         for name, frame in frames.items():
-            frame.write_parquet(fresh / f"{name}.parquet", compression="zstd", statistics=True)
+            write_table(frame, fresh / f"{name}.parquet")
         (fresh / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
@@ -99,135 +92,112 @@ def _replace(folder: Path, frames: Mapping[str, pl.DataFrame], meta: Mapping[str
         raise MergeError(f"cannot write the dataset {folder}: {error}") from error
 
 
-def _nodes(assembly: Assembly, number: NDArray[np.int64], origin: int) -> pl.DataFrame:
-    labels = assembly.labels
-    timed = [
-        start is not None and end is not None for start, end in zip(assembly.start_ns, assembly.end_ns, strict=True)
+def describe_run(
+    ranks: Mapping[int, RankComms],
+    joined: Joined,
+    matched: Matched,
+    *,
+    origin_ns: int,
+    counts: Mapping[str, int],
+    missing_ranks: Sequence[int],
+    deployment: str | None,
+    strategy: str | None,
+) -> dict[str, Any]:
+    """Return what `meta.json` says."""
+    first = next(iter(ranks.values())).told["meta"]
+    steps = {step for one in ranks.values() for step in one.told["steps"]}
+    steps |= {label.step for label in _alone(ranks, joined) if label.step is not None}
+    steps |= {one.belonging.step for one in joined.collectives if one.belonging.step is not None}
+    return {
+        "format_version": FORMAT_VERSION,
+        "deployment": deployment,
+        "strategy": strategy,
+        "world_size": int(first["world_size"]),
+        "missing_ranks": list(missing_ranks),
+        "incomplete_ranks": [rank for rank, one in ranks.items() if not one.told["closed"]],
+        "steps": sorted(steps),
+        "torch": str(first["torch"]),
+        "truedag": version("truedag"),
+        "recorder": str(first["recorder"]),
+        "clock_origin_ns": origin_ns,
+        "num_nodes": counts["nodes"],
+        "num_edges": counts["edges"],
+        "num_views_dropped": sum(one.told["num_views"] for one in ranks.values()),
+        "num_collectives": len(matched.collectives),
+        "num_messages": len(matched.messages),
+        "num_unmatched": len(matched.unmatched),
+        "num_kernels": counts["kernels"],
+        "opaque": [told for rank, one in ranks.items() for told in tell_opaque(rank, one.told["opaque"])],
+        "unmatched": [one.describe() for one in matched.unmatched],
+    }
+
+
+def find_origin(ranks: Mapping[int, RankComms], joined: Joined, clocks: Mapping[int, Clock]) -> int:
+    """Return when the first node began."""
+    starts = [
+        clocks[rank].at(one.told["first_start_ns"])
+        for rank, one in ranks.items()
+        if one.told["first_start_ns"] is not None
     ]
-    frame = pl.DataFrame(
-        {
-            "node": number,
-            "kind": assembly.kind,
-            "category": [
-                "communication" if kind in _COMMUNICATION else label.category or "computation"
-                for kind, label in zip(assembly.kind, labels, strict=True)
-            ],
-            "rank": assembly.rank,
-            "op": assembly.op,
-            "label": assembly.label,
-            "module": [label.module for label in labels],
-            "layer": [-1 if label.layer is None else label.layer for label in labels],
-            "stage": [-1 if stage is None else stage for stage in assembly.stage],
-            "microbatch": [-1 if label.microbatch is None else label.microbatch for label in labels],
-            "expert": [-1 if label.expert is None else label.expert for label in labels],
-            "phase": [label.phase for label in labels],
-            "step": [-1 if label.step is None else label.step for label in labels],
-            "decode_step": [-1 if label.decode_step is None else label.decode_step for label in labels],
-            "thread": assembly.thread,
-            "stream": assembly.stream,
-            "start_ns": assembly.start_ns,
-            "end_ns": assembly.end_ns,
-            "host_start_ns": assembly.host_start_ns,
-            "host_end_ns": assembly.host_end_ns,
-            "timing": ["measured" if known else "none" for known in timed],
-            "flops": assembly.flops,
-            "bytes_read": assembly.bytes_read,
-            "bytes_written": assembly.bytes_written,
-            "gradient": [label.gradient for label in labels],
-            "inputs": assembly.inputs,
-            "outputs": assembly.outputs,
-        },
-        schema={
-            "node": pl.Int64, "kind": pl.String, "category": pl.String, "rank": pl.Int32, "op": pl.String,
-            "label": pl.String, "module": pl.String, "layer": pl.Int32, "stage": pl.Int32, "microbatch": pl.Int32,
-            "expert": pl.Int32, "phase": pl.String, "step": pl.Int32, "decode_step": pl.Int32, "thread": pl.Int32,
-            "stream": pl.Int32, "start_ns": pl.Int64, "end_ns": pl.Int64, "host_start_ns": pl.Int64,
-            "host_end_ns": pl.Int64, "timing": pl.String, "flops": pl.Int64,
-            "bytes_read": pl.Int64, "bytes_written": pl.Int64, "gradient": pl.String, "inputs": pl.String,
-            "outputs": pl.String,
-        },
-    )  # fmt: skip
-    times = ("start_ns", "end_ns", "host_start_ns", "host_end_ns")
-    return frame.with_columns(pl.col(name) - origin for name in times).sort("node")
+    starts += [
+        clocks[rank].at(one.start_ns[record.node])
+        for rank, one in ranks.items()
+        for record in one.comms
+        if record.node not in joined.places[rank]
+    ]
+    starts += [one.start_ns for one in joined.collectives]
+    return min(starts, default=0)
 
 
-def _kernels(assembly: Assembly, number: NDArray[np.int64], origin: int) -> pl.DataFrame:
-    schema = {
-        "node": pl.Int64, "rank": pl.Int32, "device": pl.Int32, "stream": pl.Int32, "name": pl.String,
-        "kind": pl.String, "start_ns": pl.Int64, "end_ns": pl.Int64, "bytes": pl.Int64, "correlation": pl.Int64,
-        "graph": pl.Int64,
-    }  # fmt: skip
-    frames = [pl.DataFrame(schema=schema)]
-    for part in assembly.kernels:
-        records = part.records
-        columns = {
-            "node": number[part.place],
-            "rank": np.full(len(records), part.rank),
-            "device": records["device"],
-            "stream": records["stream"],
-            "name": [part.names[name] for name in records["name"].tolist()],
-            "kind": [KERNEL_KINDS[kind] for kind in records["kind"].tolist()],
-            "start_ns": records["start_ns"] - origin,
-            "end_ns": records["end_ns"] - origin,
-            "bytes": records["bytes"],
-            "correlation": records["correlation"],
-            "graph": records["graph"],
-        }
-        frames.append(pl.DataFrame(columns, schema=schema))
-    return pl.concat(frames).sort("rank", "start_ns", "correlation")
+def _alone(ranks: Mapping[int, RankComms], joined: Joined) -> list[Any]:
+    """The labels of communications that are nodes of their own."""
+    return [
+        label for rank, one in ranks.items() for node, label in one.labels.items() if node not in joined.places[rank]
+    ]
 
 
-def _edges(assembly: Assembly, number: NDArray[np.int64]) -> pl.DataFrame:
-    types = pl.DataFrame(
-        {
-            "layout": np.arange(len(assembly.layouts)),
-            "dtype": [layout.dtype for layout in assembly.layouts],
-            "shape": [list(layout.sizes) for layout in assembly.layouts],
-        },
-        schema={"layout": pl.Int64, "dtype": pl.String, "shape": pl.List(pl.Int64)},
-    )
-    frame = pl.DataFrame(
-        {
-            "src": number[assembly.src],
-            "dst": number[assembly.dst],
-            "kind": np.array(EDGE_KINDS)[assembly.edge_kind],
-            "bytes": assembly.edge_bytes,
-            "layout": assembly.edge_layout,
-        }
-    )
-    joined = frame.join(types, on="layout", how="left").drop("layout")
-    return joined.sort("src", "dst", "kind", "bytes", maintain_order=True)
+def small_tables(
+    ranks: Mapping[int, RankComms],
+    joined: Joined,
+    clocks: Mapping[int, Clock],
+    numbers: Mapping[int, NDArray[np.int64]],
+    origin_ns: int,
+) -> dict[str, pl.DataFrame]:
+    """Return the tables that are one file always: participants, groups and ranks."""
+    group_numbers: dict[Group, int] = {}
+    participants = _participants(joined, numbers, origin_ns, group_numbers)
+    return {
+        "participants": participants,
+        "groups": _groups(ranks, group_numbers),
+        "ranks": _ranks(ranks, clocks),
+    }
 
 
 def _participants(
-    assembly: Assembly,
-    number: NDArray[np.int64],
-    origin: int,
-    group_numbers: dict[tuple[str, tuple[int, ...]], int],
+    joined: Joined, numbers: Mapping[int, NDArray[np.int64]], origin_ns: int, group_numbers: dict[Group, int]
 ) -> pl.DataFrame:
-    rows = []
-    for row in assembly.participants:
-        key: Any = row["group"]
-        group = group_numbers.setdefault(key, len(group_numbers))
-        place: Any = row["node"]
-        rows.append({**row, "group": group, "node": int(number[place])})
+    rows = joined.participants
     names = ("node", "rank", "group", "seq", "arrive_ns", "start_ns", "end_ns", "send_bytes", "recv_bytes", "waited_ns")
+    columns: dict[str, list[Any]] = {
+        name: [getattr(row, name) for row in rows] for name in names if name not in ("node", "group")
+    }
+    columns["node"] = [int(numbers[row.owner][row.node]) for row in rows]
+    columns["group"] = [group_numbers.setdefault(row.group, len(group_numbers)) for row in rows]
     schema = dict.fromkeys(names, pl.Int64) | {"rank": pl.Int32, "group": pl.Int32}
-    frame = pl.DataFrame(rows, schema=schema, infer_schema_length=None)
-    times = [pl.col(name) - origin for name in ("arrive_ns", "start_ns", "end_ns")]
-    return frame.with_columns(times).sort("node", "rank")
+    frame = pl.DataFrame({name: columns[name] for name in names}, schema=schema)
+    times = [pl.col(name) - origin_ns for name in ("arrive_ns", "start_ns", "end_ns")]
+    return frame.with_columns(times).sort("node", "rank", maintain_order=True)
 
 
-def _groups(graphs: Sequence[RankGraph], group_numbers: dict[tuple[str, tuple[int, ...]], int]) -> pl.DataFrame:
+def _groups(ranks: Mapping[int, RankComms], group_numbers: dict[Group, int]) -> pl.DataFrame:
     """All groups that any rank told of, used or not; those with communications keep their numbers."""
-    axes: dict[tuple[str, tuple[int, ...]], str | None] = {}
-    for graph in graphs:
-        for told in graph.nodes.trace.group_ranks.values():
+    axes: dict[Group, str | None] = {}
+    descriptions: dict[Group, str] = {}
+    for one in ranks.values():
+        for told in one.told["group_ranks"]:
             key = (str(told["name"]), tuple(told["ranks"]))
             axes[key] = axes.get(key) or told.get("axis")
-    descriptions: dict[tuple[str, tuple[int, ...]], str] = {}
-    for graph in graphs:
-        for told in graph.nodes.trace.groups.values():
+        for told in one.told["groups"]:
             descriptions[str(told["name"]), tuple(told.get("ranks") or ())] = str(told.get("description") or "")
     for key in sorted(axes):
         group_numbers.setdefault(key, len(group_numbers))
@@ -250,26 +220,24 @@ def _groups(graphs: Sequence[RankGraph], group_numbers: dict[tuple[str, tuple[in
     )
 
 
-def _ranks(graphs: Sequence[RankGraph], clocks: Mapping[int, Clock]) -> pl.DataFrame:
+def _ranks(ranks: Mapping[int, RankComms], clocks: Mapping[int, Clock]) -> pl.DataFrame:
     classes: dict[str, int] = {}
     rows = []
-    for graph in sorted(graphs, key=lambda graph: graph.rank):
-        meta = graph.nodes.trace.meta
-        coordinates = meta["coordinates"]
-        clock = clocks[graph.rank]
-        gpu = None if graph.kernels is None else graph.kernels.clock
+    for rank, one in ranks.items():
+        meta = one.told["meta"]
+        correction, drift, error = one.told["gpu_clock"] or (None, None, None)
         rows.append(
             {
-                "rank": graph.rank,
+                "rank": rank,
                 "host": meta["host"],
                 "device": meta["device"],
-                **{axis: coordinates.get(axis, -1) for axis in AXES},
-                "rank_class": classes.setdefault(_program_hash(graph), len(classes)),
-                "clock_offset_ns": clock.offset_ns,
-                "clock_error_ns": clock.error_ns,
-                "gpu_clock_correction_ns": None if gpu is None else gpu.correction_ns,
-                "gpu_clock_drift_ns": None if gpu is None else gpu.drift_ns,
-                "gpu_clock_error_ns": None if gpu is None else gpu.error_ns,
+                **{axis: meta["coordinates"].get(axis, -1) for axis in AXES},
+                "rank_class": classes.setdefault(one.told["program"], len(classes)),
+                "clock_offset_ns": clocks[rank].offset_ns,
+                "clock_error_ns": clocks[rank].error_ns,
+                "gpu_clock_correction_ns": correction,
+                "gpu_clock_drift_ns": drift,
+                "gpu_clock_error_ns": error,
             }
         )
     schema = {"rank": pl.Int32, "host": pl.String, "device": pl.String}
@@ -277,11 +245,3 @@ def _ranks(graphs: Sequence[RankGraph], clocks: Mapping[int, Clock]) -> pl.DataF
     schema |= {"rank_class": pl.Int32, "clock_offset_ns": pl.Int64, "clock_error_ns": pl.Int64}
     schema |= dict.fromkeys(("gpu_clock_correction_ns", "gpu_clock_drift_ns", "gpu_clock_error_ns"), pl.Int64)
     return pl.DataFrame(rows, schema=schema)
-
-
-def _program_hash(graph: RankGraph) -> str:
-    """Ranks of one class ran the same operators in the same modules; sizes and times may differ."""
-    digest = sha256()
-    for op, label in zip(graph.nodes.op, graph.nodes.labels, strict=True):
-        digest.update(f"{op} {label.module} {label.microbatch} {label.phase}\n".encode())
-    return digest.hexdigest()

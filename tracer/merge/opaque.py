@@ -7,23 +7,22 @@ edges know, and what reads it has an input where there should be an edge.
 
 from __future__ import annotations
 
-from collections import Counter
-
-from truedag.tracer.merge.columns import Assembly
+from collections.abc import Sequence
 
 # By the namespace of the node's op: what it is, and whether its tensors are known.
 _OPAQUE = {"inductor": ("compiled graph", True), "cuda": ("", False)}
 _OF_CUDA = {"graph": "CUDA graph"}
 
 
-def tell_opaque(assembly: Assembly) -> list[dict[str, object]]:
-    """Return for `meta.json`: each rank's opaque nodes, counted by op and label, and whether data edges know them."""
-    counts: Counter[tuple[int, str, str]] = Counter()
-    for rank, op, label in zip(assembly.rank, assembly.op, assembly.label, strict=True):
-        if op.partition("::")[0] in _OPAQUE:
-            counts[rank, op, label] += 1
+def is_opaque(op: str) -> bool:
+    """Whether nobody saw inside an operator."""
+    return op.partition("::")[0] in _OPAQUE
+
+
+def tell_opaque(rank: int, counts: Sequence[tuple[str, str, int]]) -> list[dict[str, object]]:
+    """Return for `meta.json`: a rank's opaque nodes, (op, label, how many) each, and whether data edges know them."""
     told: list[dict[str, object]] = []
-    for (rank, op, label), count in sorted(counts.items()):
+    for op, label, count in counts:
         namespace, _, name = op.partition("::")
         what, has_tensors = _OPAQUE[namespace]
         what = what or _OF_CUDA.get(name, f"{name} launched by no operator")
