@@ -4,11 +4,13 @@ A node is named by what it is, not by its id, which follows the clock: an operat
 rank's program, a communication by its group and its place there, what goes in or out by what it feeds or is fed by. All
 that the tables say is compared but times, threads and devices: a dry run has none that mean anything.
 
-Three differences are right, and named here; anything else is listed.
+Four differences are right, and named here; anything else is listed.
 
 - **Gloo's copies.** Gloo has no reduce-scatter: it reduces everything into memory of its own and copies the rank's part
   out of it when the program waits. That copy is an operator of the real run only; who reads it reads the
   reduce-scatter.
+- **Gloo's reduce.** It leaves partial sums in the tensors of those that are not its root, and so they are written;
+  other backends write the root's alone.
 - **Numbers.** A Python number that is written into chosen elements of a tensor is made a tensor first; on the CPU torch
   does that without an operator, on every other device by `scalar_tensor`.
 - **Out of place.** Where nobody else can see it autograd adds gradients up in place, and writes them into zeros; on
@@ -48,6 +50,7 @@ _SAID = (
     "inputs",
     "outputs",
 )
+_REDUCE = "c10d::reduce_"
 _UNKNOWN = ("input", "")
 _IN_PLACE = {
     "aten::add_": "add",
@@ -148,7 +151,7 @@ def _participants(graph: Graph) -> dict[int, list[Name]]:
 
     Which message is which, the edges between sends and receives say.
     """
-    parts = graph.participants.join(graph.groups, on="group").join(graph.nodes.select("node", "kind"), on="node")
+    parts = graph.participants.join(graph.groups, on="group").join(graph.nodes.select("node", "kind", "op"), on="node")
     place: Counter[Name] = Counter()
     by_node: dict[int, list[Name]] = {}
     for row in parts.sort("seq").collect().iter_rows(named=True):
@@ -156,7 +159,8 @@ def _participants(graph: Graph) -> dict[int, list[Name]]:
         lane = (*group, row["rank"], row["kind"])
         place[lane] += 1
         number = place[lane] if row["kind"] == "collective" else 0
-        part = (*group, row["rank"], number, row["send_bytes"], row["recv_bytes"])
+        received = None if row["op"] == _REDUCE else row["recv_bytes"]
+        part = (*group, row["rank"], number, row["send_bytes"], received)
         by_node.setdefault(row["node"], []).append(part)
     return {node: sorted(part) for node, part in by_node.items()}
 
@@ -198,6 +202,8 @@ def _say(row: dict[str, Any]) -> dict[str, Any]:
     said = {column: row[column] for column in _SAID}
     if said["phase"] == "backward" and (same := _IN_PLACE.get(said["op"])):
         said |= {"op": f"aten::{same}", "label": same}
+    if said["op"] == _REDUCE:
+        said["bytes_written"] = None
     return said
 
 

@@ -47,6 +47,14 @@ def optional_and_lists() -> None:
     torch.meshgrid(values[0], values[1], indexing="ij")
 
 
+def composite_elsewhere() -> None:
+    """Operators with a kernel of their own on the CPU, which are composite on other devices."""
+    x = torch.ones(2, 4, 3, requires_grad=True)
+    loss = torch.nn.functional.silu(x).sum() + torch.nn.functional.mish(x).sum()
+    loss.backward()
+    torch.native_channel_shuffle(x.detach()[None].permute(0, 2, 1, 3).contiguous(), 2)
+
+
 _SCRIPTED = torch.jit.CompilationUnit("""
 def run(a, b):
     return torch.add(torch.sin(a), torch.cos(b)).mul_(torch.exp(a))
@@ -80,12 +88,17 @@ def train_block() -> tuple[nn.Module, Program]:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("program", [in_place, foreach, optional_and_lists, boxed])
+@pytest.mark.parametrize("program", [in_place, foreach, optional_and_lists, composite_elsewhere, boxed])
 def test_both_recorders_see_the_same(program: Program, tmp_path: Path) -> None:
     native = trace_of(tmp_path / "native", program, "native")
     python = trace_of(tmp_path / "python", program, "python")
     assert_same_graph(native, python)
     assert len(native.flow.src) >= 5
+
+
+def test_a_kernel_of_its_own_makes_an_operator(tmp_path: Path) -> None:
+    ops = trace_of(tmp_path / "native", composite_elsewhere, "native").nodes.op
+    assert {"aten::silu_backward", "aten::mish_backward", "aten::native_channel_shuffle"} <= set(ops)
 
 
 def test_a_training_step_has_the_same_operators_edges_and_labels(tmp_path: Path) -> None:

@@ -219,7 +219,11 @@ def _variants(
     rows = events.comms[events.comm[chosen[comm]] - 1]
     own = {number: int(told["rank"]) for number, told in trace.groups.items()}
     mine = np.array([own[group] for group in rows["group"].tolist()], np.int64)
-    way[comm] = np.where(rows["peer"] == mine, _AS_ROOT, _NOT_AS_ROOT)
+    # Gloo reduces in place on every rank, and leaves what it had got so far on those that are not the root.
+    reduces = [number for number, told in trace.ops.items() if told["name"] == "c10d::reduce_"]
+    on_gloo = [number for number, told in trace.groups.items() if told.get("backend") == "gloo"]
+    is_written = np.isin(op[comm], reduces) & np.isin(rows["group"], on_gloo)
+    way[comm] = np.where(is_written | (rows["peer"] == mine), _AS_ROOT, _NOT_AS_ROOT)
     trained = [number for number, schema in schemas.items() if schema.in_training]
     if trained:
         asked = np.flatnonzero(np.isin(op, trained) & (events.comm[chosen] == 0))

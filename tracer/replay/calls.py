@@ -227,7 +227,7 @@ def written_by(op: str, arguments: Mapping[str, Any], comm: Comm) -> Any:
     """Return what of its arguments a communication writes on this rank."""
     name = op.removeprefix("c10d::")
     is_root = comm.rank == comm.peer
-    if (name == "broadcast_" and is_root) or (name == "reduce_" and not is_root):
+    if name == "broadcast_" and is_root:
         return []
     return [value for key, value in arguments.items() if key in _WRITTEN.get(name, ())]
 

@@ -204,7 +204,7 @@ def _all_reduce(parts: Sequence[_Part], combine: _Combine) -> _Moves:
 def _reduce_to_root(parts: Sequence[_Part], combine: _Combine) -> _Moves:
     """Gloo works in the tensors of the others too, and of two ranks leaves the whole in both."""
     whole = _fold([part["tensors"][0] for part in parts], combine)
-    return [(part["tensors"][0], whole) for part in parts if part.rank == part.root or part.call.written]
+    return [(part["tensors"][0], whole) for part in parts]
 
 
 def _reduce_scatter_base(parts: Sequence[_Part], combine: _Combine) -> _Moves:

@@ -42,7 +42,7 @@ inline Passage let_in(Session& session, ThreadState& state, ThreadSlot& slot, co
     open_inner_comm(session, state, slot, *op, name, inputs);
     return Passage::kOpen;
   }
-  switch (op->kind) {
+  switch (kind_of(*op, inputs)) {
     case OpClass::kTransparent:
       return Passage::kThrough;
     case OpClass::kWait:

@@ -297,6 +297,19 @@ inline const Call* find_call(Session& session, ThreadState& state, const OpenEve
   return call;
 }
 
+// What an operator is to the recorder on the device of its tensors: one that is composite elsewhere may have a kernel of
+// its own there, and no other operator runs inside it then.
+inline OpClass kind_of(const OpEntry& op, c10::ArrayRef<const c10::IValue> inputs) {
+  if (!op.has_cpu_kernel && !op.has_cuda_kernel) [[likely]] return op.kind;
+  for (const auto& value : inputs) {
+    if (!value.isTensor() || !value.toTensor().defined()) continue;
+    const auto device = value.toTensor().device().type();
+    const bool has_kernel = (device == c10::kCPU && op.has_cpu_kernel) || (device == c10::kCUDA && op.has_cuda_kernel);
+    return has_kernel ? OpClass::kLeaf : op.kind;
+  }
+  return op.kind;
+}
+
 // Begins the record of an operator, or of a communication.
 inline void open_leaf(Session& session, ThreadState& state, ThreadSlot& slot, OpEntry& op, const char* name,
                       c10::ArrayRef<const c10::IValue> inputs, Frame frame) {
@@ -400,7 +413,7 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
     return nullptr;
   }
   OpEntry* op = find_op(session, state, fn);
-  switch (op->kind) {
+  switch (kind_of(*op, own_inputs(fn))) {
     case OpClass::kTransparent:
       state.frames.push_back(Frame::kTransparent);
       return nullptr;

@@ -37,6 +37,8 @@ struct OpEntry {
   int reduce_arg = -1;
   int async_arg = -1;
   bool p2p = false;
+  bool has_cpu_kernel = false;  // of its own, beside a composite one
+  bool has_cuda_kernel = false;
 };
 
 // How an operator is announced: by whichever of its events, or by its handle.
@@ -107,7 +109,12 @@ class Operators {
         entry->num_arguments = static_cast<uint32_t>(schema.arguments().size());
         entry->num_results = static_cast<uint32_t>(schema.returns().size());
         entry->kind = classify(*handle, *operator_name, *entry);
-        entry->closed = entry->kind == OpClass::kLeaf && operator_name->name.rfind("aten::", 0) == 0 &&
+        if (entry->kind == OpClass::kTransparent && operator_name->name.rfind("aten::", 0) == 0) {
+          entry->has_cpu_kernel = handle->hasKernelForDispatchKey(c10::DispatchKey::CPU);
+          entry->has_cuda_kernel = handle->hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+        }
+        const bool may_be_leaf = entry->kind == OpClass::kLeaf || entry->has_cpu_kernel || entry->has_cuda_kernel;
+        entry->closed = may_be_leaf && operator_name->name.rfind("aten::", 0) == 0 &&
                         !has_python_kernel(*handle);
       }
     }
