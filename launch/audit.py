@@ -120,6 +120,8 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
             seed=0,
             all_ranks=True,
             expand=False,
+            device=None,
+            gpus_per_node=8,
             num_verified=0,
             jobs=None,
             command=("truedag", "audit"),

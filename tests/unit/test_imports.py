@@ -25,6 +25,8 @@ FORWARD = {
     "graph": {"graph", "topology", "errors"},
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
+    "dry": {"dry", "record", "merge", "graph", "errors"},
+    "estimate": {"estimate", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
     "views": {"views", "analysis", "graph", "errors"},
 }

@@ -243,7 +243,8 @@ def _participants(
     }
     schema = {"node": pl.Int64, "rank_class": pl.Int32, "team": pl.Int32}
     schema |= dict.fromkeys(("seq", "send_bytes", "recv_bytes"), pl.Int64)
-    return pl.DataFrame(columns, schema=schema).sort("node", "rank_class")
+    never = [pl.lit(None, pl.Int64).alias(name) for name in ("arrive_ns", "start_ns", "end_ns")]
+    return pl.DataFrame(columns, schema=schema).with_columns(never).sort("node", "rank_class")
 
 
 def _groups(world: World, teams: Teams, quotient: Quotient) -> pl.DataFrame:
