@@ -63,6 +63,8 @@ class DryResult:
     dag: Path | None = None
     """The graph; None: not every rank was executed."""
     merge: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    """Of the graph: verdict, num_faults and the file that says more."""
     seconds: float
 
     @property
@@ -133,6 +135,7 @@ def run_dry(
             show(f"verifying {len(verified)} ranks")
             _verify(deployment, classes, verified, folder)
         dag, merged = _merge(deployment, folder, told, show) if all_ranks else (None, {})
+        audited = {} if dag is None else _audit(deployment, dag, folder, show)
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(
@@ -146,6 +149,7 @@ def run_dry(
         verified=verified,
         dag=dag,
         merge=merged,
+        audit=audited,
         seconds=time.monotonic() - started,
     )
 
@@ -245,3 +249,10 @@ def _merge(
     )
     forget_times(folder.dag, told=told)
     return folder.dag, asdict(merged)
+
+
+def _audit(deployment: Deployment, dag: Path, folder: RunFolder, show: Callable[[str], None]) -> Mapping[str, Any]:
+    from truedag.launch.run_audit import audit_run
+
+    show("auditing")
+    return audit_run(dag, folder.root, deployment)

@@ -32,7 +32,7 @@ def expect(deployment: Deployment) -> Expectation:
     places = expected_places(deployment)
     operators = tuple(_operators(model, strategy, training=training))
     experts = tuple(layer for layer in range(model.num_layers) if model.has_experts(layer))
-    communications, optional, unverified = expected_communications(deployment, places)
+    communications, optional = expected_communications(deployment, places)
     return Expectation(
         name=deployment.name,
         strategy=strategy.describe(),
@@ -57,7 +57,6 @@ def expect(deployment: Deployment) -> Expectation:
         bytes_per_parameter=_BYTES[model.dtype],
         num_nodes=_num_nodes(model, strategy, operators),
         numbers=_numbers(deployment),
-        unverified=unverified,
     )
 
 

@@ -155,9 +155,6 @@ class Expectation:
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What a claim may state: layers, hidden, heads, kv_heads, ffn, experts, vocabulary, batch, sequence, ..."""
 
-    unverified: Mapping[str, str] = field(default_factory=dict)
-    """What of this deployment nobody wrote rules for, by check, and why."""
-
     @property
     def world_size(self) -> int:
         """Ranks."""
