@@ -167,12 +167,13 @@ def _experts(subject: Subject, plan: Plan) -> Iterator[Finding]:
     placed = told.filter(pl.col("layer") >= 0).join(subject.where, on="node").select("layer", "expert", "rank").unique()
     strange = placed.join(plan.experts, on=["layer", "expert", "rank"], how="anti")
     if len(strange):
+        pairs = strange.select("layer", "expert").n_unique()
         row = strange.sort("layer", "expert", "rank").row(0, named=True)
         stage = expectation.stage_of_layer[row["layer"]] if row["layer"] < len(expectation.stage_of_layer) else 0
         homes = expectation.ranks_of_expert[stage]
         home = homes[row["expert"]] if row["expert"] < len(homes) else ()
         yield _finding(
-            "strategy.experts", f"{len(strange)} experts are drawn on ranks that do not hold them: expert "
+            "strategy.experts", f"{pairs:,} of {total:,} experts are drawn on ranks that do not hold them: expert "
             f"{row['expert']} of layer {row['layer']} on rank {row['rank']}",
             f"ranks {write_runs(home)}" if home else f"experts 0-{number - 1}", f"rank {row['rank']}",
             ranks=sorted(set(strange["rank"])), layers=sorted(set(strange["layer"])),
@@ -221,19 +222,25 @@ def _purpose(needed: pl.DataFrame, found: pl.DataFrame, check: str) -> Iterator[
     wide = (told["layer"] < 0).any() or not layers
     lost_layers = [] if wide else sorted(set(layers) - set(told["layer"]))
     silent = told["members"].is_null().any()
-    lost = [] if silent else sorted(set(pairs["members"]) - set(told["members"]))
+    lost = [] if silent else sorted(set(pairs["members"]) - set(told["members"]), key=read_members)
     if not lost_layers and not lost:
         return
     parts = [f"in {len(layers) - len(lost_layers)} of {len(layers)} layers"] if lost_layers else []
     parts += [f"on {groups - len(lost):,} of {groups:,} {noun}"] if lost else []
     missing = [f"not in layers {write_runs(lost_layers)}"] if lost_layers else []
     if lost:
-        more = f" and {len(lost) - _SHOWN:,} more" if len(lost) > _SHOWN else ""
-        missing.append("not on " + "; ".join(lost[:_SHOWN]) + more)
+        missing.append("not on " + _write_lost(lost))
     yield _finding(
         check, f"{_capital(first['purpose'])} {kinds} {over}: {' and '.join(parts)}", grid, "; ".join(missing),
         ranks=sorted({rank for members in lost for rank in read_members(members)}), layers=lost_layers,
     )  # fmt: skip
+
+
+def _write_lost(lost: Sequence[str]) -> str:
+    """Write groups and messages in few words."""
+    shown = [members if ">" in members else write_runs(read_members(members)) for members in lost[:_SHOWN]]
+    more = f" and {len(lost) - _SHOWN:,} more" if len(lost) > _SHOWN else ""
+    return "; ".join(name.replace(">", " to ") for name in shown) + more
 
 
 def _groups(subject: Subject, plan: Plan) -> Iterator[Finding]:
@@ -253,7 +260,7 @@ def _groups(subject: Subject, plan: Plan) -> Iterator[Finding]:
         }  # fmt: skip
         if not wrong:
             continue
-        shown = sorted(wrong)
+        shown = sorted(wrong, key=read_members)
         ranks = read_members(shown[0])
         mine = next((group for group in groups[name] if ranks and ranks[0] in group), ())
         nodes = rows.filter(pl.col("members").is_in(shown))["node"]

@@ -28,7 +28,10 @@ from truedag.tracer.audit.subject import (
 
 # Ids that only count.
 _COUNTED = re.compile(r"[A-Za-z]?_?\d+")
-_MOST_COVERED = 4_000_000
+_MOST_COVERED = 200_000
+_MOST_TOLD = 32_000_000
+# Numbers that labels may name in all: beyond them somebody only wants to fill the memory.
+_MOST_NUMBERS = 16_000_000
 _KINDS = {"send": "send", "recv": "recv", "message": "send"}
 # Shapes of titles, legends and notes.
 _REMARKS = ("plaintext", "plain", "none", "note", "underline")
@@ -70,7 +73,7 @@ class DrawnSubject:
 
 def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSubject:
     """Read a drawing; with an expectation, groups are told from what a communication's ranks are."""
-    readings = {node.id: _read(node) for node in document.nodes}
+    readings, endless = _read_all(document)
     into: dict[str, list[str]] = {}
     out: dict[str, list[str]] = {}
     for edge in document.edges:
@@ -90,16 +93,7 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         form="drawing",
         nodes=_nodes(document, readings, numbers),
         covers=covers,
-        where=pl.DataFrame(
-            [
-                (numbers[name], rank)
-                for name, told in ranks.items()
-                if readings[name].roles or readings[name].kind is not None
-                for rank in told
-            ],
-            schema=WHERE,
-            orient="row",
-        ),
+        where=_where(readings, numbers, ranks),
         communications=_communications(document, readings, numbers, ranks, out, expectation),
         parts=pl.DataFrame(
             [
@@ -127,8 +121,44 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         readings=readings,
         not_understood=not_understood,
         certainty=Counter(str(reading.certainty) for reading in readings.values()),
-        overflow=too_much,
+        overflow=(*endless, *too_much),
     )
+
+
+def _read_all(document: Document) -> tuple[dict[str, Reading], tuple[str, ...]]:
+    """Return the reading of each node, and the nodes whose numbers were too many to be kept."""
+    readings: dict[str, Reading] = {}
+    endless = []
+    total = 0
+    for node in document.nodes:
+        if total > _MOST_NUMBERS:
+            readings[node.id] = Reading()
+            endless.append(node.id)
+            continue
+        reading = _read(node)
+        total += sum(map(len, reading.numbers.values()))
+        readings[node.id] = reading
+    return readings, tuple(endless)
+
+
+def _where(
+    readings: Mapping[str, Reading], numbers: Mapping[str, int], ranks: Mapping[str, tuple[int, ...]]
+) -> pl.DataFrame:
+    placed = [
+        (numbers[name], told)
+        for name, told in ranks.items()
+        if told and (readings[name].roles or readings[name].is_whole or readings[name].kind is not None)
+    ]
+    sets = {told: number for number, told in enumerate(dict.fromkeys(told for _, told in placed))}
+    keys = pl.DataFrame(
+        {"node": [node for node, _ in placed], "set": [sets[told] for _, told in placed]},
+        schema={"node": pl.Int64, "set": pl.Int64},
+    )
+    lists = pl.DataFrame(
+        {"set": list(sets.values()), "rank": [list(told) for told in sets]},
+        schema={"set": pl.Int64, "rank": pl.List(pl.Int32)},
+    )
+    return keys.join(lists.explode("rank", empty_as_null=False, keep_nulls=False), on="set").select(list(WHERE))
 
 
 def _read(node: DrawnNode) -> Reading:
@@ -150,7 +180,8 @@ def _read(node: DrawnNode) -> Reading:
             reading.numbers.setdefault(name, numbers)
         reading.phase = reading.phase or other.phase
         reading.everywhere = reading.everywhere or (other.everywhere and "ranks" not in reading.numbers)
-        if reading.kind is not None and reading.axis is None:
+        # What is in a pipeline stage does not communicate over the pipeline.
+        if reading.kind is not None and reading.axis is None and other.axis != "pp":
             reading.axis = other.axis
     if reading.certainty == "unknown" and node.shape in ("ellipse", "oval") and "communic" in node.label.lower():
         reading.kind, reading.certainty = "all-reduce", "inferred"
@@ -168,7 +199,10 @@ def _settle(readings: dict[str, Reading], into: Mapping[str, Sequence[str]], out
     for name, reading in readings.items():
         before = _roles_near(name, into, readings)
         after = _roles_near(name, out, readings)
-        if reading.roles == ("norm",):
+        if reading.roles == ("attention output",):
+            is_context = "output projection" in after and "output projection" not in before
+            reading.roles = ("attention context" if is_context else "output projection",)
+        elif reading.roles == ("norm",):
             reading.roles = (_which_norm(before, after),)
         elif reading.roles == ("residual",):
             late = before & {*_DENSE, *_EXPERT, "expert aggregation"}
@@ -176,8 +210,8 @@ def _settle(readings: dict[str, Reading], into: Mapping[str, Sequence[str]], out
         elif reading.kind is not None:
             if reading.purpose is None:
                 reading.purpose = _which_purpose(reading, before, after)
-            if reading.purpose is not None:
-                reading.axis = reading.axis or _AXIS_OF.get(reading.purpose)
+            if reading.purpose is not None and reading.axis in (None, "pp"):
+                reading.axis = _AXIS_OF.get(reading.purpose, reading.axis)
             if reading.kind in _EXCHANGES and reading.purpose == "dense gradients":
                 reading.purpose = "activation gradients"
 
@@ -249,19 +283,25 @@ def _covers(
     numbers: Mapping[str, int],
     ranks: Mapping[str, tuple[int, ...]],
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[int, str | None, int, int, str | None, int, int]] = []
     too_much = []
     total = 0
     for node in document.nodes:
         reading = readings[node.id]
         layers = _layers_of(reading)
         experts = reading.numbers.get("experts", (-1,))
+        if not reading.roles and not reading.is_whole:
+            continue
         size = max(1, len(reading.roles)) * len(layers) * len(experts)
         total += size * max(1, len(ranks[node.id]))
-        if size > _MOST_COVERED or total > 8 * _MOST_COVERED:
+        if size > _MOST_COVERED or total > _MOST_TOLD:
             too_much.append(node.id)
             continue
         phase, batch, step = _pass_of(reading)
+        if reading.is_whole:
+            rows += [(numbers[node.id], None, layer, -1, phase, batch, step) for layer in layers]
+        if reading.is_ellipsis:  # what is behind dots is not shown
+            continue
         rows += [
             (numbers[node.id], role, layer, expert, phase, batch, step)
             for role in reading.roles
