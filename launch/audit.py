@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from truedag.launch.deployment_file import load_deployment, shipped_deployments
 from truedag.launch.dry import run_dry
 from truedag.launch.errors import LaunchError
 from truedag.launch.expectation import expect
+from truedag.launch.measured import measured_rates
 from truedag.launch.run_audit import audit_graph, read_subject, write_review, write_sarif, write_text
 from truedag.tracer.audit.auditing import audit_claim, audit_drawing
 from truedag.tracer.audit.claim import read_claim
@@ -66,8 +66,8 @@ def audit_subject(request: Request, *, progress: Callable[[str], None]) -> Audit
     if subject.suffix in (".yaml", ".yml"):
         if request.mark is not None or request.fix is not None:
             raise LaunchError("--mark and --fix are for drawings")
-        rate = None if request.against is None else _measured_rate(request.against)
-        return audit_claim(read_claim(_read_yaml(subject), name=str(subject)), wanted, tokens_per_second=rate)
+        measured = {} if request.against is None else measured_rates(request.against)
+        return audit_claim(read_claim(_read_yaml(subject), name=str(subject)), wanted, measured)
     raise LaunchError(
         f"{subject} is no run's folder, no drawing (.dot, .gv, .graphml, .xml, .json) and no claim (.yaml)"
         + ("" if subject.exists() else ": there is no such file")
@@ -160,13 +160,5 @@ def _read_yaml(path: Path) -> object:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LaunchError(f"{path}: it cannot be read as YAML: {error}") from error
-
-
-def _measured_rate(folder: Path) -> float | None:
-    """Return the tokens a second that a generation measured; None where the run says nothing of it."""
-    report = folder / "report.json"
-    if not report.is_file():
-        return None
-    told = json.loads(report.read_text(encoding="utf-8"))
-    rate = told.get("tokens_per_second") if isinstance(told, dict) else None
-    return float(rate) if isinstance(rate, int | float) else None
+    except RecursionError as error:
+        raise LaunchError(f"{path}: it is nested too deeply") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from truedag.tracer.audit.checks.balance import check_balance
 from truedag.tracer.audit.checks.claims import check_claim
 from truedag.tracer.audit.checks.communication import check_communication
 from truedag.tracer.audit.checks.dimensions import check_dimensions
 from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything
+from truedag.tracer.audit.checks.drawn_shapes import check_drawn_shapes
 from truedag.tracer.audit.checks.honesty import check_honesty
 from truedag.tracer.audit.checks.model import check_model
 from truedag.tracer.audit.checks.strategy import check_strategy
@@ -52,8 +55,8 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     if not drawn.document.is_directed:
         audit.facts.append("It is undirected: each edge was read from the end that is named first.")
     check_structure(subject, plan, audit)
+    exact = tells_everything(subject)
     if plan is not None:
-        exact = tells_everything(subject)
         audit.facts.append(
             "Every operator says its layer, rank and pass: each was checked."
             if exact
@@ -65,23 +68,26 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
             check_model(subject, plan, audit)
         else:
             check_drawn(subject, plan, audit)
-    check_dimensions(subject, plan, audit)
+    if exact:
+        check_dimensions(subject, plan, audit)
+    else:
+        check_drawn_shapes(subject, plan, audit)
     check_honesty(drawn, plan, audit)
     if plan is not None and (not audit.found("strategy.layers") and not audit.found("strategy.experts")):
         check_balance(subject, plan, audit)
     if (claim := claim_of_text(drawn.document.title, name="title")) is not None:
-        check_claim(claim, None if plan is None else plan.expectation, audit)
+        check_claim(claim, None if plan is None else plan.expectation, audit, {})
     if drawn.overflow:
         audit.skip("strategy.ranks", f"{len(drawn.overflow)} nodes claim to stand for more than can be")
     audit.sort()
     return audit
 
 
-def audit_claim(claim: Claim, plan: Plan | None, *, tokens_per_second: float | None = None) -> Audit:
-    """Check a claim that comes without any graph."""
+def audit_claim(claim: Claim, plan: Plan | None, measured: Mapping[str, float]) -> Audit:
+    """Check a claim that comes without any graph; `measured`: what a run has, by the names of `claim.MEASURED`."""
     audit = Audit(subject=claim.name, against=_against(plan, "its own arithmetic"))
     audit.facts.append(f"A claim of {write_count(len(claim.numbers), 'number')}, without a graph.")
-    check_claim(claim, None if plan is None else plan.expectation, audit, tokens_per_second=tokens_per_second)
+    check_claim(claim, None if plan is None else plan.expectation, audit, measured)
     for chapter in ("structure", "communication", "model", "dimension"):
         audit.skip(chapter, "a claim has no nodes")
     audit.sort()

@@ -149,6 +149,9 @@ class Expectation:
 
     parameters: tuple[Parameter, ...] = ()
     bytes_per_parameter: int = 4
+    training_bytes_per_parameter: float = 0.0
+    """Of gradient and optimizer state that a rank keeps of each parameter that it holds, at least."""
+
     num_nodes: int | None = None
     """Nodes that a drawing with one node for each operator, layer and rank of one pass would have, at least."""
 

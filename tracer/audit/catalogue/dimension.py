@@ -9,7 +9,8 @@ CHECKS = (
         "dimension.edge",
         "What is made is what is read",
         "A reader takes a tensor as its producer made it, or a view of it.",
-        "The type on an edge is among the reader's inputs, and is not larger than what the producer wrote.",
+        "The type on an edge is among the reader's inputs, and is not larger than what the producer wrote; in a "
+        "drawing, what a node says that it takes has as many numbers as what its producer says that it gives.",
         "error",
         "Correct the shape.",
     ),
@@ -25,7 +26,8 @@ CHECKS = (
         "dimension.shard",
         "Shards make the whole",
         "A split dimension times the size of its axis is the whole dimension.",
-        "The shape of each rank's parameters against the model's shape divided over the axis.",
+        "The shape of each rank's parameters against the model's shape divided over the axis; in a drawing, the last "
+        "dimension of what an operator gives.",
         "error",
         "Correct the shard, or the size of the axis.",
     ),

@@ -14,7 +14,7 @@ import polars as pl
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.communication import CHECK_OF_PURPOSE
-from truedag.tracer.audit.checks.model import CHECK_OF_ROLE
+from truedag.tracer.audit.checks.model import CHECK_OF_ROLE, single_residuals
 from truedag.tracer.audit.findings import Audit, Finding
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION
@@ -110,7 +110,10 @@ def _judge_roles(subject: Subject, plan: Plan, audit: Audit) -> None:
             if CHECK_OF_ROLE.get(row.role) == check and set(row.phases) & set(_AHEAD)
         }  # fmt: skip
         if wanted:
-            audit.judge(check, _roles(wanted, by_role, check), ", ".join(wanted))
+            findings = [*_roles(wanted, by_role, check)]
+            if check == "model.residual":
+                findings += single_residuals(subject)
+            audit.judge(check, findings, ", ".join(wanted))
 
 
 def _roles(wanted: dict[str, tuple[int, ...]], by_role: dict[str, set[int]], check: str) -> Iterator[Finding]:

@@ -169,6 +169,7 @@ def plain_label(label: str) -> str:
     text = _without_tags(label) if _TAG.search(label) else label
     for escape in ("\\n", "\\l", "\\r", "\r"):
         text = text.replace(escape, "\n")
+    text = text.replace("\\ ", " ")
     return html.unescape(text)
 
 

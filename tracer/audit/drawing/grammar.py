@@ -190,7 +190,12 @@ SAMPLED = re.compile(
     r"representative|sampled?\s+(?:gpus?|ranks?|layers?|experts?)|for example|\be\.g\.|one of (?:the )?\d+", re.I
 )
 _TYPED = re.compile(r"[a-z]+\d*\[[\d,]*\]")
-_IN_LINE = re.compile(r"^\s*(in|out)(?:put)?s?\s*[:=]\s*(.*)$", re.I)
+_IN_LINE = re.compile(
+    r"(?:^|[\s|;,])(in|out)(?:puts?)?(?:[\s_]*(?:shape|dims?|size)s?)?\s*[:=]\s*"
+    r"(.*?)(?=$|[\s|;,]+(?:in|out)(?:puts?)?(?:[\s_]*(?:shape|dims?|size)s?)?\s*[:=])",
+    re.I,
+)
+_FROM_TO = re.compile(r"(\[[^\[\]]*\])\s*(?:->|=>|\u2192)\s*(\[[^\[\]]*\])")
 _PLACE_ON_AXIS = re.compile(r"\b(?:e?tp|ep|e?dp|pp|cp|local)[ _\-]*rank[ _:=#]*\d+", re.I)
 _PART = re.compile(r"\bpart of (\d{1,4})\b", re.I)
 _BYTES = re.compile(r"([\d,]+)\s*bytes", re.I)
@@ -315,13 +320,13 @@ def _without_types(label: str) -> str:
 
 def _read_shapes(label: str, reading: Reading) -> None:
     for line in label.splitlines():
-        match = _IN_LINE.match(line)
-        if match is None:
-            continue
-        types = " ".join(_TYPED.findall(match.group(2))) or match.group(2).strip()
-        if match.group(1).lower() == "in":
-            reading.inputs = types
-        else:
-            reading.outputs = types
+        for way, text in _IN_LINE.findall(line):
+            types = " ".join(_TYPED.findall(text)) or text.strip()
+            if way.lower() == "in":
+                reading.inputs = types
+            else:
+                reading.outputs = types
+        if (both := _FROM_TO.search(line)) is not None:
+            reading.inputs, reading.outputs = reading.inputs or both.group(1), reading.outputs or both.group(2)
     if (told := _BYTES.search(label)) is not None:
         reading.bytes = int(told.group(1).replace(",", "") or 0)
