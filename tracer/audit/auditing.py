@@ -50,7 +50,7 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     number = len(drawn.document.nodes)
     told = ", ".join(f"{count:,} {name}" for name, count in drawn.certainty.items() if count)
     audit.facts.append(
-        f"{write_count(number, 'node')}, {write_count(len(drawn.document.edges), 'edge')}; read: {told}."
+        f"{write_count(number, 'node')}, {write_count(len(drawn.document.edges), 'edge')}; labels read: {told}."
     )
     if not drawn.document.is_directed:
         audit.facts.append("It is undirected: each edge was read from the end that is named first.")
