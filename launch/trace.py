@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from truedag.launch.console import Progress, shorten
-from truedag.launch.deployment import PACKAGES, installed_version
+from truedag.launch.deployment import PACKAGES, Deployment, installed_version
 from truedag.launch.errors import LaunchError, RunError
 from truedag.launch.run import build_recorder
 from truedag.launch.run_folder import ENDED, RUNNING, Launcher, RunFolder
@@ -79,6 +79,8 @@ class WindowResult:
     """None: not merged."""
 
     merge: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    """Of the dataset: verdict, num_faults and the file that says more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,7 @@ def trace_program(
     program: Program,
     options: RecordOptions,
     *,
+    deployment: Deployment | None,
     merges: bool,
     prints_json: bool,
     command: Sequence[str],
@@ -110,6 +113,7 @@ def trace_program(
     Args:
         program: what is started.
         options: what is recorded, and where it goes.
+        deployment: what the audit compares the datasets with; None: with nothing.
         merges: whether datasets are made.
         prints_json: whether stdout is kept for the result: the program's goes to stderr.
         command: the command line, for the folder's record.
@@ -152,7 +156,7 @@ def trace_program(
         has_all = _has_collected(traces, options, is_first=is_first)
         if has_all and not is_first:
             has_all = _take_over(folder, program, options, command)
-    windows = [_merge(path, program, merges=merges and has_all, progress=progress) for path in traces]
+    windows = [_merge(path, program, deployment, merges=merges and has_all, progress=progress) for path in traces]
     return TraceResult(
         program=program.name,
         out=folder.root,
@@ -243,19 +247,31 @@ def _end(folder: RunFolder, node: int) -> None:
             place.rmdir()
 
 
-def _merge(traces: Path, program: Program, *, merges: bool, progress: Progress) -> WindowResult:
+def _merge(
+    traces: Path, program: Program, deployment: Deployment | None, *, merges: bool, progress: Progress
+) -> WindowResult:
     window = traces.parent
     number = window.name.removeprefix("step-")
     first_step = int(number) if window.parent.name == "windows" and number.isdecimal() else None
     if not merges:
         return WindowResult(first_step=first_step, traces=traces, dag=None)
+    from truedag.launch.run_audit import audit_run
     from truedag.tracer.merge.merging import Resources, merge_traces
 
     dag = window / "dag"
+    name = program.name if deployment is None else deployment.name
+    strategy = None if deployment is None else deployment.strategy.describe()
     merged = merge_traces(
-        traces, dag, deployment=program.name, progress=progress.show, resources=Resources.of_machine()
+        traces,
+        dag,
+        deployment=name,
+        strategy=strategy,
+        progress=progress.show,
+        resources=Resources.of_machine(),
     )
-    return WindowResult(first_step=first_step, traces=traces, dag=dag, merge=asdict(merged))
+    progress.show("auditing")
+    audited = audit_run(dag, window, deployment)
+    return WindowResult(first_step=first_step, traces=traces, dag=dag, merge=asdict(merged), audit=audited)
 
 
 def _describe_end(exit_code: int) -> str:

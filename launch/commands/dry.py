@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
 
 
@@ -98,6 +98,7 @@ def _print_result(result: DryResult, deployment: str) -> None:
             f"The DAG of all ranks is in {shorten(result.dag)}: {result.merge['num_nodes']:,} nodes, "
             f"{result.merge['num_edges']:,} edges, {result.merge['num_collectives']:,} collectives."
         )
+        print_audited(result.audit)
         print_result(f"next: truedag view {out}")
     elif result.world_size <= _FEW_RANKS:
         print_result(f"next: truedag dry {shlex.quote(deployment)} --all-ranks --out {out}-all")
