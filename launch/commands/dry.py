@@ -107,8 +107,12 @@ def _print_result(result: DryResult) -> None:
         print_result(
             f"  from {counts['num_class_nodes']:,} nodes and {counts['num_class_edges']:,} edges of the classes, {how}"
         )
-    print_audited(result.audit)
-    print_result(f"next: truedag view {shlex.quote(str(shorten(result.out)))}")
+    out = shlex.quote(str(shorten(result.out)))
+    if result.audit is not None:
+        print_audited(result.audit)
+        print_result(f"next: truedag view {out}")
+    else:
+        print_result(f"next: truedag audit {out}")
 
 
 def _say_routing(result: DryResult) -> str:
