@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
 from truedag.launch.errors import LaunchError
 from truedag.tracer.estimate.estimate import Estimate
@@ -119,7 +119,12 @@ def _print_result(result: DryResult) -> None:
         )
     if result.estimate is not None:
         _print_estimate(result.estimate)
-    print_result(f"next: truedag view {shlex.quote(str(shorten(result.out)))}")
+    out = shlex.quote(str(shorten(result.out)))
+    if result.audit is not None:
+        print_audited(result.audit)
+        print_result(f"next: truedag view {out}")
+    else:
+        print_result(f"next: truedag audit {out}")
 
 
 def _print_estimate(found: Estimate) -> None:
