@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from truedag.tracer.dry.memory import weigh_kept
 from truedag.tracer.dry.quotient import ClassPart, Quotient, join_classes
 from truedag.tracer.dry.world import Ints, Teams, World
 from truedag.tracer.errors import CycleError, MergeError
@@ -106,7 +107,8 @@ def build_class_graph(
         "kernels": pl.DataFrame(schema=KERNEL_SCHEMA),
     }
     counts = _count(world, teams, quotient, frames)
-    meta = _describe(world, parts, counts, deployment, strategy, told)
+    kept = [{"rank_class": number, **weigh_kept(traces[rank])} for number, rank in enumerate(parts)]
+    meta = _describe(world, parts, counts, deployment, strategy, {**told, "memory": kept})
     finish_folder(begin_folder(out_dir), out_dir, frames, meta)
     return counts
 
