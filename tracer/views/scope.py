@@ -1,0 +1,93 @@
+"""Which ranks a drawing reads, and whom each of them stands for.
+
+A recorded graph is read whole: every rank stands for itself and its own times. Of a graph that would be too large for
+it, as a dry run's of thousands of GPUs, one rank of each class is read; the others of its class ran the same program,
+which the graph says, and are counted and named through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from truedag.tracer.graph import Graph
+
+# Above so many nodes a graph is drawn from one rank of each class.
+MAX_NODES = 3_000_000
+_AXES = ("tp", "ep", "etp", "pp", "dp", "edp", "cp")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is read of a graph.
+
+    Attributes:
+        whole: the graph.
+        members: for each class, by its lowest rank, its ranks.
+        is_folded: whether one rank of each class is read, and not every rank.
+    """
+
+    whole: Graph
+    members: dict[int, tuple[int, ...]]
+    is_folded: bool
+
+    @property
+    def graph(self) -> Graph:
+        """The part that is read."""
+        return self.whole.subgraph(ranks=sorted(self.members)) if self.is_folded else self.whole
+
+    @property
+    def read(self) -> list[int]:
+        """The ranks that are read."""
+        return sorted(self.members) if self.is_folded else sorted(rank for one in self.members.values() for rank in one)
+
+    def spread(self, ranks: Sequence[int]) -> tuple[int, ...]:
+        """Return the ranks that these stand for."""
+        if not self.is_folded:
+            return tuple(sorted(ranks))
+        return tuple(sorted(other for rank in ranks for other in self.members.get(rank, (rank,))))
+
+    def weight(self, rank: int) -> int:
+        """Return how many ranks this one stands for."""
+        return len(self.members.get(rank, (rank,))) if self.is_folded else 1
+
+    def class_of(self, rank: int) -> int:
+        """Return the lowest rank of a rank's class."""
+        return next(first for first, ranks in self.members.items() if rank in ranks)
+
+    @cached_property
+    def places(self) -> dict[int, dict[str, Any]]:
+        """Where each rank stands: its row of the graph's ranks."""
+        rows: dict[int, dict[str, Any]] = {row["rank"]: row for row in self.whole.ranks.collect().to_dicts()}
+        return rows
+
+    def coordinate(self, rank: int, axis: str) -> int:
+        """Return where a rank stands on an axis; -1: nobody told."""
+        value = self.places.get(rank, {}).get(axis)
+        return -1 if value is None else int(value)
+
+    def size(self, axis: str) -> int:
+        """Return how many places an axis has; 0: nobody told."""
+        return 1 + max((self.coordinate(rank, axis) for rank in self.places), default=-1)
+
+    @property
+    def axes(self) -> list[str]:
+        """The axes on which ranks differ."""
+        return [axis for axis in _AXES if self.size(axis) > 1]
+
+
+def find_scope(graph: Graph) -> Scope:
+    """Decide what is read: every rank, or one of each class where the graph is too large."""
+    is_folded = (graph.meta.get("num_nodes") or 0) > MAX_NODES
+    ranks = graph.ranks.select("rank", "pp", "rank_class").collect().sort("rank")
+    if not is_folded:  # the recorded class tells ranks apart that were given other data
+        ranks = ranks.drop("rank_class").join(graph.rank_classes(), on="rank", how="left", maintain_order="left")
+    members: dict[object, list[int]] = {}
+    for rank, stage, number in ranks.select("rank", "pp", "rank_class").iter_rows():
+        members.setdefault(rank if number is None or number < 0 else (stage, number), []).append(rank)
+    by_first = {found[0]: tuple(found) for found in members.values()}
+    return Scope(whole=graph, members=by_first, is_folded=is_folded)
