@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.errors import DrawError
@@ -76,25 +75,12 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
     first = draw_chain(
         chain,
         ChainSubject(
-            name=NAME, title=f"{name_run(scope)}: every layer", ranks={s: scope.members[r] for s, r in leads.items()},
+            name=NAME, title=f"{scope.name}: every layer", ranks={s: scope.members[r] for s, r in leads.items()},
             ways=ways, told=tuple(part for part in (told, _tell_classes(scope)) if part), links=tuple(links),
-            num_total=num_total(scope),
+            num_total=scope.num_total,
         ),
     )  # fmt: skip
     return [first, *sheets]
-
-
-def name_run(scope: Scope) -> str:
-    """Name what was run: deployment, strategy."""
-    meta = scope.whole.meta
-    strategy = (meta.get("strategy") or "").partition(" ")[0]
-    return " · ".join(part for part in (meta.get("deployment") or "recorded program", strategy) if part)
-
-
-def num_total(scope: Scope) -> int:
-    """Return how many nodes the graph has."""
-    told: Any = scope.whole.meta.get("num_nodes")
-    return int(told) if told is not None else int(scope.whole.nodes.select("node").collect().height)
 
 
 def _tell_classes(scope: Scope) -> str:
@@ -147,11 +133,11 @@ def _subject(
     )
     return Subject(
         name="/".join((NAME, ".".join([*parts, _file_name(phase)]))),
-        title=f"{name_run(scope)}: {phase or 'outside the phases'}, {stage_words}{where}",
+        title=f"{scope.name}: {phase or 'outside the phases'}, {stage_words}{where}",
         stage=stage, ranks=scope.members[calls.lead], told=told,
         links=(Link(words="all layers", sheet=NAME), Link(words="strategy", sheet="simplified"),
                Link(words="all GPUs", sheet="comprehensive")),
-        num_total=num_total(scope),
+        num_total=scope.num_total,
     )  # fmt: skip
 
 

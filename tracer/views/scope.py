@@ -75,6 +75,18 @@ class Scope:
         return 1 + max((self.coordinate(rank, axis) for rank in self.places), default=-1)
 
     @property
+    def name(self) -> str:
+        """What was run: deployment and strategy."""
+        strategy = (self.whole.meta.get("strategy") or "").partition(" ")[0]
+        return " · ".join(part for part in (self.whole.meta.get("deployment") or "recorded program", strategy) if part)
+
+    @cached_property
+    def num_total(self) -> int:
+        """How many nodes the graph has."""
+        told = self.whole.meta.get("num_nodes")
+        return int(told) if told is not None else len(self.whole.nodes.select("node").collect())
+
+    @property
     def axes(self) -> list[str]:
         """The axes on which ranks differ."""
         return [axis for axis in _AXES if self.size(axis) > 1]
