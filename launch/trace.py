@@ -72,6 +72,9 @@ class WindowResult:
     traces: Path
     dag: Path | None
     """None: not merged."""
+    pictures: list[Path] = field(default_factory=list)
+    not_drawn: str = ""
+    """Why there are none, where there is a graph."""
 
     merge: Mapping[str, Any] = field(default_factory=dict)
 
@@ -210,13 +213,23 @@ def _merge(traces: Path, program: Program, *, merges: bool, progress: Progress) 
     first_step = int(number) if window.parent.name == "windows" and number.isdecimal() else None
     if not merges:
         return WindowResult(first_step=first_step, traces=traces, dag=None)
+    from truedag.tracer.errors import DrawError
     from truedag.tracer.merge.merging import Resources, merge_traces
+    from truedag.tracer.views.draw import draw
 
     dag = window / "dag"
     merged = merge_traces(
         traces, dag, deployment=program.name, progress=progress.show, resources=Resources.of_machine()
     )
-    return WindowResult(first_step=first_step, traces=traces, dag=dag, merge=asdict(merged))
+    progress.show("drawing")
+    try:
+        pictures = [drawing.svg for drawing in draw(dag, window / "views", progress=progress.show)]
+        not_drawn = ""
+    except DrawError as error:  # the graph is there all the same
+        pictures, not_drawn = [], str(error)
+    return WindowResult(
+        first_step=first_step, traces=traces, dag=dag, pictures=pictures, not_drawn=not_drawn, merge=asdict(merged)
+    )
 
 
 def _describe_end(exit_code: int) -> str:

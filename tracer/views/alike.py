@@ -8,6 +8,7 @@ from one of them to the next are taken out, counted, and said in words. What is 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import polars as pl
 
@@ -51,9 +52,13 @@ def find_alike(coarse: Fold) -> Layers:
 
 
 def fold_alike(fine: Fold, layers: Layers) -> tuple[Fold, dict[tuple[int, int], tuple[int, int]]]:
-    """Give alike layers the number of their first; take out the edges between them, and count these with their bytes."""
+    """Give alike layers the number of their first; take out the edges between them, and count these."""
     rows = [(stage, layer, first) for (stage, first), found in layers.items() for layer in found]
-    schema = {"stage": fine.nodes.schema["stage"], "layer": fine.nodes.schema["layer"], "first": fine.nodes.schema["layer"]}
+    schema = {
+        "stage": fine.nodes.schema["stage"],
+        "layer": fine.nodes.schema["layer"],
+        "first": fine.nodes.schema["layer"],
+    }
     firsts = pl.DataFrame(rows, schema=schema, orient="row")
     nodes = _add_paths(fine.nodes).join(firsts, on=["stage", "layer"], how="left")
     ends = nodes.select("fold", "stage", "layer", "first")
@@ -66,7 +71,9 @@ def fold_alike(fine: Fold, layers: Layers) -> tuple[Fold, dict[tuple[int, int], 
             & (pl.col("layer") != pl.col("layer_b"))
         )
     )
-    counted = between.group_by("stage", "first").agg(pl.col("num_edges").sum(), pl.col("bytes").sum()).sort("stage", "first")
+    counted = (
+        between.group_by("stage", "first").agg(pl.col("num_edges").sum(), pl.col("bytes").sum()).sort("stage", "first")
+    )
     repeats = {(stage, first): (num, size) for stage, first, num, size in counted.iter_rows()}
     kept = fine.edges.join(between.select("src", "dst", "kind"), on=["src", "dst", "kind"], how="anti")
     renamed = nodes.with_columns(
@@ -83,6 +90,6 @@ def _add_paths(nodes: pl.DataFrame) -> pl.DataFrame:
         (place, layer, None if place is None else captions.relative_module(place, layer))
         for place, layer in places.iter_rows()
     ]
-    schema = {"place": pl.String, "layer": nodes.schema["layer"], "path": pl.String}
+    schema: dict[str, Any] = {"place": pl.String, "layer": nodes.schema["layer"], "path": pl.String}
     paths = pl.DataFrame(rows, schema=schema, orient="row")
     return nodes.join(paths, on=["place", "layer"], how="left", nulls_equal=True)

@@ -25,7 +25,7 @@ from truedag.tracer.errors import GraphError
 from truedag.tracer.graph.fold import COMMUNICATIONS, Fold, coarsen, fold
 from truedag.tracer.views.alike import find_alike, fold_alike
 from truedag.tracer.views.experts import ExpertMap
-from truedag.tracer.views.scope import Scope
+from truedag.tracer.views.scope import Scope, weigh
 
 BLOCK = ("stage", "phase", "is_microbatch", "layer", "where")
 _CALL = ("step", "decode_step", "microbatch")
@@ -54,6 +54,7 @@ class Blocks:
         num_unlike: how many of them pass other folded nodes or edges than the first.
         layers: for each stage and layer that is drawn, the layers that it stands for.
         repeats: for each of those, edges and bytes from one of its layers to another, which are not drawn.
+        later: edges and bytes from a decode step to a later one, which are not drawn.
         weights: node and weight: how many nodes of the graph each node that was read stands for.
     """
 
@@ -65,6 +66,7 @@ class Blocks:
     num_unlike: int
     layers: dict[tuple[int, int], tuple[int, ...]]
     repeats: dict[tuple[int, int], tuple[int, int]]
+    later: tuple[int, int]
     weights: pl.DataFrame
 
 
@@ -100,53 +102,64 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
         what=of_ops.otherwise("what"), occurrence=pl.int_range(pl.len()).over("kind", *_CALL, *_PART, "group", "lead")
     )
     fine = replace(fine, nodes=segments)
-    folded, coarse = _coarsen(fine)
-    layers = {(stage, layer): (layer,) for stage, layer in coarse.nodes.select("stage", "layer").unique().iter_rows()}
+    folded, coarse, later = _coarsen(fine)
+    layers: dict[tuple[int, int], tuple[int, ...]] = {
+        (stage, layer): (layer,) for stage, layer in coarse.nodes.select("stage", "layer").unique().iter_rows()
+    }
     repeats: dict[tuple[int, int], tuple[int, int]] = {}
     if alike:
         layers = find_alike(coarse)
         fine, repeats = fold_alike(fine, layers)
-        folded, coarse = _coarsen(fine)
-    weights = _weigh(scope, nodes, participants)
+        folded, coarse, later = _coarsen(fine)
+    weights = weigh(scope, nodes, participants)
     times = _communication_times(coarse, participants, scope)
     coarse = replace(coarse, nodes=coarse.nodes.join(times, on="fold", how="left").sort("fold"))
     num, num_unlike = _compare_microbatches(nodes, edges, coarse) if "microbatches" in folded else (0, 0)
     return Blocks(
-        fold=coarse, nodes=nodes, edges=edges, folded=folded, num_microbatches=num, num_unlike=num_unlike,
-        layers=layers, repeats=repeats, weights=weights,
-    )  # fmt: skip
-
-
-def _weigh(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> pl.DataFrame:
-    """Say how many nodes of the graph each stands for: of a class's rank as many as it has, of a collective the groups."""
-    if not scope.is_folded:
-        return nodes.select("node", weight=pl.lit(1.0))
-    of_ranks = pl.DataFrame(
-        {"rank": list(scope.members), "num": [len(ranks) for ranks in scope.members.values()]},
-        schema={"rank": pl.Int64, "num": pl.Float64},
+        fold=coarse,
+        nodes=nodes,
+        edges=edges,
+        folded=folded,
+        num_microbatches=num,
+        num_unlike=num_unlike,
+        layers=layers,
+        repeats=repeats,
+        later=later,
+        weights=weights,
     )
-    sizes = scope.whole.groups.select(pl.col("group").cast(pl.Int64), size=pl.col("ranks").list.len()).collect()
-    met = (
-        participants.select("node", pl.col("rank").cast(pl.Int64), pl.col("group").cast(pl.Int64))
-        .join(of_ranks, on="rank")
-        .join(sizes, on="group")
-        .group_by("node")
-        .agg(met=(pl.col("num") / pl.col("size")).sum())
-    )
-    own = nodes.select("node", "kind", pl.col("rank").cast(pl.Int64)).join(of_ranks, on="rank", how="left")
-    is_joint = pl.col("kind") == "collective"
-    weight = pl.when(is_joint).then("met").otherwise("num").fill_null(1.0)
-    return own.join(met, on="node", how="left").select("node", weight=weight)
 
 
-def _coarsen(fine: Fold) -> tuple[str, Fold]:
-    """Fold as much together as still makes a DAG; say what that is."""
-    for folded, by in _LADDER:
+def _coarsen(fine: Fold) -> tuple[str, Fold, tuple[int, int]]:
+    """Fold as much together as still makes a DAG.
+
+    Returns:
+        what is folded together, the fold, and edges and bytes from one call to a later one that had to be taken out.
+    """
+    try:
+        return _LADDER[0][0], coarsen(fine, _LADDER[0][1]), (0, 0)
+    except GraphError:
+        cut, num, size = _cut_calls(fine)
+    for folded, by, one in (
+        ("ranks, microbatches and decode steps", _LADDER[0][1], cut),
+        *((folded, by, fine) for folded, by in _LADDER[1:]),
+    ):
         try:
-            return folded, coarsen(fine, by)
+            return folded, coarsen(one, by), (num, size) if one is cut else (0, 0)
         except GraphError:
             continue
-    return "nothing but a rank's segments", fine
+    return "nothing but a rank's segments", fine, (0, 0)
+
+
+def _cut_calls(fine: Fold) -> tuple[Fold, int, int]:
+    """Take out the edges that lead from a microbatch or decode step to another one of the same phase."""
+    ends = fine.nodes.filter(pl.col("decode_step") >= 0).select("fold", "phase", call=pl.struct(*_CALL))
+    later = (
+        fine.edges.join(ends.rename({"fold": "src"}), on="src")
+        .join(ends.rename({"fold": "dst"}), on="dst", suffix="_b")
+        .filter((pl.col("phase") == pl.col("phase_b")) & (pl.col("call") != pl.col("call_b")))
+    )
+    kept = fine.edges.join(later.select("src", "dst", "kind"), on=["src", "dst", "kind"], how="anti")
+    return replace(fine, edges=kept), int(later["num_edges"].sum()), int(later["bytes"].sum())
 
 
 def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:
@@ -176,7 +189,7 @@ def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:
 def _add_where(nodes: pl.DataFrame) -> pl.DataFrame:
     """Say of what is in no layer whether it ran before, after or between its rank's layers."""
     layered = nodes.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(["parameter", "input", "output"]))
-    near = ("lead", "step", "phase", "microbatch")
+    near = ("lead", "step", "phase", "decode_step", "microbatch")
     call = layered.group_by(near).agg(low=pl.col("node").min(), high=pl.col("node").max())
     step = layered.group_by(near[:2]).agg(step_low=pl.col("node").min(), step_high=pl.col("node").max())
     low, high = pl.coalesce("low", "step_low"), pl.coalesce("high", "step_high")
@@ -282,8 +295,10 @@ def _compare_microbatches(nodes: pl.DataFrame, edges: pl.DataFrame, coarse: Fold
     )
     numbers = inside["microbatch"].unique().sort().to_list()
     pictures = [
-        (parts.filter(pl.col("microbatch") == number).drop("microbatch").rows(),
-         links.filter(pl.col("microbatch") == number).drop("microbatch").rows())
+        (
+            parts.filter(pl.col("microbatch") == number).drop("microbatch").rows(),
+            links.filter(pl.col("microbatch") == number).drop("microbatch").rows(),
+        )
         for number in numbers
-    ]  # fmt: skip
+    ]
     return len(numbers), sum(picture != pictures[0] for picture in pictures)

@@ -75,7 +75,9 @@ def make_boxes(scope: Scope, blocks: Blocks) -> list[Box]:
         called, ranks = calls[number], scope.spread(row["ranks"])
         texts = [captions.write_shapes(found.get(number, ())) for found in (shapes_in, shapes_out)]
         if row["role"] == "communication":
-            text = _describe_communication(row, stood[number], ranks, groups.get(number, ""), texts, sides.get(number, ""))
+            text = _describe_communication(
+                row, stood[number], ranks, groups.get(number, ""), texts, sides.get(number, "")
+            )
         else:
             text = _describe_computation(row, parts[number], called, ranks, texts, sides.get(number, ""))
         boxes.append(
@@ -158,10 +160,12 @@ def _calls(scope: Scope, blocks: Blocks) -> dict[int, dict[str, Any]]:
         per_call.with_columns(times=times)
         .group_by("fold")
         .agg(
-            num_calls=pl.col("times").sum(), num_ops=(pl.col("num") * pl.col("times")).sum(),
-            mean_ns=pl.col("time").mean(), max_ns=pl.col("time").max(),
+            num_calls=pl.col("times").sum(),
+            num_ops=(pl.col("num") * pl.col("times")).sum(),
+            mean_ns=pl.col("time").mean(),
+            max_ns=pl.col("time").max(),
         )
-    )  # fmt: skip
+    )
     return {row["fold"]: row for row in rows.to_dicts()}
 
 
@@ -192,12 +196,18 @@ def _parts(blocks: Blocks) -> dict[int, list[tuple[str | None, str]]]:
         blocks.nodes.filter(~pl.col("kind").is_in(_ENDS))
         .join(blocks.fold.members, on="node")
         .sort("node")
-        .select("fold", "module", "op")
+        .select("fold", "module", "layer", "op")
         .unique(maintain_order=True)
         .group_by("fold", maintain_order=True)
-        .agg("module", "op")
+        .agg("module", "layer", "op")
     )
-    return {row["fold"]: list(zip(row["module"], row["op"], strict=True)) for row in rows.to_dicts()}
+    return {
+        fold: [
+            (None if module is None else captions.relative_module(module, layer), op)
+            for module, layer, op in zip(modules, layers, ops, strict=True)
+        ]
+        for fold, modules, layers, ops in rows.iter_rows()
+    }
 
 
 Shapes = dict[int, set[tuple[str, tuple[int, ...]]]]
@@ -276,7 +286,7 @@ def _describe_computation(
     if row["experts"]:
         title = f"experts {write_runs(int(one) for one in row['experts'].split(','))}"
     else:
-        title = captions.name_computation(parts, row["layer"]) + (f": {side}" if side else "")
+        title = captions.name_computation(parts) + (f": {side}" if side else "")
         if row["phase"] is not None and not row["is_microbatch"]:
             title = f"{row['phase']}: {title}"
     ops, calls = called["num_ops"], called["num_calls"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -21,9 +22,24 @@ KEY = ("path", "op", "label", "expert", "turn", "kind")
 _COMMUNICATIONS = ("collective", "send", "recv")
 _ENDS = ("parameter", "input", "output")
 _COLUMNS = (
-    "node", "kind", "category", "rank", "op", "label", "module", "layer", "stage", "expert", "phase", *CALL,
-    "start_ns", "end_ns", "timing", "inputs", "outputs",
-)  # fmt: skip
+    "node",
+    "kind",
+    "category",
+    "rank",
+    "op",
+    "label",
+    "module",
+    "layer",
+    "stage",
+    "expert",
+    "phase",
+    *CALL,
+    "start_ns",
+    "end_ns",
+    "timing",
+    "inputs",
+    "outputs",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +86,7 @@ def read_calls(scope: Scope, lead: int) -> Calls:
 
 
 def _expert_ranks(scope: Scope, lead: int) -> list[int]:
-    """Ranks whose experts are drawn: of a graph read whole all of the stage, else one for each place on the expert axis."""
+    """Ranks whose experts are drawn: of a graph read whole all of the stage, else one for each place on the axis."""
     stage = scope.coordinate(lead, "pp")
     near = [rank for rank in scope.places if scope.coordinate(rank, "pp") == stage]
     if not scope.is_folded:
@@ -88,7 +104,7 @@ def _add_paths(items: pl.DataFrame) -> pl.DataFrame:
         (module, layer, expert, _path(module, layer, is_expert=expert >= 0))
         for module, layer, expert in modules.iter_rows()
     ]
-    schema = {**{name: items.schema[name] for name in modules.columns}, "path": pl.String}
+    schema: dict[str, Any] = {**{name: items.schema[name] for name in modules.columns}, "path": pl.String}
     paths = pl.DataFrame(rows, schema=schema, orient="row")
     return items.join(paths, on=["module", "layer", "expert"], how="left", nulls_equal=True)
 
@@ -118,7 +134,7 @@ def _alike_layers(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[int, tuple[in
         kinds.setdefault(str(told), []).append(layer)
     layers = {found[0]: tuple(found) for found in kinds.values()}
     pairs = [(layer, first) for first, found in layers.items() for layer in found]
-    schema = {"layer": items.schema["layer"], "kind_of_layer": pl.Int64}
+    schema: dict[str, Any] = {"layer": items.schema["layer"], "kind_of_layer": pl.Int64}
     return pl.DataFrame(pairs, schema=schema, orient="row"), layers
 
 

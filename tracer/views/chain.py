@@ -64,19 +64,27 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
     rows = (
         per_call.group_by(by)
         .agg(
-            pl.len().alias("calls"), pl.col("num").sum(), pl.col("first").min(),
+            pl.len().alias("calls"),
+            pl.col("num").sum(),
+            pl.col("first").min(),
             time=pl.when(pl.col("known").all()).then(pl.col("time").mean()),
         )
         .join(inside.group_by(by).agg(nodes=pl.col("node").n_unique()), on=by, nulls_equal=True)
         .sort("first")
-    )  # fmt: skip
+    )
     parts = [
         Part(
-            stage=row["home"], phase=row["phase"], slot=row["slot"], label=row["talk"] or "", num_nodes=row["nodes"],
-            num_items=row["num"], num_calls=row["calls"], mean_ns=row["time"],
+            stage=row["home"],
+            phase=row["phase"],
+            slot=row["slot"],
+            label=row["talk"] or "",
+            num_nodes=row["nodes"],
+            num_items=row["num"],
+            num_calls=row["calls"],
+            mean_ns=row["time"],
         )
         for row in rows.to_dicts()
-    ]  # fmt: skip
+    ]
     numbers = rows.select(*by).with_row_index("part")
     place = inside.join(numbers, on=by, nulls_equal=True).select("node", pl.col("part").cast(pl.Int64)).unique("node")
     _add_parameters(parts, items)
@@ -124,7 +132,9 @@ def _add_parameters(parts: Sequence[Part], items: pl.DataFrame) -> None:
         part.num_parameters = counts.get((part.stage, part.slot), 0)
 
 
-def _ties(parts: Sequence[Part], place: pl.DataFrame, edges: pl.DataFrame) -> dict[tuple[int, int], tuple[int, int, bool]]:
+def _ties(
+    parts: Sequence[Part], place: pl.DataFrame, edges: pl.DataFrame
+) -> dict[tuple[int, int], tuple[int, int, bool]]:
     crossing = (
         edges.unique(["src", "dst", "kind"])
         .join(place.rename({"node": "src", "part": "a"}), on="src")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
 from truedag.tracer.views import captions
@@ -51,9 +52,9 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
     width = max(width, 900.0)
     stood = sum(part.num_nodes for part in chain.parts)
     told = (
-        f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {stood:,}, which one rank class of each "
-        "stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: microbatches, decode steps "
-        "and the GPUs of the class; a layer's time is the mean over its calls.",
+        f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {stood:,}, which one rank class of "
+        "each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: microbatches, "
+        "decode steps and the GPUs of the class; a layer's time is the mean over its calls.",
         *subject.told,
     )
     head = plan_head(subject.title, told, (*SIGNS[:3], *SIGNS[4:]), width=width, links=subject.links)
@@ -66,16 +67,29 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
         shape = _shape(part)
         way = subject.ways.get((part.stage, part.phase, part.slot))
         dot.node(
-            f"part{i}", places[i], _wrap(texts[i], shape), shape=shape, color=stage_colour(part.stage),
-            fillcolor=tint(stage_colour(part.stage), SHARES[shape]), stands_for=part.num_nodes,
+            f"part{i}",
+            places[i],
+            _wrap(texts[i], shape),
+            num_bold=1,
+            shape=shape,
+            color=stage_colour(part.stage),
+            fillcolor=tint(stage_colour(part.stage), SHARES[shape]),
+            stands_for=part.num_nodes,
             ranks=write_runs(subject.ranks[part.stage]),
-            **({} if way is None or part.label else {"URL": find_way(subject.name, way), "tooltip": "to its operators"}),
-        )  # fmt: skip
+            **(
+                {} if way is None or part.label else {"URL": find_way(subject.name, way), "tooltip": "to its operators"}
+            ),
+        )
     _draw_ties(dot, chain, places)
     return Sheet(
-        name=subject.name, title=subject.title, dot=dot.text(comment="drawn by truedag from a recorded graph"),
-        width=dot.width, height=dot.height, num_shown=len(chain.parts), num_nodes=stood,
-    )  # fmt: skip
+        name=subject.name,
+        title=subject.title,
+        dot=dot.text(comment="drawn by truedag from a recorded graph"),
+        width=dot.width,
+        height=dot.height,
+        num_shown=len(chain.parts),
+        num_nodes=stood,
+    )
 
 
 def _shape(part: Part) -> str:
@@ -147,7 +161,13 @@ def _draw_sections(dot: Dot, parts: Sequence[Part], sections: Mapping[int, Recta
         inside = [f"part{i}" for i, part in enumerate(parts) if part.stage == stage]
         colour = stage_colour(stage)
         dot.box(
-            f"stage {stage}", place, inside, style="filled,rounded", fillcolor=tint(colour, 0.05), color=colour, penwidth=1.6
+            f"stage {stage}",
+            place,
+            inside,
+            style="filled,rounded",
+            fillcolor=tint(colour, 0.05),
+            color=colour,
+            penwidth=1.6,
         )
         layers = {part.slot for part in parts if part.stage == stage and part.slot >= 0}
         words = f"Stage {stage}" if stage >= 0 else "No stage was told"
@@ -159,11 +179,15 @@ def _draw_ties(dot: Dot, chain: Chain, places: Sequence[Rectangle]) -> None:
     lane = 0
     for (src, dst), (num, size, is_message) in chain.ties.items():
         one, other, a, b = chain.parts[src], chain.parts[dst], places[src], places[dst]
-        told = {"num_edges": num, "bytes": size, "tooltip": f"{captions.count(num, 'edge')}, {write_bytes(size)}"}
+        told: dict[str, Any] = {
+            "num_edges": num,
+            "bytes": size,
+            "tooltip": f"{captions.count(num, 'edge')}, {write_bytes(size)}",
+        }
         pair = (f"part{src}", f"part{dst}")
         if is_message:
-            look = {"color": stage_colour(one.stage), "style": "dashed", "penwidth": 2.0}
-            dot.line(*pair, _around(a, b, lane), **look, **told)
+            told |= {"color": stage_colour(one.stage), "style": "dashed", "penwidth": 2.0}
+            dot.line(*pair, _around(a, b, lane), **told)
             lane = (lane + 1) % 4
         elif one.stage == other.stage and a.y == b.y and abs(a.x - b.x) < _PITCH * 1.5:
             ends = ((a.right, a.y), (b.left, b.y)) if a.x < b.x else ((a.left, a.y), (b.right, b.y))

@@ -53,7 +53,9 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
         calls[stage] = read_calls(scope, lead)
     known = {layer for one in calls.values() for layer in one.items["layer"].unique().to_list() if layer >= 0}
     if choice.layers is not None and (unknown := sorted(set(choice.layers) - known)):
-        raise DrawError(f"layer {unknown[0]} is not in the graph of {scope.whole.path}: it has layers {write_runs(known)}")
+        raise DrawError(
+            f"layer {unknown[0]} is not in the graph of {scope.whole.path}: it has layers {write_runs(known)}"
+        )
     ways: dict[tuple[int, str | None, int], str] = {}
     sheets: list[Sheet] = []
     left_out: list[str] = []
@@ -63,9 +65,11 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
             if found is None:
                 continue
             if len(found.operators) > MAX_OPERATORS:
-                left_out.append(f"{phase or 'outside the phases'} of stage {stage}: {captions.count(found.num_nodes, 'node')}")
+                left_out.append(
+                    f"{phase or 'outside the phases'} of stage {stage}: {captions.count(found.num_nodes, 'node')}"
+                )
                 continue
-            subject = _subject(scope, one, found, stage, phase, left_out)
+            subject = _subject(scope, one, found, stage, phase)
             for layer in layers:
                 for slot in (layer,) if layer >= 0 else (BEFORE, AFTER, ALONE):
                     ways[stage, phase, slot] = subject.name
@@ -75,11 +79,15 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
     first = draw_chain(
         chain,
         ChainSubject(
-            name=NAME, title=f"{scope.name}: every layer", ranks={s: scope.members[r] for s, r in leads.items()},
-            ways=ways, told=tuple(part for part in (told, _tell_classes(scope)) if part), links=tuple(links),
+            name=NAME,
+            title=f"{scope.name}: every layer",
+            ranks={s: scope.members[r] for s, r in leads.items()},
+            ways=ways,
+            told=tuple(part for part in (told, _tell_classes(scope)) if part),
+            links=tuple(links),
             num_total=scope.num_total,
         ),
-    )  # fmt: skip
+    )
     return [first, *sheets]
 
 
@@ -94,7 +102,9 @@ def _tell_classes(scope: Scope) -> str:
 def _leads(scope: Scope, choice: Choice) -> dict[int, int]:
     """Choose a class for each stage, by its lowest rank."""
     if choice.rank is not None and choice.rank not in scope.places:
-        raise DrawError(f"rank {choice.rank} is not in the graph of {scope.whole.path}: it has {len(scope.places)} ranks")
+        raise DrawError(
+            f"rank {choice.rank} is not in the graph of {scope.whole.path}: it has {len(scope.places)} ranks"
+        )
     leads: dict[int, int] = {}
     for first in sorted(scope.members):
         leads.setdefault(scope.coordinate(first, "pp"), first)
@@ -117,9 +127,7 @@ def _contents(calls: Calls, choice: Choice) -> list[tuple[tuple[int, ...], str |
     return [(layers, phase) for layers in kinds for phase in phases]
 
 
-def _subject(
-    scope: Scope, calls: Calls, found: Operators, stage: int, phase: str | None, left_out: Sequence[str]
-) -> Subject:
+def _subject(scope: Scope, calls: Calls, found: Operators, stage: int, phase: str | None) -> Subject:
     is_layer = found.layers != (-1,)
     layers = write_runs(found.layers)
     noun = "layer" if len(found.layers) == 1 else "layers"
@@ -134,11 +142,16 @@ def _subject(
     return Subject(
         name="/".join((NAME, ".".join([*parts, _file_name(phase)]))),
         title=f"{scope.name}: {phase or 'outside the phases'}, {stage_words}{where}",
-        stage=stage, ranks=scope.members[calls.lead], told=told,
-        links=(Link(words="all layers", sheet=NAME), Link(words="strategy", sheet="simplified"),
-               Link(words="all GPUs", sheet="comprehensive")),
+        stage=stage,
+        ranks=scope.members[calls.lead],
+        told=told,
+        links=(
+            Link(words="all layers", sheet=NAME),
+            Link(words="strategy", sheet="simplified"),
+            Link(words="all GPUs", sheet="comprehensive"),
+        ),
         num_total=scope.num_total,
-    )  # fmt: skip
+    )
 
 
 def _file_name(phase: str | None) -> str:

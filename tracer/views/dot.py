@@ -38,7 +38,15 @@ class Dot:
         self.lines.append(f"  {_quote(name)} {_attributes(given)};")
 
     def words(
-        self, name: str, at: Point, text: str, *, size: float, bold: bool = False, align: str = "c", **attributes: object
+        self,
+        name: str,
+        at: Point,
+        text: str,
+        *,
+        size: float,
+        bold: bool = False,
+        align: str = "c",
+        **attributes: object,
     ) -> None:
         """Add text alone; `at` is its middle, or its left end with align l."""
         label = f"<B>{escape(text)}</B>" if bold else escape(text)

@@ -13,7 +13,9 @@ from truedag.tracer.views.scope import find_scope
 from truedag.tracer.views.sheet import Sheet, write_sheets
 from truedag.tracer.views.simplified import draw_simplified
 
-VIEWS = ("detailed", "simplified", "comprehensive")
+__all__ = ["VIEWS", "Choice", "Drawing", "draw"]
+
+VIEWS = ("simplified", "comprehensive", "detailed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,9 +86,7 @@ def by_depth(problem: Problem) -> Layout:
         ways.append(
             ((middles[src][0], middles[src][1] + below), (middles[dst][0], middles[dst][1] - above)),
         )
-    return Layout(
-        middles=tuple(middles), ways=tuple(ways), width=width, height=max(0.0, y - RANK_GAP), splines=False
-    )
+    return Layout(middles=tuple(middles), ways=tuple(ways), width=width, height=max(0.0, y - RANK_GAP), splines=False)
 
 
 def _depths(num: int, lines: Sequence[tuple[int, int]]) -> list[int]:

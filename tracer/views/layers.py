@@ -80,9 +80,14 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
     _draw_lines(dot, ties, boxes, page)
     _draw_bundles(dot, ties, page)
     return Sheet(
-        name=subject.name, title=subject.title, dot=dot.text(comment="drawn by truedag from a recorded graph"),
-        width=dot.width, height=dot.height, num_shown=len(boxes), num_nodes=sum(box.num_nodes for box in boxes),
-    )  # fmt: skip
+        name=subject.name,
+        title=subject.title,
+        dot=dot.text(comment="drawn by truedag from a recorded graph"),
+        width=dot.width,
+        height=dot.height,
+        num_shown=len(boxes),
+        num_nodes=sum(box.num_nodes for box in boxes),
+    )
 
 
 def _with_notes(box: Box, notes: Sequence[str]) -> Box:
@@ -106,7 +111,15 @@ def _draw_sections(dot: Dot, blocks: Blocks, boxes: Sequence[Box], page: Page, s
         layers = [layer for first in firsts for layer in blocks.layers.get((stage, first), (first,))]
         name = "all ranks" if stage < 0 else f"Stage {stage}"
         title = f"{name} · {write_gpus(ranks)}" + (f" · layers {write_runs(layers)}" if layers else "")
-        dot.words(f"head {stage}", (place.left + 12, place.top + 19), title, size=22, bold=True, align="l", **_way(subject, stage))
+        dot.words(
+            f"head {stage}",
+            (place.left + 12, place.top + 19),
+            title,
+            size=22,
+            bold=True,
+            align="l",
+            **_way(subject, stage),
+        )
     for (stage, name), place in page.panels.items():
         inside = [box for box in boxes if (box.stage, box.panel) == (stage, name)]
         dot.box(
@@ -133,18 +146,21 @@ def _draw_heads(dot: Dot, blocks: Blocks, page: Page) -> None:
         title = {0: "before the layers", 2: "after the layers"}.get(column[0]) or _name_layers(blocks, stage, column[1])
         if not any((other[0], other[2][0]) == (stage, 1) for other in page.heads):
             title = ""  # the program told of no layers
+        notes: list[str] = []
         held = parameters.get((stage, column[1])) if column[0] == 1 else None
         if held is not None:
-            title += f": {held / 1e6:,.1f} M parameters on all GPUs" + (" each" if "layers" in title else "")
-        dot.words(f"head {stage} {name} {column}", (place.x, place.y - 1), title, size=8.5, bold=True)
+            notes = [f"{held / 1e6:,.1f} M parameters on all GPUs"]
+        num, size = blocks.repeats.get((stage, column[1]), (0, 0)) if column[0] == 1 else (0, 0)
+        if num:
+            notes = [f"each; {num:,} edges, {write_bytes(size)} to the next", *notes]
+        dot.words(f"head {stage} {name} {column}", (place.x, place.y - 9), title, size=8.5, bold=True)
+        for i, note in enumerate(reversed(notes)):
+            dot.words(f"note {stage} {name} {column} {i}", (place.x, place.y + 1 + 9 * i), note, size=7.0)
 
 
 def _name_layers(blocks: Blocks, stage: int, first: int) -> str:
     layers = blocks.layers.get((stage, first), (first,))
-    if len(layers) == 1:
-        return f"layer {first}"
-    num, size = blocks.repeats.get((stage, first), (0, 0))
-    return f"layers {write_runs(layers)}, {num:,} edges ({write_bytes(size)}) from one to the next"
+    return f"layer{'' if len(layers) == 1 else 's'} {write_runs(layers)}"
 
 
 def _count_parameters(blocks: Blocks) -> dict[tuple[int, int], int]:

@@ -76,9 +76,11 @@ def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties
     drawn, bundled = sum(tie.num_edges for tie in ties.lines), sum(tie.num_edges for tie in ties.bundled)
     repeated = sum(num for num, _ in blocks.repeats.values())
     total, inner = len(blocks.edges), blocks.fold.num_inner_edges
-    others = total - drawn - bundled - inner - repeated
+    others = total - drawn - bundled - inner - repeated - blocks.later[0]
     of_classes = " of one GPU of each rank class" if scope.is_folded else ""
     between = f"{repeated:,} lead from a layer to one that is drawn as the same, " if repeated else ""
+    if blocks.later[0]:
+        between += f"{blocks.later[0]:,} from a decode step to a later one ({write_bytes(blocks.later[1])}), "
     return (
         f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for "
         f"{sum(box.num_nodes for box in boxes):,}; the others are {counted}. "
@@ -89,9 +91,9 @@ def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties
 
 def _write_part(scope: Scope, boxes: Sequence[Box], ties: Ties) -> str:
     return (
-        f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for {sum(box.num_nodes for box in boxes):,}; the "
-        f"others are on the sheets of other stages. {sum(tie.num_edges for tie in ties.lines):,} edges are drawn as "
-        f"{len(ties.lines):,} lines, {sum(tie.num_edges for tie in ties.bundled):,} bundled."
+        f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for {sum(box.num_nodes for box in boxes):,}; "
+        f"the others are on the sheets of other stages. {sum(tie.num_edges for tie in ties.lines):,} edges are drawn "
+        f"as {len(ties.lines):,} lines, {sum(tie.num_edges for tie in ties.bundled):,} bundled."
     )
 
 
@@ -102,13 +104,15 @@ def _write_folding(scope: Scope, blocks: Blocks) -> str:
     elif blocks.num_microbatches > 1:
         alike = f"; {blocks.num_unlike} of its {blocks.num_microbatches} microbatches pass others than the first"
     runs = [layers for layers in blocks.layers.values() if len(layers) > 1]
-    told = f"; layers {', '.join(write_runs(one) for one in runs)} pass the same nodes and edges (checked)" if runs else ""
+    told = (
+        f"; layers {', '.join(write_runs(one) for one in runs)} pass the same nodes and edges (checked)" if runs else ""
+    )
     classes = (
-        f" One GPU of each of the {len(scope.members):,} rank classes was read; the others of its class run the same program."
+        f" One GPU of each of the {len(scope.members):,} rank classes was read; the others of it run the same program."
         if scope.is_folded
         else ""
     )
     return (
-        f"Folded over {blocks.folded}{alike}{told}.{classes} What is shown is a DAG (checked), folded from the recorded "
-        "one: nothing is added, and only program order is left out."
+        f"Folded over {blocks.folded}{alike}{told}.{classes} What is shown is a DAG (checked), folded from the "
+        "recorded one: nothing is added, and only program order is left out."
     )

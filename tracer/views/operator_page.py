@@ -307,8 +307,7 @@ def _problem(sheet: Operators, column: Column, page: OperatorPage) -> Problem:
     sizes = [(page.places[number].width, page.places[number].height) for number in column.numbers]
     lines = [(spot[sheet.lines[i].src], spot[sheet.lines[i].dst]) for i in column.lines]
     for place, port in enumerate(column.ports, len(sizes)):
-        for end in port.ends:
-            lines.append((place, spot[end]) if port.is_source else (spot[end], place))
+        lines += [(place, spot[end]) if port.is_source else (spot[end], place) for end in port.ends]
     sizes += [_port_size(port) for port in column.ports]
     return Problem(sizes=tuple(sizes), lines=tuple(lines), orders=_wrap_rows(len(sizes), lines))
 
@@ -327,9 +326,7 @@ def _wrap_rows(num: int, lines: Sequence[tuple[int, int]]) -> tuple[tuple[int, i
     return tuple(pair for boxes in rows for pair in zip(boxes, boxes[_MAX_ROW:], strict=False))
 
 
-def _place_column(
-    page: OperatorPage, number: int, column: Column, layout: Layout
-) -> tuple[float, float]:
+def _place_column(page: OperatorPage, number: int, column: Column, layout: Layout) -> tuple[float, float]:
     x, y = COLUMN_PAD, COLUMN_HEAD
     for i, operator in enumerate(column.numbers):
         page.places[operator].x, page.places[operator].y = layout.middles[i][0] + x, layout.middles[i][1] + y
@@ -348,9 +345,7 @@ def _place_cards(
     cards = find_cards(sheet)
     for operator in column.numbers:
         held.setdefault(cards[operator], []).append(operator)
-    card_height = CARD_HEAD + max(
-        sum(page.places[one].height + _OP_GAP for one in inside) for inside in held.values()
-    )
+    card_height = CARD_HEAD + max(sum(page.places[one].height + _OP_GAP for one in inside) for inside in held.values())
     per_column = max(1, int((tallest - 80) // (card_height + _CARD_GAP)))
     num = max(1, min(len(held), -(-len(held) // per_column)))
     num = next((size for size in (2, 4, 8, 16, 32) if size >= num), num) if len(held) % 2 == 0 else num

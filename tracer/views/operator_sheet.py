@@ -12,8 +12,15 @@ from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.operator_page import (
-    COLUMN_HEAD, PORT_SIZE, OperatorPage, find_cards, lay_out_operators, move_down, port_lines, shape_of,
-)  # fmt: skip
+    COLUMN_HEAD,
+    PORT_SIZE,
+    OperatorPage,
+    find_cards,
+    lay_out_operators,
+    move_down,
+    port_lines,
+    shape_of,
+)
 from truedag.tracer.views.operators import Operator, Operators
 from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, plan_head
 
@@ -25,12 +32,16 @@ SIGNS = (
     Sign(words="computation", shape="box", fill=tint(GREY, SHARES["box"])),
     Sign(words="communication", shape="ellipse", fill=tint(GREY, SHARES["ellipse"])),
     Sign(words="routing and aggregation", shape="parallelogram", fill=tint(GREY, SHARES["parallelogram"])),
-    Sign(words="where data come from or go to: a column of this sheet, or another sheet", shape="box", fill=_PORT_FILL,
-         colour=_PORT_LINE),
+    Sign(
+        words="where data come from or go to: a column of this sheet, or another sheet",
+        shape="box",
+        fill=_PORT_FILL,
+        colour=_PORT_LINE,
+    ),
     Sign(words="data", colour=_DARK),
     Sign(words="gate selection", style="dashed", colour=_DARK),
     Sign(words="stage transfer", style="dashed", pen=2.0),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,14 +71,16 @@ class Subject:
 def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
     """Draw operators, the lines between them, and what leads to other sheets."""
     parameters = {
-        number: [text.partition(" ")[2] for text, ends in sheet.sources.items() if _is_parameter(text) and number in ends]
+        number: [
+            text.partition(" ")[2] for text, ends in sheet.sources.items() if _is_parameter(text) and number in ends
+        ]
         for number in range(len(sheet.operators))
     }
     num_parameter_edges = sum(
         told[0] for text, ends in sheet.sources.items() if _is_parameter(text) for told in ends.values()
     )
     sheet.sources = {text: ends for text, ends in sheet.sources.items() if not _is_parameter(text)}
-    texts = [_describe(one, sheet, parameters[i]) for i, one in enumerate(sheet.operators)]
+    texts = [_describe(one, parameters[i]) for i, one in enumerate(sheet.operators)]
     page = lay_out_operators(sheet, texts)
     width = max(page.width, _MIN_WIDTH)
     told = [*_tell(sheet, subject, page, num_parameter_edges), *subject.told]
@@ -82,9 +95,14 @@ def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
     _draw_ports(dot, page)
     _draw_lines(dot, sheet, page, colour)
     return Sheet(
-        name=subject.name, title=subject.title, dot=dot.text(comment="drawn by truedag from a recorded graph"),
-        width=dot.width, height=dot.height, num_shown=len(sheet.operators), num_nodes=sheet.num_nodes,
-    )  # fmt: skip
+        name=subject.name,
+        title=subject.title,
+        dot=dot.text(comment="drawn by truedag from a recorded graph"),
+        width=dot.width,
+        height=dot.height,
+        num_shown=len(sheet.operators),
+        num_nodes=sheet.num_nodes,
+    )
 
 
 def _is_parameter(text: str) -> bool:
@@ -103,14 +121,14 @@ def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_
         alike += "; their orders differ so that lines which lead back are left out"
     return [
         f"{len(sheet.operators):,} nodes shown of {subject.num_total:,}: they stand for {sheet.num_nodes:,}, "
-        f"which are every operator and communication of {write_gpus(subject.ranks)} here, and of all experts. Folded: {calls}, "
-        f"{alike}. {num_parameter_edges:,} edges lead from parameters, which the boxes name.{engine}",
+        f"which are every operator and communication of {write_gpus(subject.ranks)} here, and of all experts. "
+        f"Folded: {calls}, {alike}. {num_parameter_edges:,} edges lead from parameters, which the boxes name.{engine}",
         "A box: operator and module, tensors in and out, GPUs, x calls, mean and longest time of a call; of a "
         "communication the group, bytes that a GPU sends, transfer from the last one's arrival, and waiting for it.",
     ]
 
 
-def _describe(one: Operator, sheet: Operators, parameters: Sequence[str]) -> list[str]:
+def _describe(one: Operator, parameters: Sequence[str]) -> list[str]:
     last = one.path.rpartition(".")[2]
     title = one.label if not last else f"{one.label} · {last}"
     out = " ".join(captions.write_shapes(one.outputs))
@@ -153,11 +171,11 @@ def _draw_panels(dot: Dot, page: OperatorPage, colour: str) -> None:
         place = page.panels[number]
         nodes = [f"op{one}" for one in column.numbers]
         nodes += [f"port {number} {i}" for i in range(len(column.ports))]
-        dot.box(
-            f"column {number}", place, nodes, style="filled,rounded", fillcolor=tint(colour, 0.03), color="#d0d0d0"
-        )
+        dot.box(f"column {number}", place, nodes, style="filled,rounded", fillcolor=tint(colour, 0.03), color="#d0d0d0")
         words = f"{number + 1}. {column.title}"
-        dot.words(f"head {number}", (place.left + 10, place.top + COLUMN_HEAD / 2), words, size=11, bold=True, align="l")
+        dot.words(
+            f"head {number}", (place.left + 10, place.top + COLUMN_HEAD / 2), words, size=11, bold=True, align="l"
+        )
 
 
 def _draw_cards(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> None:
@@ -167,9 +185,14 @@ def _draw_cards(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> 
     for expert, place in page.cards.items():
         inside = [f"op{i}" for i, other in cards.items() if other == expert]
         dot.box(
-            f"expert {expert}", place, inside, style="filled,rounded", color=colour, penwidth=1.0,
+            f"expert {expert}",
+            place,
+            inside,
+            style="filled,rounded",
+            color=colour,
+            penwidth=1.0,
             fillcolor=group_tint(colour, held[expert], groups),
-        )  # fmt: skip
+        )
         dot.words(f"expert head {expert}", (place.x, place.top + 8), f"expert {expert}", size=9, bold=True)
         dot.words(f"expert gpus {expert}", (place.x, place.top + 18), write_gpus(held[expert]), size=7.5)
 
@@ -187,11 +210,18 @@ def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> 
         shape = shape_of(one)
         module = f" in {one.path}" if one.path else ""
         dot.node(
-            f"op{i}", page.places[i], page.texts[i], shape=shape, color=colour,
+            f"op{i}",
+            page.places[i],
+            page.texts[i],
+            num_bold=1,
+            shape=shape,
+            color=colour,
             fillcolor="#ffffff" if one.expert >= 0 and shape == "box" else tint(colour, SHARES[shape]),
-            tooltip=f"{one.op}{module}: {one.num_nodes:,} nodes of the graph", stands_for=one.num_nodes,
-            ranks=write_runs(one.ranks), **({"regular": "false", "distortion": "0", "skew": "0"} if shape == "parallelogram" else {}),
-        )  # fmt: skip
+            tooltip=f"{one.op}{module}: {one.num_nodes:,} nodes of the graph",
+            stands_for=one.num_nodes,
+            ranks=write_runs(one.ranks),
+            **({"regular": "false", "distortion": "0", "skew": "0"} if shape == "parallelogram" else {}),
+        )
 
 
 def _draw_ports(dot: Dot, page: OperatorPage) -> None:
@@ -199,10 +229,20 @@ def _draw_ports(dot: Dot, page: OperatorPage) -> None:
         port = page.columns[number].ports[i]
         edges = f"{captions.count(port.num_edges, 'edge')}, {write_bytes(port.num_bytes)}"
         dot.node(
-            f"port {number} {i}", place, port_lines(port), num_bold=0, shape="box", style="filled,rounded",
-            fillcolor=_PORT_FILL, color=_PORT_LINE, fontsize=PORT_SIZE, fontcolor="#444444", tooltip=f"{port.text}: {edges}",
-            num_edges=port.num_edges, bytes=port.num_bytes,
-        )  # fmt: skip
+            f"port {number} {i}",
+            place,
+            port_lines(port),
+            num_bold=0,
+            shape="box",
+            style="filled,rounded",
+            fillcolor=_PORT_FILL,
+            color=_PORT_LINE,
+            fontsize=PORT_SIZE,
+            fontcolor="#444444",
+            tooltip=f"{port.text}: {edges}",
+            num_edges=port.num_edges,
+            bytes=port.num_bytes,
+        )
 
 
 def _draw_lines(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> None:
@@ -240,15 +280,20 @@ def _draw_way(
     tip = f"{captions.count(line.num_edges, 'edge')}, {write_bytes(line.num_bytes)}"
     add = dot.spline if splines else dot.line
     add(
-        f"op{line.src}", f"op{line.dst}", way, color=colour if is_transfer else _DARK,
-        style="dashed" if is_gate or is_transfer else "solid", penwidth=2.0 if is_transfer else 0.9, kind=line.kind,
-        num_edges=line.num_edges, bytes=line.num_bytes, tooltip=tip,
-    )  # fmt: skip
+        f"op{line.src}",
+        f"op{line.dst}",
+        way,
+        color=colour if is_transfer else _DARK,
+        style="dashed" if is_gate or is_transfer else "solid",
+        penwidth=2.0 if is_transfer else 0.9,
+        kind=line.kind,
+        num_edges=line.num_edges,
+        bytes=line.num_bytes,
+        tooltip=tip,
+    )
 
 
-def _draw_card_lines(
-    dot: Dot, sheet: Operators, page: OperatorPage, lines: Sequence[int], drawn: set[int]
-) -> None:
+def _draw_card_lines(dot: Dot, sheet: Operators, page: OperatorPage, lines: Sequence[int], drawn: set[int]) -> None:
     """Draw the lines inside cards: to the next operator straight, past others along the card's right side."""
     cards = find_cards(sheet)
     for i in lines:
@@ -259,7 +304,9 @@ def _draw_card_lines(
         a, b = page.places[line.src], page.places[line.dst]
         told = {"kind": line.kind, "num_edges": line.num_edges, "bytes": line.num_bytes}
         if b.top - a.bottom < 20:
-            dot.line(f"op{line.src}", f"op{line.dst}", ((a.x, a.bottom), (b.x, b.top)), color=_DARK, penwidth=0.8, **told)
+            dot.line(
+                f"op{line.src}", f"op{line.dst}", ((a.x, a.bottom), (b.x, b.top)), color=_DARK, penwidth=0.8, **told
+            )
         else:
             aside = Rectangle(a.right + 3.5, 0.0, 0.0, 0.0).x
             way = ((a.right, a.y + 3), (aside, a.y + 3), (aside, b.y - 3), (b.right, b.y - 3))

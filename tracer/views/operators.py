@@ -194,20 +194,35 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
     times = (
         met.group_by("number")
         .agg(
-            wait=wait.mean(), max_wait=wait.max(), transfer=transfer.mean(), max_transfer=transfer.max(),
-            sent=pl.col("send_bytes").mean(), groups=pl.col("group").unique().sort(),
+            wait=wait.mean(),
+            max_wait=wait.max(),
+            transfer=transfer.mean(),
+            max_transfer=transfer.max(),
+            sent=pl.col("send_bytes").mean(),
+            groups=pl.col("group").unique().sort(),
         )
         .collect()
-    )  # fmt: skip
+    )
     talk_times = {row["number"]: row for row in times.to_dicts()}
-    groups = {row["group"]: tuple(row["ranks"]) for row in scope.whole.groups.select("group", "ranks").collect().to_dicts()}
-    rows = items.group_by("number").agg(
-        *(pl.col(name).first() for name in ("kind", "category", "op", "label", "path", "expert")),
-        pl.col("inputs").unique(), pl.col("outputs").unique(), pl.col("rank").unique().sort(),
-        num_nodes=pl.col("node").n_unique(), num_calls=pl.struct("rank", "layer", *CALL).n_unique(),
-        mean=duration.mean(), longest=duration.max(), estimated=(pl.col("timing") == "estimated").any(),
-        per_rank=pl.len() / pl.col("rank").n_unique(),
-    ).sort("number")  # fmt: skip
+    groups = {
+        row["group"]: tuple(row["ranks"]) for row in scope.whole.groups.select("group", "ranks").collect().to_dicts()
+    }
+    rows = (
+        items.group_by("number")
+        .agg(
+            *(pl.col(name).first() for name in ("kind", "category", "op", "label", "path", "expert")),
+            pl.col("inputs").unique(),
+            pl.col("outputs").unique(),
+            pl.col("rank").unique().sort(),
+            num_nodes=pl.col("node").n_unique(),
+            num_calls=pl.struct("rank", "layer", *CALL).n_unique(),
+            mean=duration.mean(),
+            longest=duration.max(),
+            estimated=(pl.col("timing") == "estimated").any(),
+            per_rank=pl.len() / pl.col("rank").n_unique(),
+        )
+        .sort("number")
+    )
     described = []
     for row in rows.to_dicts():
         talk = talk_times.get(row["number"])
@@ -215,16 +230,27 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
         ranks = _ranks(scope, calls, row)
         described.append(
             Operator(
-                kind=row["kind"], category=row["category"], op=row["op"], label=row["label"], path=row["path"],
-                expert=row["expert"], inputs=_tensors(row["inputs"]), outputs=_tensors(row["outputs"]), ranks=ranks,
-                groups=found, num_groups=_num_groups(scope, calls.lead, found),
-                num_nodes=_num_nodes(scope, calls.lead, row, ranks, found), num_calls=row["num_calls"],
+                kind=row["kind"],
+                category=row["category"],
+                op=row["op"],
+                label=row["label"],
+                path=row["path"],
+                expert=row["expert"],
+                inputs=_tensors(row["inputs"]),
+                outputs=_tensors(row["outputs"]),
+                ranks=ranks,
+                groups=found,
+                num_groups=_num_groups(scope, calls.lead, found),
+                num_nodes=_num_nodes(scope, calls.lead, row, ranks, found),
+                num_calls=row["num_calls"],
                 mean_ns=row["mean"] if talk is None else talk["transfer"],
                 max_ns=row["longest"] if talk is None else talk["max_transfer"],
-                wait_ns=None if talk is None else talk["wait"], max_wait_ns=None if talk is None else talk["max_wait"],
-                is_estimated=row["estimated"], num_bytes=None if talk is None else talk["sent"],
+                wait_ns=None if talk is None else talk["wait"],
+                max_wait_ns=None if talk is None else talk["max_wait"],
+                is_estimated=row["estimated"],
+                num_bytes=None if talk is None else talk["sent"],
             )
-        )  # fmt: skip
+        )
     return described
 
 
@@ -285,9 +311,22 @@ def _ports(
             .rename({"kind": "kind_there", "path": "path_there", "op": "op_there", "label": "label_there"})
         )
         is_same_call = pl.all_horizontal(pl.col(name) == pl.col(f"{name}_there") for name in CALL)
-        by = ("number", "kind_there", "layer", "layer_there", "phase", "phase_there", "path_there", "op_there",
-              "label_there", "expert", "is_same_call")  # fmt: skip
-        grouped = rows.with_columns(is_same_call=is_same_call).group_by(by).agg(num=pl.len(), size=pl.col("bytes").sum())
+        by = (
+            "number",
+            "kind_there",
+            "layer",
+            "layer_there",
+            "phase",
+            "phase_there",
+            "path_there",
+            "op_there",
+            "label_there",
+            "expert",
+            "is_same_call",
+        )
+        grouped = (
+            rows.with_columns(is_same_call=is_same_call).group_by(by).agg(num=pl.len(), size=pl.col("bytes").sum())
+        )
         texts: dict[str, dict[int, list[int]]] = defaultdict(dict)
         layers: dict[str, set[int]] = defaultdict(set)
         for row in grouped.sort(*by, nulls_last=True).to_dicts():

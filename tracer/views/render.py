@@ -63,7 +63,7 @@ def render_all(pictures: Sequence[Picture], *, timeout_s: float = 120.0, jobs: i
         environment = {**os.environ, "FONTCONFIG_FILE": str(write_fontconfig(Path(scratch)))}
         shares = [pictures[i::num] for i in range(num)]
         with ThreadPoolExecutor(max(1, num)) as pool:
-            for i, share in enumerate(shares):
+            for i in range(num):
                 (Path(scratch) / str(i)).mkdir()
             done = [
                 pool.submit(_render_share, share, Path(scratch) / str(i), environment, timeout_s)
@@ -74,9 +74,7 @@ def render_all(pictures: Sequence[Picture], *, timeout_s: float = 120.0, jobs: i
 
 
 def _render_share(share: Sequence[Picture], scratch: Path, environment: dict[str, str], timeout_s: float) -> None:
-    drafts = [
-        [scratch / f"{i}{output.suffix}" for output in picture.outputs] for i, picture in enumerate(share)
-    ]
+    drafts = [[scratch / f"{i}{output.suffix}" for output in picture.outputs] for i, picture in enumerate(share)]
     told = [
         {"dot": str(picture.dot), "dpi": f"{picture.dpi:.3f}", "drafts": [str(draft) for draft in into]}
         for picture, into in zip(share, drafts, strict=True)
@@ -84,9 +82,14 @@ def _render_share(share: Sequence[Picture], scratch: Path, environment: dict[str
     limit = timeout_s * len(share)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "truedag.tracer.views.render"], input=json.dumps(told), env=environment,
-            capture_output=True, text=True, timeout=limit, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "truedag.tracer.views.render"],
+            input=json.dumps(told),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         first = next((one.dot for one, into in zip(share, drafts, strict=True) if not into[-1].exists()), share[-1].dot)
         raise DrawError(f"drawing {first} took longer than {limit:.0f} s: the graph is too large for it") from error

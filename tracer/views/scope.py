@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from truedag.tracer.errors import DrawError
 from truedag.tracer.graph import Graph
 
 # Above so many nodes a graph is drawn from one rank of each class.
@@ -93,7 +94,14 @@ class Scope:
 
 
 def find_scope(graph: Graph) -> Scope:
-    """Decide what is read: every rank, or one of each class where the graph is too large."""
+    """Decide what is read: every rank, or one of each class where the graph is too large.
+
+    Raises:
+        DrawError: there is nothing to draw.
+    """
+    ran = graph.nodes.filter(~pl.col("kind").is_in(["parameter", "input", "output"])).select("node").head(1)
+    if ran.collect().is_empty():
+        raise DrawError(f"{graph.path} holds no operator: there is nothing to draw")
     is_folded = (graph.meta.get("num_nodes") or 0) > MAX_NODES
     ranks = graph.ranks.select("rank", "pp", "rank_class").collect().sort("rank")
     if not is_folded:  # the recorded class tells ranks apart that were given other data
@@ -103,3 +111,25 @@ def find_scope(graph: Graph) -> Scope:
         members.setdefault(rank if number is None or number < 0 else (stage, number), []).append(rank)
     by_first = {found[0]: tuple(found) for found in members.values()}
     return Scope(whole=graph, members=by_first, is_folded=is_folded)
+
+
+def weigh(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> pl.DataFrame:
+    """Say how many nodes of the graph each stands for: of a rank its class, of a collective the groups."""
+    if not scope.is_folded:
+        return nodes.select("node", weight=pl.lit(1.0))
+    of_ranks = pl.DataFrame(
+        {"rank": list(scope.members), "num": [len(ranks) for ranks in scope.members.values()]},
+        schema={"rank": pl.Int64, "num": pl.Float64},
+    )
+    sizes = scope.whole.groups.select(pl.col("group").cast(pl.Int64), size=pl.col("ranks").list.len()).collect()
+    met = (
+        participants.select("node", pl.col("rank").cast(pl.Int64), pl.col("group").cast(pl.Int64))
+        .join(of_ranks, on="rank")
+        .join(sizes, on="group")
+        .group_by("node")
+        .agg(met=(pl.col("num") / pl.col("size")).sum())
+    )
+    own = nodes.select("node", "kind", pl.col("rank").cast(pl.Int64)).join(of_ranks, on="rank", how="left")
+    is_joint = pl.col("kind") == "collective"
+    weight = pl.when(is_joint).then("met").otherwise("num").fill_null(1.0)
+    return own.join(met, on="node", how="left").select("node", weight=weight)

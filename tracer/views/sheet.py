@@ -8,8 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from truedag.tracer.errors import DrawError
 from truedag.tracer.views.dot import Dot
-from truedag.tracer.views.layout import wrap
-from truedag.tracer.views.layout import Rectangle, text_width
+from truedag.tracer.views.layout import Rectangle, text_width, wrap
 from truedag.tracer.views.render import Picture, render_all
 
 DPI = 96.0
@@ -34,6 +33,7 @@ class Sign:
     width: float = 34.0
     fill: str = ""
     colour: str = GREY
+    arrow: str = "forward"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +101,14 @@ def draw_head(dot: Dot, head: Head, *, sheet: str) -> None:
     x, y = _LEFT, _TITLE
     for i, link in enumerate(head.links):
         dot.words(
-            f"link {i}", (x, y), link.words, size=_SIZE, align="l", URL=find_way(sheet, link.sheet),
+            f"link {i}",
+            (x, y),
+            link.words,
+            size=_SIZE,
+            align="l",
+            URL=find_way(sheet, link.sheet),
             fontcolor="#0050a0",
-        )  # fmt: skip
+        )
         x += text_width(link.words, _SIZE) + 22
     y += _LINE + 3 if head.links else 0
     for i, text in enumerate(head.told):
@@ -116,7 +121,7 @@ def draw_head(dot: Dot, head: Head, *, sheet: str) -> None:
             ends = [(x, y), (x + sign.width, y)]
             for end, at in zip(("begin", "end"), ends, strict=True):
                 dot.node(f"sign {i} {end}", Rectangle(*at, 1.0, 1.0), (), shape="point", style="invis")
-            look = {"style": sign.style, "penwidth": sign.pen, "color": sign.colour}
+            look = {"style": sign.style, "penwidth": sign.pen, "color": sign.colour, "dir": sign.arrow}
             dot.line(f"sign {i} begin", f"sign {i} end", ends, **look)
         dot.words(f"sign {i} text", (x + sign.width + 6, y), sign.words, size=_SIZE, align="l")
 

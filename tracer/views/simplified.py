@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from truedag.tracer.errors import DrawError
 from truedag.tracer.views.blocks import fold_blocks
 from truedag.tracer.views.boxes import make_boxes
 from truedag.tracer.views.layers import LayerSubject, draw_layers
@@ -18,14 +17,11 @@ def draw_simplified(scope: Scope, say: Callable[[str], None]) -> list[Sheet]:
     """Draw the strategy.
 
     Raises:
-        DrawError: there is nothing to draw.
         GraphError: the dataset is broken.
     """
     say("folding the graph")
     blocks = fold_blocks(scope, alike=True)
     boxes = make_boxes(scope, blocks)
-    if not boxes:
-        raise DrawError(f"{scope.whole.path} holds no operator: there is nothing to draw")
     links = (Link(words="all layers and operators", sheet="detailed"), Link(words="all GPUs", sheet="comprehensive"))
     stages = {box.stage for box in boxes if box.stage >= 0}
     ways = {stage: f"comprehensive/stage-{stage}" for stage in stages}
