@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from truedag.tracer.graph import Graph
 from truedag.tracer.views import captions
 from truedag.tracer.views.scope import Scope
 
@@ -50,7 +51,8 @@ class Calls:
         lead: the class, by its lowest rank.
         ranks: the ranks of the class that were read.
         items: a row for each operator on each of its ranks that were read: the columns of the graph's nodes, path
-            (module inside the layer), turn, and kind_of_layer, a number that alike layers share.
+            (module inside the layer), turn, kind_of_layer, a number that alike layers share, and weight, how many
+            nodes of the class it stands for.
         edges: the edges of data and messages with an end among these.
         layers: for each number of a kind of layers, its layers.
     """
@@ -81,8 +83,27 @@ def read_calls(scope: Scope, lead: int) -> Calls:
     items = items.with_columns(turn=pl.int_range(pl.len()).over(*call, "path", "op", "label", "expert", "kind"))
     numbers, layers = _alike_layers(items.filter(pl.col("rank").is_in(ranks)))
     items = items.join(numbers, on="layer", how="left").with_columns(pl.col("kind_of_layer").fill_null(-1))
+    items = items.join(_weigh(scope, lead, part), on="node", how="left").with_columns(
+        weight=pl.coalesce("weight", pl.lit(len(members) if scope.is_folded else 1.0))
+    )
     edges = part.edges.filter(pl.col("kind") != "order").collect()
     return Calls(lead=lead, ranks=tuple(ranks), items=items, edges=edges, layers=layers)
+
+
+def _weigh(scope: Scope, lead: int, part: Graph) -> pl.DataFrame:
+    """Say of each collective how many like it the class has: node and weight; of a graph read whole it is itself."""
+    members = set(scope.members[lead])
+    groups = {row["group"]: row["ranks"] for row in scope.whole.groups.select("group", "ranks").collect().to_dicts()}
+    met = part.participants.select("node", "group").unique("node").collect()
+    weights = [
+        len(members) / max(1, len(members.intersection(groups[group]))) if scope.is_folded else 1.0
+        for group in met["group"]
+    ]
+    return pl.DataFrame({"node": met["node"], "weight": pl.Series(weights, dtype=pl.Float64)}).filter(
+        pl.col("node").is_in(
+            part.nodes.filter(pl.col("kind") == "collective").select("node").collect()["node"].implode()
+        )
+    )
 
 
 def _expert_ranks(scope: Scope, lead: int) -> list[int]:

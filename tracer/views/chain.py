@@ -69,7 +69,11 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
             pl.col("first").min(),
             time=pl.when(pl.col("known").all()).then(pl.col("time").mean()),
         )
-        .join(inside.group_by(by).agg(nodes=pl.col("node").n_unique()), on=by, nulls_equal=True)
+        .join(
+            inside.group_by(by).agg(nodes=pl.struct("node", "weight").unique().struct.field("weight").sum()),
+            on=by,
+            nulls_equal=True,
+        )
         .sort("first")
     )
     parts = [
@@ -78,7 +82,7 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
             phase=row["phase"],
             slot=row["slot"],
             label=row["talk"] or "",
-            num_nodes=row["nodes"],
+            num_nodes=round(row["nodes"]),
             num_items=row["num"],
             num_calls=row["calls"],
             mean_ns=row["time"],

@@ -16,12 +16,13 @@ _COMMUNICATIONS = ("collective", "send", "recv")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankClass:
-    """Ranks that ran the same program: the lowest of them, all of them, and what each of them ran."""
+    """Ranks that ran the same program: the lowest of them, all of them, what it ran, and all their operators."""
 
     first: int
     stage: int
     ranks: tuple[int, ...]
     num_operators: int
+    num_nodes: int
     num_communications: int
     num_parameters: int
     busy_ns: float | None
@@ -155,6 +156,7 @@ def _classes(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> l
                 stage=scope.coordinate(first, "pp"),
                 ranks=ranks,
                 num_operators=told[first]["num"] if first in told else 0,
+                num_nodes=sum(told[rank]["num"] * scope.weight(rank) for rank in read),
                 num_communications=met.get(first, 0),
                 num_parameters=sizes.get(first, 0),
                 busy_ns=sum(times) / len(times) if times else None,

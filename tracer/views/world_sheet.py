@@ -243,7 +243,7 @@ def _describe_part(part: BatchPart) -> list[str]:
 def _lay_groups(page: _Page, scope: Scope, world: World, stage: int, left: float, top: float, width: float) -> float:
     """Place a stage's rank classes, and below them what they talk over; return where these end."""
     classes = [
-        _node(f"class{one.first}", "box", _describe_class(scope, one), stage, _stands_for(one), one.ranks)
+        _node(f"class{one.first}", "box", _describe_class(scope, one), stage, one.num_nodes, one.ranks)
         for one in world.classes
         if one.stage == stage
     ]
@@ -255,10 +255,6 @@ def _lay_groups(page: _Page, scope: Scope, world: World, stage: int, left: float
         for i in _inner_traffic(world, stage)
     ]
     return _lay_row(page, talks, left, y, width)
-
-
-def _stands_for(one: RankClass) -> int:
-    return one.num_operators * len(one.ranks)
 
 
 def _describe_class(scope: Scope, one: RankClass) -> list[str]:
