@@ -8,9 +8,11 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from truedag.launch.children import Outcome, call_in_children
 from truedag.launch.deployment import Deployment
@@ -21,8 +23,13 @@ from truedag.launch.run import build_recorder, describe_run
 from truedag.launch.run_folder import ENDED, RunFolder
 from truedag.model.errors import ModelError
 from truedag.parallel.errors import DataError, RoutingError
-from truedag.parallel.rank_classes import GroupRole, RankClass, find_rank_classes
+from truedag.parallel.rank_classes import GroupRole, RankClass, find_rank_classes, places_on
 from truedag.parallel.routing import Routing, parse_routing
+from truedag.parallel.strategy import AXES
+from truedag.tracer.dry.world import World
+
+if TYPE_CHECKING:
+    from truedag.parallel.made_groups import MadeGroup
 
 # What a dry run cannot know, and how it goes on; written beside the graph.
 ASSUMED = (
@@ -60,9 +67,10 @@ class DryResult:
     """Those that were executed."""
     verified: list[int]
     """Ranks that were executed beside those of the classes, and had their programs."""
-    dag: Path | None = None
-    """The graph; None: not every rank was executed."""
-    merge: Mapping[str, Any] = field(default_factory=dict)
+    dag: Path
+    """The graph of all ranks; of classes unless every rank was executed."""
+    merge: Mapping[str, Any]
+    """What the graph counts."""
     seconds: float
 
     @property
@@ -125,14 +133,17 @@ def run_dry(
     verified = sorted(draw.sample(others, min(num_verified, len(others))))
     try:
         executed = list(range(deployment.world_size)) if all_ranks else sorted({*first, *verified})
-        ranks = _execute(deployment, executed, folder, chosen, jobs, show)
+        ranks, groups = _execute(deployment, executed, folder, chosen, jobs, show)
         said = None if chosen is None else chosen.describe()
         told = {"routing": said, "assumed": ASSUMED, "num_executed_ranks": len(executed)}
         (folder.root / "classes.json").write_text(_describe_classes(deployment, classes, told))
         if verified:
             show(f"verifying {len(verified)} ranks")
             _verify(deployment, classes, verified, folder)
-        dag, merged = _merge(deployment, folder, told, show) if all_ranks else (None, {})
+        if all_ranks:
+            merged = _merge(deployment, folder, told, show)
+        else:
+            merged = _build_classes(deployment, classes, groups, folder, told, show)
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(
@@ -144,7 +155,7 @@ def run_dry(
         classes=classes,
         ranks=ranks,
         verified=verified,
-        dag=dag,
+        dag=folder.dag,
         merge=merged,
         seconds=time.monotonic() - started,
     )
@@ -157,34 +168,44 @@ def _execute(
     routing: Routing | None,
     jobs: int | None,
     show: Callable[[str], None],
-) -> list[DryRank]:
-    """Record ranks, each in a process of its own: what one leaves behind in torch must not reach the next."""
+) -> tuple[list[DryRank], list[MadeGroup]]:
+    """Record ranks, each in a process of its own: what one leaves behind in torch must not reach the next.
+
+    Returns:
+        What came of each, and the process groups of the world, which all of them have made.
+    """
     show(f"executing {len(ranks)} of {deployment.world_size} ranks")
-    calls = [(deployment, rank, folder.trace(rank), routing) for rank in ranks]
+    calls = [(deployment, rank, folder.trace(rank), routing, rank == ranks[0]) for rank in ranks]
     done: list[DryRank] = []
+    groups: list[MadeGroup] = []
     children = call_in_children(_run_rank, calls, jobs=jobs or os.cpu_count() or 1, preload="truedag.launch.dry_rank")
     with closing(children):
         for outcome in children:
-            done.append(_take(outcome, ranks[outcome.number]))
+            one, made = _take(outcome, ranks[outcome.number])
+            done.append(one)
+            groups = groups or made
             if len(ranks) > 1:
                 show(f"executing {len(ranks)} of {deployment.world_size} ranks: {len(done)} done")
-    return sorted(done, key=lambda one: one.rank)
+    return sorted(done, key=lambda one: one.rank), groups
 
 
-def _run_rank(deployment: Deployment, rank: int, trace: Path, routing: Routing | None) -> DryRank:
+def _run_rank(
+    deployment: Deployment, rank: int, trace: Path, routing: Routing | None, tells_groups: bool
+) -> tuple[DryRank, list[MadeGroup]]:
     from truedag.launch.dry_rank import run_rank
 
-    return run_rank(deployment, rank, trace, routing)
+    result, groups = run_rank(deployment, rank, trace, routing)
+    return result, groups if tells_groups else []
 
 
-def _take(outcome: Outcome[DryRank], rank: int) -> DryRank:
+def _take(outcome: Outcome[tuple[DryRank, list[MadeGroup]]], rank: int) -> tuple[DryRank, list[MadeGroup]]:
     if isinstance(outcome.error, (RoutingError, DataError, ModelError)):
         raise LaunchError(f"rank {rank}: {outcome.error}") from outcome.error
     if outcome.error is not None:
         raise outcome.error
     assert outcome.result is not None
-    if outcome.result.switched_off:
-        raise RunError(f"rank {rank} was not recorded to its end: {outcome.result.switched_off}")
+    if why := outcome.result[0].switched_off:
+        raise RunError(f"rank {rank} was not recorded to its end: {why}")
     return outcome.result
 
 
@@ -231,7 +252,7 @@ def _is_expert(axis: str | None) -> bool | None:
 
 def _merge(
     deployment: Deployment, folder: RunFolder, told: Mapping[str, Any], show: Callable[[str], None]
-) -> tuple[Path, Mapping[str, Any]]:
+) -> Mapping[str, Any]:
     from truedag.tracer.dry.untimed import forget_times
     from truedag.tracer.merge.merging import merge_traces
 
@@ -244,4 +265,42 @@ def _merge(
         progress=show,
     )
     forget_times(folder.dag, told=told)
-    return folder.dag, asdict(merged)
+    return asdict(merged)
+
+
+def _build_classes(
+    deployment: Deployment,
+    classes: Sequence[RankClass],
+    groups: Sequence[MadeGroup],
+    folder: RunFolder,
+    told: Mapping[str, Any],
+    show: Callable[[str], None],
+) -> Mapping[str, Any]:
+    from truedag.tracer.dry.class_graph import build_class_graph
+
+    show("building the class graph")
+    return build_class_graph(
+        {one.representative: folder.trace(one.representative) for one in classes},
+        describe_world(deployment, classes, groups),
+        folder.dag,
+        deployment=deployment.name,
+        strategy=deployment.strategy.describe(),
+        told=told,
+    )
+
+
+def describe_world(deployment: Deployment, classes: Sequence[RankClass], groups: Sequence[MadeGroup]) -> World:
+    """Return what the tracer is told of ranks that are not executed."""
+    strategy = deployment.strategy
+    rank_class = np.zeros(strategy.world_size, np.int64)
+    for number, one in enumerate(classes):
+        rank_class[list(one.ranks)] = number
+    axes = [axis for axis in AXES if axis != "cp" or strategy.cp > 1]
+    coordinates = {str(axis): places_on(strategy, axis) for axis in axes}
+    per_rank = (deployment.model.num_experts or 0) // strategy.ep
+    return World(
+        rank_class=rank_class,
+        coordinates=coordinates,
+        first_expert=coordinates["ep"] * per_rank,
+        groups=[(one.name, one.description, one.ranks) for one in groups],
+    )
