@@ -270,8 +270,8 @@ def _describe_communication(
         f"{module} · {calls}" if module else calls,
         _in_out(texts),
         f"{who} · {write_bytes(moved)}",
-        f"{write_time(row['transfer_ns'])}, max {write_time(row['max_transfer_ns'])}",
-        f"wait {write_time(row['wait_ns'])}, max {write_time(row['max_wait_ns'])}",
+        _time(row["transfer_ns"], row["max_transfer_ns"]),
+        "" if row["wait_ns"] is None else f"wait {_time(row['wait_ns'], row['max_wait_ns'])}",
     ]
 
 
@@ -295,8 +295,12 @@ def _describe_computation(
         title,
         _in_out(texts),
         f"{write_gpus(ranks)} · {each}",
-        f"{write_time(called['mean_ns'])}, max {write_time(called['max_ns'])}",
+        _time(called["mean_ns"], called["max_ns"]),
     ]
+
+
+def _time(mean_ns: float | None, max_ns: float | None) -> str:
+    return "not timed" if mean_ns is None else f"{write_time(mean_ns)}, max {write_time(max_ns)}"
 
 
 def _in_out(texts: Sequence[list[str]]) -> str:

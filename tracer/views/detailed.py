@@ -21,8 +21,8 @@ from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.sheet import Link, Sheet
 
 NAME = "detailed"
-# A sheet of so many operators is no picture any more: it is left out, counted, and drawn where it is asked for.
-MAX_OPERATORS = 1200
+# Outside the layers, a sheet of more operators than this is no picture any more: it is left out, and counted.
+MAX_OPERATORS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
             found = fold_operators(scope, one, layers, phase)
             if found is None:
                 continue
-            if len(found.operators) > MAX_OPERATORS:
+            if layers == (-1,) and len(found.operators) > MAX_OPERATORS:
                 left_out.append(
                     f"{phase or 'outside the phases'} of stage {stage}: {captions.count(found.num_nodes, 'node')}"
                 )
@@ -134,17 +134,17 @@ def _subject(scope: Scope, calls: Calls, found: Operators, stage: int, phase: st
     where = f"{noun} {layers}" if is_layer else "outside the layers"
     parts = ([f"stage-{stage}"] if stage >= 0 else []) + [f"{noun}-{layers}" if is_layer else "outside-layers"]
     stage_words = f"stage {stage}, " if stage >= 0 else ""
-    told = (
-        (f"Layers {layers} are alike (checked): the same modules and communications in the same phases.",)
-        if len(found.layers) > 1
-        else ()
-    )
+    told = []
+    if len(found.layers) > 1:
+        told.append(f"Layers {layers} are alike (checked): the same modules and communications in the same phases.")
+    if scope.is_folded:
+        told.append("One GPU of the class was read, and of each other place on the expert axis; x counts its calls.")
     return Subject(
         name="/".join((NAME, ".".join([*parts, _file_name(phase)]))),
         title=f"{scope.name}: {phase or 'outside the phases'}, {stage_words}{where}",
         stage=stage,
         ranks=scope.members[calls.lead],
-        told=told,
+        told=tuple(told),
         links=(
             Link(words="all layers", sheet=NAME),
             Link(words="strategy", sheet="simplified"),

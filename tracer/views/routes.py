@@ -13,6 +13,7 @@ Point = tuple[float, float]
 _NUM_LANES = 4
 _LANE = 2.6
 _CLEAR = 5.0
+_FAR = 400.0  # stages below each other
 _RADIUS = 5.0
 
 
@@ -41,7 +42,7 @@ def find_routes(ties: Sequence[Tie], boxes: Sequence[Box], page: Page) -> list[R
         a, b = page.boxes[tie.src], page.boxes[tie.dst]
         is_aside = False
         if tie.kind == "p2p":
-            is_far = abs(a.x - b.x) > 2.5 * PITCH
+            is_far = abs(src.stage - dst.stage) != 1 or abs(a.y - b.y) > _FAR
             points = _below(a, b, page.panels[src.stage, src.panel]) if is_far else _sideways(a, b)
         elif src.column is None or dst.column is None:
             is_across = ACROSS in (src.panel, dst.panel)

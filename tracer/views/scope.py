@@ -1,7 +1,7 @@
 """Which ranks a drawing reads, and whom each of them stands for.
 
-A recorded graph is read whole: every rank stands for itself and its own times. Of a graph that would be too large for
-it, as a dry run's of thousands of GPUs, one rank of each class is read; the others of its class ran the same program,
+A recorded graph is read whole: every rank stands for itself and its own times. Of a dry run's class graph, and of a
+recorded one that would be too large, one rank of each class is read; the others of its class ran the same program,
 which the graph says, and are counted and named through it.
 """
 
@@ -102,7 +102,7 @@ def find_scope(graph: Graph) -> Scope:
     ran = graph.nodes.filter(~pl.col("kind").is_in(["parameter", "input", "output"])).select("node").head(1)
     if ran.collect().is_empty():
         raise DrawError(f"{graph.path} holds no operator: there is nothing to draw")
-    is_folded = (graph.meta.get("num_nodes") or 0) > MAX_NODES
+    is_folded = graph.meta.get("form") == "classes" or (graph.meta.get("num_nodes") or 0) > MAX_NODES
     ranks = graph.ranks.select("rank", "pp", "rank_class").collect().sort("rank")
     if not is_folded:  # the recorded class tells ranks apart that were given other data
         ranks = ranks.drop("rank_class").join(graph.rank_classes(), on="rank", how="left", maintain_order="left")

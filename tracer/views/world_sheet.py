@@ -281,7 +281,7 @@ def _describe_traffic(one: Traffic) -> list[str]:
     else:
         title = f"over {one.axis}" if one.axis else "over a group of no told axis"
         groups = "{" + write_gpus(one.first).partition(" ")[2] + "}"
-        sizes = write_runs(one.sizes)
+        sizes = " or ".join(map(str, one.sizes))
         more = (
             f"{one.num_groups:,} groups of {sizes}, the first {groups}" if one.num_groups > 1 else f"one group {groups}"
         )
@@ -435,7 +435,7 @@ def _draw_lines(dot: Dot, world: World, page: _Page) -> None:
         a, b = places["batch"], places[f"part{i}"]
         above = b.top - 6.0
         way: tuple[tuple[float, float], ...] = (
-            ((a.right, a.y), (b.left, b.y))
+            ((a.right - 9, b.y), (b.left + 6, b.y))
             if i == 0
             else ((a.right - 8, a.y - 8), (a.right + 14, a.y - 8), (a.right + 14, above), (b.x, above), (b.x, b.top))
         )
