@@ -12,7 +12,7 @@ from truedag.tracer.views.chain import AFTER, ALONE, BEFORE, Chain, Part
 from truedag.tracer.views.colours import SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.gpus import write_gpus
-from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, text_width, wrap
+from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, wrap
 from truedag.tracer.views.operator_sheet import SIGNS
 from truedag.tracer.views.sheet import Link, Sheet, draw_head, find_way, plan_head
 
@@ -76,9 +76,7 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
             fillcolor=tint(stage_colour(part.stage), SHARES[shape]),
             stands_for=part.num_nodes,
             ranks=write_runs(subject.ranks[part.stage]),
-            **(
-                {} if way is None or part.label else {"URL": find_way(subject.name, way), "tooltip": "to its operators"}
-            ),
+            **({} if way is None else {"URL": find_way(subject.name, way), "tooltip": "to its operators"}),
         )
     _draw_ties(dot, chain, places)
     return Sheet(
@@ -114,7 +112,8 @@ def _describe(part: Part, subject: ChainSubject) -> list[str]:
 
 
 def _wrap(text: Sequence[str], shape: str) -> list[str]:
-    return wrap(text, int(_WIDTH * {"ellipse": 0.82, "box": 0.95}[shape] / text_width("x")))
+    room = _WIDTH * {"ellipse": 0.82, "box": 0.95}[shape]
+    return [*wrap(text[:1], room, bold=True), *wrap(text[1:], room)]
 
 
 def _place(

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from math import sqrt
 
 from truedag.tracer.views.engine import Layout, Problem, lay_out_layers
-from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, text_width, wrap
+from truedag.tracer.views.font_metrics import text_width
+from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, wrap
 from truedag.tracer.views.operators import Operator, Operators
 
 BOX = 142.0
@@ -74,6 +75,7 @@ class OperatorPage:
         columns: from left to right.
         places: of the operators, by number.
         texts: their lines, as broken.
+        num_title: how many of these are the title.
         cards: of the experts, by number.
         ports: of ports, by column and place in it.
         panels: of the columns.
@@ -85,6 +87,7 @@ class OperatorPage:
     columns: list[Column]
     places: dict[int, Rectangle] = field(default_factory=dict)
     texts: dict[int, list[str]] = field(default_factory=dict)
+    num_title: dict[int, int] = field(default_factory=dict)
     cards: dict[int, Rectangle] = field(default_factory=dict)
     ports: dict[tuple[int, int], Rectangle] = field(default_factory=dict)
     panels: dict[int, Rectangle] = field(default_factory=dict)
@@ -110,8 +113,10 @@ def lay_out_operators(sheet: Operators, texts: Sequence[Sequence[str]]) -> Opera
     cards = find_cards(sheet)
     for i, one in enumerate(sheet.operators):
         shape, width = shape_of(one), CARD - 12 if i in cards else BOX
-        characters = int(width * _SHARE[shape] / text_width("x"))
-        page.texts[i] = wrap(texts[i], characters)
+        room = width * _SHARE[shape]
+        title = wrap(texts[i][:1], room, bold=True)
+        page.num_title[i] = len(title)
+        page.texts[i] = title + wrap(texts[i][1:], room)
         page.places[i] = Rectangle(0.0, 0.0, width, LINE_HEIGHT * len(page.texts[i]) + _PAD[shape])
     _add_ports(sheet, columns)
     free = [column for column in columns if not column.is_experts]
@@ -158,7 +163,7 @@ def _move_column(page: OperatorPage, number: int, column: Column, x: float, y: f
 
 def port_lines(port: Port) -> list[str]:
     """Break a port's text as its box needs."""
-    return wrap([port.text], int(_PORT / text_width("x", PORT_SIZE)) - 2)
+    return wrap([port.text], _PORT - 8, size=PORT_SIZE)
 
 
 def _cut_columns(sheet: Operators) -> list[Column]:
@@ -298,7 +303,7 @@ def _port(sheet: Operators, text: str, lines: Sequence[int], *, is_source: bool)
 
 def _port_size(port: Port) -> tuple[float, float]:
     lines = port_lines(port)
-    wide = max(text_width(line, PORT_SIZE) for line in lines) * 1.08 + 10
+    wide = max(text_width(line, PORT_SIZE) for line in lines) + 12
     return min(wide, _PORT + 8), _PORT_LINE * len(lines) + 5
 
 
@@ -333,7 +338,7 @@ def _place_column(page: OperatorPage, number: int, column: Column, layout: Layou
     for i, port in enumerate(column.ports):
         at = layout.middles[len(column.numbers) + i]
         page.ports[number, i] = Rectangle(at[0] + x, at[1] + y, *_port_size(port))
-    wide = max(layout.width, text_width(column.title, 11.0) + 60)
+    wide = max(layout.width, text_width(column.title, 11.0, bold=True) + 40)
     return wide + 2 * COLUMN_PAD, layout.height + COLUMN_HEAD + COLUMN_PAD
 
 

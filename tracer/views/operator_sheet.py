@@ -213,7 +213,7 @@ def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> 
             f"op{i}",
             page.places[i],
             page.texts[i],
-            num_bold=1,
+            num_bold=page.num_title[i],
             shape=shape,
             color=colour,
             fillcolor="#ffffff" if one.expert >= 0 and shape == "box" else tint(colour, SHARES[shape]),

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from truedag.tracer.errors import DrawError
 from truedag.tracer.views.dot import Dot
-from truedag.tracer.views.layout import Rectangle, text_width, wrap
+from truedag.tracer.views.font_metrics import text_width
+from truedag.tracer.views.layout import Rectangle, wrap
 from truedag.tracer.views.render import Picture, render_all
 
 DPI = 96.0
@@ -82,7 +83,7 @@ def plan_head(
     title: str, told: Sequence[str], signs: Sequence[Sign], *, width: float, links: Sequence[Link] = ()
 ) -> Head:
     """Break a page's head into lines."""
-    lines = wrap(told, int(width / text_width("x", _SIZE)))
+    lines = wrap(told, width, size=_SIZE)
     top = _TITLE + (_LINE + 3 if links else 0)
     x, y = _LEFT, top + _LINE * len(lines) + _LINE
     placed = []

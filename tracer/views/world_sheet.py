@@ -16,7 +16,7 @@ from truedag.tracer.views.colours import SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.gpus import write_gpus
-from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, text_width, wrap
+from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, wrap
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, find_way, plan_head
 from truedag.tracer.views.world import BatchPart, RankClass, Traffic, World
@@ -205,7 +205,8 @@ def _lay_row(page: _Page, nodes: Sequence[_Node], left: float, top: float, width
 def _node(
     name: str, shape: str, text: Sequence[str], stage: int, stands_for: int = 0, ranks: tuple[int, ...] = ()
 ) -> _Node:
-    lines = wrap([line for line in text if line], int(_BOX * _SHAPE_SHARE[shape] / text_width("x")))
+    room = _BOX * _SHAPE_SHARE[shape]
+    lines = [*wrap(text[:1], room, bold=True), *wrap([line for line in text[1:] if line], room)]
     place = Rectangle(0.0, 0.0, _BOX, LINE_HEIGHT * len(lines) + _SHAPE_PAD[shape])
     return _Node(name=name, shape=shape, text=lines, stage=stage, place=place, stands_for=stands_for, ranks=ranks)
 
