@@ -25,9 +25,7 @@ class ExpertMap:
     def held(self) -> Mapping[int, Mapping[int, tuple[int, ...]]]:
         """For each rank its experts by layer; empty for a model without any."""
         scope = self._scope
-        places: dict[tuple[int, int], list[int]] = {}
-        for rank in sorted(scope.places):
-            places.setdefault((scope.coordinate(rank, "pp"), scope.coordinate(rank, "ep")), []).append(rank)
+        places = scope.by_place
         read = sorted(scope.places) if not scope.is_folded else [ranks[0] for ranks in places.values()]
         nodes = scope.whole.subgraph(ranks=read).nodes if scope.is_folded else scope.whole.nodes
         rows = (

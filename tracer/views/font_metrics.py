@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from truedag.tracer.views.fonts import font_file
@@ -21,9 +21,11 @@ class Font:
         (num_tables,) = struct.unpack_from(">H", self._data, 4)
         entries = (struct.unpack_from(">4sIII", self._data, 12 + 16 * i) for i in range(num_tables))
         self._tables = {tag.decode(): offset for tag, _, offset, _ in entries}
-        self._units_per_em: int = struct.unpack_from(">H", self._data, self._tables["head"] + 18)[0]
         (self._num_metrics,) = struct.unpack_from(">H", self._data, self._tables["hhea"] + 34)
-        self._glyphs = self._read_glyphs()
+        units: int = struct.unpack_from(">H", self._data, self._tables["head"] + 18)[0]
+        glyphs = self._read_glyphs()
+        self._unknown = self._advance(0) / units
+        self._widths = {code: self._advance(glyph) / units for code, glyph in glyphs.items()}
 
     def _read_glyphs(self) -> dict[int, int]:
         base = self._tables["cmap"]
@@ -56,8 +58,7 @@ class Font:
 
     def width(self, text: str) -> float:
         """Return how wide a text is, in em."""
-        units = sum(self._advance(self._glyphs.get(ord(sign), 0)) for sign in text)
-        return units / self._units_per_em
+        return sum(self._widths.get(ord(sign), self._unknown) for sign in text)
 
     def _advance(self, glyph: int) -> int:
         place = min(glyph, self._num_metrics - 1)
@@ -65,6 +66,7 @@ class Font:
         return int(advance)
 
 
+@lru_cache(maxsize=1 << 16)
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Return how wide a text is in the drawings' font, in points."""
     return _font(bold).width(text) * size

@@ -263,11 +263,7 @@ def _ranks(scope: Scope, calls: Calls, row: Mapping[str, object]) -> tuple[int, 
     if row["expert"] == -1:
         return scope.members[calls.lead]
     held = {(scope.coordinate(rank, "pp"), scope.coordinate(rank, "ep")) for rank in read}
-    return tuple(rank for rank in sorted(scope.places) if _place(scope, rank) in held)
-
-
-def _place(scope: Scope, rank: int) -> tuple[int, int]:
-    return scope.coordinate(rank, "pp"), scope.coordinate(rank, "ep")
+    return tuple(sorted(rank for place in held for rank in scope.by_place[place]))
 
 
 def _num_groups(scope: Scope, lead: int, groups: Sequence[Sequence[int]]) -> int:

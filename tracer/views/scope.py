@@ -58,7 +58,11 @@ class Scope:
 
     def class_of(self, rank: int) -> int:
         """Return the lowest rank of a rank's class."""
-        return next(first for first, ranks in self.members.items() if rank in ranks)
+        return self._firsts[rank]
+
+    @cached_property
+    def _firsts(self) -> dict[int, int]:
+        return {rank: first for first, ranks in self.members.items() for rank in ranks}
 
     @cached_property
     def places(self) -> dict[int, dict[str, Any]]:
@@ -73,7 +77,19 @@ class Scope:
 
     def size(self, axis: str) -> int:
         """Return how many places an axis has; 0: nobody told."""
-        return 1 + max((self.coordinate(rank, axis) for rank in self.places), default=-1)
+        return self._sizes.get(axis, 0)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {axis: 1 + max((self.coordinate(rank, axis) for rank in self.places), default=-1) for axis in _AXES}
+
+    @cached_property
+    def by_place(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        """The ranks of each place on the pipeline's and the experts' axes: they hold the same experts."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for rank in sorted(self.places):
+            found.setdefault((self.coordinate(rank, "pp"), self.coordinate(rank, "ep")), []).append(rank)
+        return {place: tuple(ranks) for place, ranks in found.items()}
 
     @property
     def name(self) -> str:
@@ -87,7 +103,7 @@ class Scope:
         told = self.whole.meta.get("num_nodes")
         return int(told) if told is not None else len(self.whole.nodes.select("node").collect())
 
-    @property
+    @cached_property
     def axes(self) -> list[str]:
         """The axes on which ranks differ."""
         return [axis for axis in _AXES if self.size(axis) > 1]
