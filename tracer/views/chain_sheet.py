@@ -11,8 +11,9 @@ from truedag.tracer.views import captions
 from truedag.tracer.views.chain import AFTER, ALONE, BEFORE, Chain, Part
 from truedag.tracer.views.colours import SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.fitting import fit_text
 from truedag.tracer.views.gpus import write_gpus
-from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, wrap
+from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.operator_sheet import SIGNS
 from truedag.tracer.views.sheet import Link, Sheet, draw_head, find_way, plan_head
 
@@ -65,12 +66,13 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
     draw_head(dot, head, sheet=subject.name)
     for i, part in enumerate(chain.parts):
         shape = _shape(part)
+        fitted = fit_text(texts[i], shape, _WIDTH)
         way = subject.ways.get((part.stage, part.phase, part.slot))
         dot.node(
             f"part{i}",
             places[i],
-            _wrap(texts[i], shape),
-            num_bold=1,
+            fitted.lines,
+            num_bold=fitted.num_title,
             shape=shape,
             color=stage_colour(part.stage),
             fillcolor=tint(stage_colour(part.stage), SHARES[shape]),
@@ -111,17 +113,10 @@ def _describe(part: Part, subject: ChainSubject) -> list[str]:
     return text
 
 
-def _wrap(text: Sequence[str], shape: str) -> list[str]:
-    room = _WIDTH * {"ellipse": 0.82, "box": 0.95}[shape]
-    return [*wrap(text[:1], room, bold=True), *wrap(text[1:], room)]
-
-
 def _place(
     parts: Sequence[Part], texts: Sequence[Sequence[str]]
 ) -> tuple[list[Rectangle], dict[int, Rectangle], float, float]:
-    sizes = [
-        LINE_HEIGHT * len(_wrap(texts[i], _shape(part))) + (18.0 if part.label else 8.0) for i, part in enumerate(parts)
-    ]
+    sizes = [fit_text(texts[i], _shape(part), _WIDTH).height for i, part in enumerate(parts)]
     places = [Rectangle(0.0, 0.0, _WIDTH, size) for size in sizes]
     sections: dict[int, Rectangle] = {}
     top, right = 0.0, 0.0

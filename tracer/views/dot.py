@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
 from truedag.tracer.views.fonts import FAMILY
-from truedag.tracer.views.layout import FONT_SIZE, Rectangle
+from truedag.tracer.views.layout import Rectangle
+from truedag.tracer.views.layout_text import FONT_SIZE
 from truedag.tracer.views.routes import Point, round_corners
 
 _POINTS_PER_INCH = 72.0

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from math import sqrt
 
 from truedag.tracer.views.boxes import ACROSS, STEP, Box, Column
-from truedag.tracer.views.font_metrics import text_width
+from truedag.tracer.views.fitting import fit_text
 
-FONT_SIZE = 8.0
-LINE_HEIGHT = 9.8
 BOX_WIDTH = 130.0
 PITCH = 160.0  # from one column to the next
 _ROW_GAP = 13.0
@@ -28,8 +26,6 @@ _STAGE_HEAD = 34.0
 _MAX_BAND_COLUMNS = 24
 _MIN_STEP_COLUMNS = 3
 _STEP_ROW = 110.0  # about what a row of a step's panel takes
-# How much of its width a shape leaves to text.
-_TEXT_SHARE = {"box": 0.95, "parallelogram": 0.78, "ellipse": 0.86}
 
 
 @dataclass(slots=True)
@@ -90,12 +86,9 @@ def lay_out(boxes: Sequence[Box], levels: Mapping[int, int], *, top: float) -> P
     page = Page()
     for box in boxes:
         width = _half_width() if box.experts else BOX_WIDTH
-        room = width * _TEXT_SHARE[box.shape]
-        title = wrap(box.text[:1], room, bold=True)
-        page.num_title[box.fold] = len(title)
-        page.lines[box.fold] = title + wrap(box.text[1:], room)
-        height = LINE_HEIGHT * len(page.lines[box.fold]) + {"ellipse": 18.0, "parallelogram": 7.0}.get(box.shape, 7.0)
-        page.boxes[box.fold] = Rectangle(0.0, 0.0, width, height)
+        fitted = fit_text(box.text, box.shape, width)
+        page.num_title[box.fold], page.lines[box.fold] = fitted.num_title, fitted.lines
+        page.boxes[box.fold] = Rectangle(0.0, 0.0, width, fitted.height)
     by_stage: dict[int, list[Box]] = {}
     for box in boxes:
         if box.panel != ACROSS:
@@ -109,36 +102,6 @@ def lay_out(boxes: Sequence[Box], levels: Mapping[int, int], *, top: float) -> P
     page.height = y
     page.width = max((stage.right for stage in page.stages.values()), default=BOX_WIDTH)
     return page
-
-
-def wrap(text: Sequence[str], width: float, *, size: float = FONT_SIZE, bold: bool = False) -> list[str]:
-    """Break lines at spaces, and words that are too long at dots, commas and low lines, so that none is wider.
-
-    Args:
-        text: the lines.
-        width: in points.
-        size: of the letters, in points.
-        bold: whether they are bold.
-    """
-    lines: list[str] = []
-    for line in text:
-        current = ""
-        for word in line.split(" "):
-            longer = f"{current} {word}" if current else word
-            if current and text_width(longer, size, bold=bold) > width:
-                lines.append(current)
-                longer = word
-            current = longer
-            while len(current) > 1 and text_width(current, size, bold=bold) > width:
-                fits = max(
-                    n for n in range(1, len(current)) if n == 1 or text_width(current[:n], size, bold=bold) <= width
-                )
-                cut = max((current.rfind(sign, 0, fits) + 1 for sign in ".,_"), default=0) or fits
-                lines.append(current[:cut])
-                current = current[cut:]
-        if current:
-            lines.append(current)
-    return lines
 
 
 def _half_width() -> float:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from math import sqrt
 
 from truedag.tracer.views.engine import Layout, Problem, lay_out_layers
+from truedag.tracer.views.fitting import fit_text
 from truedag.tracer.views.font_metrics import text_width
-from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, wrap
+from truedag.tracer.views.layout import Rectangle
+from truedag.tracer.views.layout_text import wrap
 from truedag.tracer.views.operators import Operator, Operators
 
 BOX = 142.0
@@ -31,8 +33,6 @@ _ASPECT = 1.4  # width to height, about
 _MAX_ROW = 5  # boxes side by side that read and give the same
 COLUMN_HEAD = 30.0
 COLUMN_PAD = 12.0
-_PAD = {"ellipse": 20.0, "parallelogram": 8.0, "box": 8.0}
-_SHARE = {"ellipse": 0.84, "parallelogram": 0.78, "box": 0.95}
 _SHAPES = {"communication": "ellipse", "routing": "parallelogram"}
 
 
@@ -113,11 +113,9 @@ def lay_out_operators(sheet: Operators, texts: Sequence[Sequence[str]]) -> Opera
     cards = find_cards(sheet)
     for i, one in enumerate(sheet.operators):
         shape, width = shape_of(one), CARD - 12 if i in cards else BOX
-        room = width * _SHARE[shape]
-        title = wrap(texts[i][:1], room, bold=True)
-        page.num_title[i] = len(title)
-        page.texts[i] = title + wrap(texts[i][1:], room)
-        page.places[i] = Rectangle(0.0, 0.0, width, LINE_HEIGHT * len(page.texts[i]) + _PAD[shape])
+        fitted = fit_text(texts[i], shape, width)
+        page.num_title[i], page.texts[i] = fitted.num_title, fitted.lines
+        page.places[i] = Rectangle(0.0, 0.0, width, fitted.height)
     _add_ports(sheet, columns)
     free = [column for column in columns if not column.is_experts]
     layouts, page.engine = lay_out_layers([_problem(sheet, column, page) for column in free])

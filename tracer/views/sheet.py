@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from truedag.tracer.errors import DrawError
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.font_metrics import text_width
-from truedag.tracer.views.layout import Rectangle, wrap
+from truedag.tracer.views.layout import Rectangle
+from truedag.tracer.views.layout_text import wrap
 from truedag.tracer.views.render import Picture, render_all
 
 DPI = 96.0

@@ -15,8 +15,9 @@ from truedag.tracer.views import captions
 from truedag.tracer.views.colours import SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.experts import ExpertMap
+from truedag.tracer.views.fitting import fit_text
 from truedag.tracer.views.gpus import write_gpus
-from truedag.tracer.views.layout import LINE_HEIGHT, Rectangle, wrap
+from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, find_way, plan_head
 from truedag.tracer.views.world import BatchPart, RankClass, Traffic, World
@@ -28,8 +29,6 @@ _MAX_WIDTH = 3400.0
 _BLOCK_GAP = 8.0
 _BUS = 38.0  # room for messages below the groups
 _DARK, _LIGHT = "#3a3a3a", "#b4b4b4"
-_SHAPE_PAD = {"ellipse": 22.0, "parallelogram": 10.0, "box": 8.0}
-_SHAPE_SHARE = {"ellipse": 0.82, "parallelogram": 0.78, "box": 0.95}
 _PLAIN: dict[str, Any] = {"regular": "false", "distortion": "0", "skew": "0"}
 _SIGNS = (
     Sign(words="a rank class: GPUs that run the same program", shape="box", fill=tint(GREY, SHARES["box"])),
@@ -47,6 +46,7 @@ class _Node:
     name: str
     shape: str
     text: list[str]
+    num_bold: int
     stage: int
     place: Rectangle
     stands_for: int
@@ -114,6 +114,7 @@ def draw_world(
             one.name,
             one.place,
             one.text,
+            num_bold=one.num_bold,
             shape=one.shape,
             color=colour,
             fillcolor=tint(colour, SHARES[one.shape]),
@@ -205,10 +206,18 @@ def _lay_row(page: _Page, nodes: Sequence[_Node], left: float, top: float, width
 def _node(
     name: str, shape: str, text: Sequence[str], stage: int, stands_for: int = 0, ranks: tuple[int, ...] = ()
 ) -> _Node:
-    room = _BOX * _SHAPE_SHARE[shape]
-    lines = [*wrap(text[:1], room, bold=True), *wrap([line for line in text[1:] if line], room)]
-    place = Rectangle(0.0, 0.0, _BOX, LINE_HEIGHT * len(lines) + _SHAPE_PAD[shape])
-    return _Node(name=name, shape=shape, text=lines, stage=stage, place=place, stands_for=stands_for, ranks=ranks)
+    fitted = fit_text(text, shape, _BOX)
+    place = Rectangle(0.0, 0.0, _BOX, fitted.height)
+    return _Node(
+        name=name,
+        shape=shape,
+        text=fitted.lines,
+        num_bold=fitted.num_title,
+        stage=stage,
+        place=place,
+        stands_for=stands_for,
+        ranks=ranks,
+    )
 
 
 def _lay_split(page: _Page, world: World) -> float:
