@@ -30,7 +30,7 @@ def execute(arguments: argparse.Namespace) -> int:
     dag = Graph.open(arguments.run).path
     views = arguments.out if arguments.out is not None else dag.absolute().parent / "views"
     with Progress() as progress:
-        drawing = draw(dag, views, progress=progress.show)
+        (drawing,) = draw(dag, views, views=["simplified"], progress=progress.show)
     if arguments.json:
         from dataclasses import asdict
 
