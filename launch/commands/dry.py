@@ -72,11 +72,11 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(TypeAdapter(DryResult).dump_python(result, mode="json"))
     else:
-        _print_result(result, arguments.deployment)
+        _print_result(result)
     return 0
 
 
-def _print_result(result: DryResult, deployment: str) -> None:
+def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
     print_result(f"  not run: executed without memory, so that there are no times in it; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
@@ -93,20 +93,15 @@ def _print_result(result: DryResult, deployment: str) -> None:
         print_result(f"  verified: {_list(result.verified)} run as their classes do")
     print_result(f"{result.seconds:.0f} s in all.")
     out = shlex.quote(str(shorten(result.out)))
-    if result.dag is not None:
-        print_result(
-            f"The DAG of all ranks is in {shorten(result.dag)}: {result.merge['num_nodes']:,} nodes, "
-            f"{result.merge['num_edges']:,} edges, {result.merge['num_collectives']:,} collectives."
-        )
+    print_result(
+        f"The DAG of all ranks is in {shorten(result.dag)}: {result.merge['num_nodes']:,} nodes, "
+        f"{result.merge['num_edges']:,} edges, {result.merge['num_collectives']:,} collectives."
+    )
+    if result.audit:
         print_audited(result.audit)
         print_result(f"next: truedag view {out}")
-    elif result.world_size <= _FEW_RANKS:
-        print_result(f"next: truedag dry {shlex.quote(deployment)} --all-ranks --out {out}-all")
     else:
-        print_result(f"next: truedag dry {shlex.quote(deployment)} --verify 4 --out {out}-verified")
-
-
-_FEW_RANKS = 16
+        print_result(f"next: truedag audit {out} --out {out}, which takes some minutes")
 
 
 def _say_routing(result: DryResult) -> str:
