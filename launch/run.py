@@ -242,12 +242,17 @@ def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, sho
     from truedag.launch.run_audit import audit_run
     from truedag.tracer.analysis.report import write_report
     from truedag.tracer.errors import DrawError
-    from truedag.tracer.merge.merging import merge_traces
+    from truedag.tracer.merge.merging import Resources, merge_traces
     from truedag.tracer.views.draw import draw
 
     show("merging the traces")
     merged = merge_traces(
-        folder.traces, folder.dag, deployment=result.deployment, strategy=result.strategy, progress=show
+        folder.traces,
+        folder.dag,
+        deployment=result.deployment,
+        strategy=result.strategy,
+        progress=show,
+        resources=Resources.of_machine(),
     )
     show("drawing")
     try:

@@ -107,7 +107,9 @@ def _print_result(result: TraceResult) -> None:
             print_audited(window.audit)
     print_result(f"{result.seconds:.0f} s in all. The recording of {result.program} is in {out}.")
     merged = [window for window in result.windows if window.dag is not None]
-    if not merged:
+    if result.is_elsewhere:
+        print_result("next: on the node of rank 0, where all traces are, the graph is made")
+    elif not merged:
         first = result.windows[0] if result.windows else None
         traces = first.traces if first is not None else result.out / "traces"
         names = (shlex.quote(str(shorten(path))) for path in (traces, traces.parent / "dag"))

@@ -40,6 +40,7 @@ def audit_of(case: Case, folder: Path) -> dict[str, object]:
         str(path), (), out=folder / "out", replace=False, routing="uniform", seed=0, all_ranks=True, num_verified=0,
         jobs=2, command=("truedag", "dry"), show=lambda _: None,
     )  # fmt: skip
+    assert result.audit is not None
     return dict(result.audit)
 
 

@@ -90,7 +90,7 @@ def join_classes(world: World, teams: Teams, ranks: Mapping[int, RankComms]) -> 
                 place = counts[team.number] = counts.get(team.number, -1) + 1
                 collectives.setdefault((team.number, place), {})[number] = record
     for (team_number, place), records in collectives.items():
-        _join_collective(out, world, teams.teams[team_number], place, records, ranks)
+        _join_collective(out, world, teams, teams.teams[team_number], place, records, ranks)
     for (team_number, source, destination, _), (sends, receives) in lanes.items():
         team = teams.teams[team_number]
         _join_lane(out, world, team, (source, destination), (sends, receives), ranks)
@@ -128,7 +128,13 @@ def _add_message(
 
 
 def _join_collective(
-    out: Quotient, world: World, team: Team, place: int, records: dict[int, CommRecord], ranks: Mapping[int, RankComms]
+    out: Quotient,
+    world: World,
+    teams: Teams,
+    team: Team,
+    place: int,
+    records: dict[int, CommRecord],
+    ranks: Mapping[int, RankComms],
 ) -> None:
     what = f"{next(iter(records.values())).op} number {place} of the groups {team.description!r}"
     if missing := set(team.classes) - set(records):
@@ -140,8 +146,12 @@ def _join_collective(
         for number, record in records.items()
     ):
         raise MergeError(f"{what} has a root whose class has other ranks in the group: execute all ranks (--all-ranks)")
-    # The roots of representatives that are in different groups have different numbers.
-    if fault := find_fault({at: replace(record, peer=-1) for at, record in by_place.items()}):
+    # Representatives may be in different groups of the team: a root is told by its place.
+    roots = {
+        number: -1 if record.peer < 0 else _group_of(world, teams, number, record).index(record.peer)
+        for number, record in records.items()
+    }
+    if fault := find_fault({at: replace(record, peer=roots[team.classes[at]]) for at, record in by_place.items()}):
         raise MergeError(f"{what}: {fault}: {_TRUST_NO_CLASS}")
     axis = out.axes.get(team.number, "")
     first = records[team.classes[0]]
@@ -183,6 +193,10 @@ def _join_collective(
                 recv_bytes=record.received_bytes,
             )
         )
+
+
+def _group_of(world: World, teams: Teams, rank_class: int, record: CommRecord) -> tuple[int, ...]:
+    return world.groups[teams.group_of(world.representatives[rank_class], record.group_name)][2]
 
 
 def _join_lane(
