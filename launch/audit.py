@@ -101,8 +101,8 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
     assert deployment is not None
     if deployment.world_size > _MOST_DRY_RANKS:
         raise LaunchError(
-            f"--fix would execute {deployment.world_size} ranks, which takes its time: run truedag dry "
-            f"{request.deployment} --all-ranks --out DIR once, and name it with --against DIR"
+            f"--fix would draw {deployment.world_size} ranks, which takes minutes: if that is wanted, run truedag dry "
+            f"{request.deployment} --out DIR, and name it with --against DIR"
         )
     with TemporaryDirectory(prefix="truedag-") as folder:
         dry = Path(folder) / "dry"
@@ -113,7 +113,7 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
             replace=True,
             routing="balanced",
             seed=0,
-            all_ranks=True,
+            all_ranks=False,
             expand=False,
             device=None,
             gpus_per_node=8,
