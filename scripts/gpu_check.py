@@ -34,7 +34,7 @@ class PlainWords:
         told = self._said[report.nodeid]
         if report.failed:
             self.failed.append((told, report.longreprtext))
-            print(f"FAILS   {told}\n{INDENT}{report.longreprtext.strip().splitlines()[-1]}", flush=True)
+            print(f"FAILS   {told}\n{INDENT}{reason(report.longreprtext)}", flush=True)
         elif report.when == "call" and report.passed:
             self.num_passed += 1
             print(f"works   {told}", flush=True)
@@ -51,17 +51,9 @@ def main(options: list[str]) -> int:
     gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     print(f"{gpus}; torch {torch.__version__}, CUDA {torch.version.cuda}, NCCL {nccl_version()}\n", flush=True)
     words = PlainWords()
-    arguments = [
-        "--rootdir",
-        str(ROOT),
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        "-p",
-        "no:terminal",
-        "-p",
-        "no:cacheprovider",
-    ]
-    code = pytest.main([*arguments, *options, str(ROOT / "tests" / "gpu")], plugins=[words])
+    project = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
+    quiet = ["-p", "no:terminal", "-p", "no:cacheprovider", "--override-ini=addopts="]
+    code = pytest.main([*project, *quiet, *options, str(ROOT / "tests" / "gpu")], plugins=[words])
     print(f"\n{words.num_passed} work, {len(words.failed)} fail.")
     for told, text in words.failed:
         print(f"\n--- {told}\n{text}")
@@ -69,6 +61,12 @@ def main(options: list[str]) -> int:
         print(f"pytest ended early ({code.name if isinstance(code, pytest.ExitCode) else code})")
         return 1
     return 1 if words.failed else 0
+
+
+def reason(text: str) -> str:
+    """Return the line of a failure's text that says what was wrong."""
+    lines = text.strip().splitlines()
+    return next((line.removeprefix("E").strip() for line in lines if line.startswith("E ")), lines[-1])
 
 
 def nccl_version() -> str:
