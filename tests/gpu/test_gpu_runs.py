@@ -92,7 +92,14 @@ def test_inference_on_a_shared_gpu(tmp_path: Path) -> None:
 
 
 def test_bfloat16(tmp_path: Path, on_cpu: Path) -> None:
-    """`truedag run` trains in bfloat16 with NCCL, with the losses of the CPU in float32 within bfloat16's error."""
-    out = run(tmp_path, "half", model=MOE | {"dtype": "bfloat16"}, strategy="TP1", workload=TRAIN, backend=NCCL)
+    """`truedag run` trains in bfloat16 with grouped experts and NCCL, with the losses of the CPU in float32 within bfloat16's error."""
+    out = run(
+        tmp_path,
+        "half",
+        model=MOE | {"dtype": "bfloat16", "experts": "grouped"},
+        strategy="TP1",
+        workload=TRAIN,
+        backend=NCCL,
+    )
     assert losses(out) == pytest.approx(reference(on_cpu, "moe"), rel=2e-2)
     assert_on_gpu(out)
