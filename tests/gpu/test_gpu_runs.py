@@ -92,7 +92,7 @@ def test_inference_on_a_shared_gpu(tmp_path: Path) -> None:
 
 
 def test_bfloat16(tmp_path: Path, on_cpu: Path) -> None:
-    """`truedag run` trains in bfloat16 with grouped experts and NCCL, with the losses of the CPU in float32 within bfloat16's error."""
+    """Training in bfloat16 with grouped experts has the losses of the CPU in float32, within bfloat16's error."""
     out = run(
         tmp_path,
         "half",
