@@ -26,7 +26,7 @@ FORWARD = {
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
-    "views": {"views", "analysis", "graph", "errors"},
+    "views": {"views", "analysis", "graph", "topology", "errors"},
 }
 # The executor tells the tracer what no observer can see, as any program may.
 ANNOTATIONS = ("parallel", "truedag.tracer.annotate")
