@@ -239,12 +239,17 @@ def _bring(folder: RunFolder, state: RankState, home: Path) -> str:
 def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
     from truedag.tracer.analysis.report import write_report
     from truedag.tracer.errors import DrawError
-    from truedag.tracer.merge.merging import merge_traces
+    from truedag.tracer.merge.merging import Resources, merge_traces
     from truedag.tracer.views.draw import draw
 
     show("merging the traces")
     merged = merge_traces(
-        folder.traces, folder.dag, deployment=result.deployment, strategy=result.strategy, progress=show
+        folder.traces,
+        folder.dag,
+        deployment=result.deployment,
+        strategy=result.strategy,
+        progress=show,
+        resources=Resources.of_machine(),
     )
     show("drawing")
     try:

@@ -210,10 +210,12 @@ def _merge(traces: Path, program: Program, *, merges: bool, progress: Progress) 
     first_step = int(number) if window.parent.name == "windows" and number.isdecimal() else None
     if not merges:
         return WindowResult(first_step=first_step, traces=traces, dag=None)
-    from truedag.tracer.merge.merging import merge_traces
+    from truedag.tracer.merge.merging import Resources, merge_traces
 
     dag = window / "dag"
-    merged = merge_traces(traces, dag, deployment=program.name, progress=progress.show)
+    merged = merge_traces(
+        traces, dag, deployment=program.name, progress=progress.show, resources=Resources.of_machine()
+    )
     return WindowResult(first_step=first_step, traces=traces, dag=dag, merge=asdict(merged))
 
 

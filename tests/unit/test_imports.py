@@ -26,6 +26,8 @@ FORWARD = {
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
+    "audit": {"audit", "analysis", "graph", "topology", "errors"},
+    "dry": {"dry", "merge", "graph", "record", "errors"},
     "views": {"views", "analysis", "graph", "topology", "errors"},
 }
 # The executor tells the tracer what no observer can see, as any program may.
