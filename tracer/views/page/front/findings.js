@@ -9,22 +9,22 @@ export class FindingsView {
    */
   constructor(place, app) {
     this.app = app;
-    this.tools = app.tools(place, []);
-    const note = app.note(this.tools);
     const { audit, unmatched, num_unmatched: numUnmatched } = app.model.meta;
-    note.textContent = audit ? `${audit.verdict} Compared with ${audit.against}.` : `No audit: ${app.model.whyNoAudit || "none was made for this page"}.`;
     const list = document.createElement("div");
     list.className = "findings";
     place.append(list);
+    const verdict = Object.assign(document.createElement("p"), { className: "verdict" });
+    verdict.textContent = audit ? audit.verdict : `No audit: ${app.model.whyNoAudit || "none was made for this page"}.`;
+    if (audit) verdict.append(Object.assign(document.createElement("span"), { textContent: `Compared with ${audit.against}.` }));
+    list.append(verdict);
     app.model.findings.forEach((/** @type {any} */ finding, /** @type {number} */ at) => list.append(this.card(finding, at)));
-    if (audit && !app.model.findings.length) list.append(app.empty(`Nothing was found: ${audit.passed.length} checks passed.`));
     if (numUnmatched) {
       const box = document.createElement("details");
       box.append(Object.assign(document.createElement("summary"), { textContent: `${writeCount(numUnmatched)} communications could not be joined` }));
       for (const text of unmatched) box.append(Object.assign(document.createElement("p"), { textContent: text }));
       list.append(box);
     }
-    if (audit?.passed.length && app.model.findings.length) list.append(told(`${audit.passed.length} checks passed`, audit.passed, "what"));
+    if (audit?.passed.length) list.append(told(`${audit.passed.length} checks passed`, audit.passed, "what", !app.model.findings.length));
     if (audit?.unchecked.length) list.append(told(`${audit.unchecked.length} checks could not be made`, audit.unchecked, "why"));
   }
 
@@ -83,9 +83,9 @@ export class FindingsView {
   }
 }
 
-/** @param {string} title @param {any[]} checks @param {string} column */
-function told(title, checks, column) {
-  const box = document.createElement("details");
+/** @param {string} title @param {any[]} checks @param {string} column @param {boolean} [isOpen] */
+function told(title, checks, column, isOpen = false) {
+  const box = Object.assign(document.createElement("details"), { open: isOpen });
   box.append(Object.assign(document.createElement("summary"), { textContent: title }));
   const list = document.createElement("dl");
   for (const check of checks) {

@@ -86,7 +86,7 @@ export class Overview {
     let most = 0;
     for (const cell of this.grid) if (cell >= 0) most = Math.max(most, this.amount(cell).value || 0);
     const text = this.wordOf(most);
-    this.scale.textContent = most ? `${this.describe()} · dark 0, bright ${text} (root scale)` : `${this.describe()}: nothing known`;
+    this.scale.textContent = most ? `${this.describe()} · dark 0, bright ${text} (root scale) · –: no layer` : `${this.describe()}: nothing known`;
     context.font = `11px ${FONT}`;
     context.textBaseline = "middle";
     context.fillStyle = colours.quiet;

@@ -5,8 +5,9 @@ import { TURNS, amountColour, inkOn, stripes } from "./palette.js";
 import { writeBytes, writeRuns, writeTime } from "./text.js";
 import { eachRun } from "./model.js";
 
-/** How a group's members are outlined, by turn. */
-const DASHES = [[], [6, 3], [2, 2], [8, 3, 2, 3]];
+const AXES = ["tp", "ep", "etp", "pp", "dp", "edp", "cp"];
+const TURN_NAMES = ["blue", "orange", "green", "pink", "sky blue", "vermilion", "yellow"];
+const NAMED = 36; // pixels of a cell that has room for names of axes
 
 export class RankMap {
   /**
@@ -131,38 +132,70 @@ export class RankMap {
     this.drawMarks(size);
     const told = { time: "compute", waiting: "waiting for others", bytes: "bytes given", imbalance: "compute above the mean" }[state.metric];
     const text = state.metric === "bytes" ? writeBytes(most) : state.metric === "imbalance" ? `+${Math.round(100 * most)} %` : writeTime(most);
-    this.note.textContent = axis ? `place on ${axis}` : most ? `${told} · dark 0, bright ${isEstimated ? "≈ " : ""}${text}` : `${told}: unknown`;
+    const legend = state.selection?.kind === "rank" && size < NAMED
+      ? ` · shares ${[...new Set([...this.sharing(state.selection.id).values()].map((axes) => axes[0]))].map((name) => `${name} (${TURN_NAMES[AXES.indexOf(name)]})`).join(", ")}` : "";
+    this.note.textContent = (axis ? `place on ${axis}` : most ? `${told} · dark 0, bright ${isEstimated ? "≈ " : ""}${text}` : `${told}: unknown`) + legend;
   }
 
-  /** @param {number} size */
+  /**
+   * Who shares a group with the selected rank: by name where there is room, else by the colour that the note tells.
+   * @param {number} size
+   */
   drawMarks(size) {
     const { app, board } = this;
     const { context } = board;
     const { marks, model, colours, state } = app;
-    context.strokeStyle = colours.accent;
     const width = Math.max(1.4, Math.min(3, size / 9));
     if (state.selection?.kind === "rank") {
-      const own = state.selection.id;
-      app.groupsOf(own).forEach((group, turn) => {
-        context.strokeStyle = TURNS[(turn + 5) % TURNS.length];
-        context.setLineDash(DASHES[turn % DASHES.length]);
-        context.lineWidth = width;
-        const inset = size > 20 ? 1 + turn * (width + 0.5) : 0.5;
-        eachRun(model.runs(model.groups.ranks, group.id), (rank) => {
-          const row = model.rowOfRank.get(rank);
-          if (row === undefined || inset * 2 > size - 2) return;
-          context.strokeRect(this.x[row] + inset, this.y[row] + inset, size - 2 * inset, size - 2 * inset);
-        });
-      });
+      const shared = this.sharing(state.selection.id);
+      context.lineWidth = width;
+      for (const [rank, axes] of shared) {
+        const row = model.rowOfRank.get(rank);
+        if (row === undefined) continue;
+        context.strokeStyle = size >= NAMED ? colours.accent : TURNS[AXES.indexOf(axes[0]) % TURNS.length];
+        context.setLineDash(size >= NAMED ? [4, 3] : []);
+        context.strokeRect(this.x[row] + width, this.y[row] + width, size - 2 * width, size - 2 * width);
+        if (size >= NAMED) this.name(axes.join(" "), this.x[row] + size / 2, this.y[row] + size - 11);
+      }
       context.setLineDash([]);
-      context.strokeStyle = colours.accent;
     }
+    context.strokeStyle = colours.accent;
     context.lineWidth = width + 0.6;
     for (const rank of marks.ranks) {
       const row = model.rowOfRank.get(rank);
       if (row !== undefined) context.strokeRect(this.x[row] + 0.5, this.y[row] + 0.5, size - 1, size - 1);
     }
     context.lineWidth = 1;
+  }
+
+  /** Other ranks in the groups of one, and by which axes. @param {number} own */
+  sharing(own) {
+    const { app } = this;
+    /** @type {Map<number, string[]>} */
+    const shared = new Map();
+    for (const axis of AXES) {
+      for (const group of app.groupsOf(own).filter((one) => one.axis === axis)) {
+        eachRun(app.model.runs(app.model.groups.ranks, group.id), (rank) => {
+          if (rank === own) return;
+          const known = shared.get(rank) ?? [];
+          if (!known.includes(axis)) shared.set(rank, [...known, axis]);
+        });
+      }
+    }
+    return shared;
+  }
+
+  /** @param {string} text @param {number} x @param {number} y */
+  name(text, x, y) {
+    const { context } = this.board;
+    const { colours } = this.app;
+    context.font = `600 10px ${FONT}`;
+    context.textAlign = "center";
+    const width = context.measureText(text).width + 6;
+    context.fillStyle = colours.panel;
+    context.fillRect(x - width / 2, y - 7, width, 14);
+    context.fillStyle = colours.ink;
+    context.fillText(text, x, y);
   }
 
   /** @param {number} x @param {number} y */

@@ -21,7 +21,8 @@ export function drawTies(context, layout, sight, scale, colours, focus) {
       const weight = 0.8 + Math.min(3.4, Math.log10(1 + tie.bytes / 1024) * 0.6);
       context.lineWidth = weight * far * (bright ? 1.6 : 1);
       context.strokeStyle = bright ? colours.accent : tie.isMessage ? colours.kinds.transfer : colours.quiet;
-      context.globalAlpha = bright ? 0.95 : focus >= 0 ? 0.16 : 0.45;
+      const reach = Math.hypot(to.x - from.x, to.y - from.y - from.height);
+      context.globalAlpha = bright ? 0.95 : (focus >= 0 ? 0.16 : 0.5) / (1 + reach / 900);
       context.setLineDash(tie.isMessage || tie.isRouting ? [6 * far, 4 * far] : []);
       trace(context, from, to, far);
     }

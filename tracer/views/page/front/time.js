@@ -5,7 +5,7 @@ import { drawHeat, drawOrder } from "./heat.js";
 import { Timeline } from "./timeline.js";
 import { writeCount, writeTime } from "./text.js";
 
-const LEFT = 92;
+const LEFT = 116;
 const TOP = 30;
 
 export class TimeView {

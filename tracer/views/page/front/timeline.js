@@ -65,11 +65,13 @@ export class Timeline {
       const name = lane.lane === COMMUNICATION_LANE ? "comm" : laneName(lane.lane);
       context.fillText(isFirst ? `rank ${lane.rank} ${name}` : name, sight.left - 6, y + LANE / 2);
       context.textAlign = "left";
-      this.drawLane(context, lane, y, sight, communications);
     }
     context.beginPath();
     context.rect(sight.left, sight.top, sight.width, sight.height);
     context.clip();
+    for (const { lane, y } of this.rows) {
+      if (y + LANE >= sight.top && y <= sight.top + sight.height) this.drawLane(context, lane, y, sight, communications);
+    }
     this.drawLinks(context, sight, communications);
     context.restore();
   }
