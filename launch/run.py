@@ -72,6 +72,8 @@ class RunResult:
     views: Path | None = None
     """The folder of the pictures."""
     pictures: list[Path] = field(default_factory=list)
+    page: Path | None = None
+    """The interactive page."""
     not_drawn: str = ""
     """Why there are no pictures, where there should be."""
     merge: Mapping[str, Any] = field(default_factory=dict)
@@ -237,6 +239,7 @@ def _bring(folder: RunFolder, state: RankState, home: Path) -> str:
 
 
 def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
+    from truedag.launch.page import make_page
     from truedag.tracer.analysis.report import write_report
     from truedag.tracer.errors import DrawError
     from truedag.tracer.merge.merging import Resources, merge_traces
@@ -257,6 +260,7 @@ def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]
         not_drawn = ""
     except DrawError as error:  # the graph is there all the same
         not_drawn = str(error)
+    page = make_page(folder.root, folder.views, progress=show)
     show("reporting")
     write_report(folder.dag, folder.root)
     return dataclasses.replace(
@@ -264,6 +268,7 @@ def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]
         dag=folder.dag,
         views=folder.views,
         pictures=sorted(folder.views.glob("*.svg")),
+        page=page.html,
         not_drawn=not_drawn,
         merge=dataclasses.asdict(merged),
         report=json.loads((folder.root / "report.json").read_text()),
