@@ -185,6 +185,4 @@ def _module_names(layer: int, module: str | None, expert: int) -> list[str]:
             joined[-1] = told
         else:
             joined.append(part)
-    if layer < 0:
-        joined = joined or [module or "no module told"]
     return [*names, *joined[:_MOST_MODULES]]

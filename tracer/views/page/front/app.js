@@ -30,6 +30,10 @@ export class App {
     this.model = model;
     this.state = location.hash.length > 1 ? readLink(location.hash) : freshState();
     this.whyNoSlices = "";
+    /** @type {import("./remote.js").Remote | null} slices that lie beside the page */
+    this.remote = null;
+    /** @type {any} */
+    this.pairs = null;
     /** @type {{ refresh: () => void }[]} */
     this.controls = [];
     /** @type {{ [name: string]: any }} */
@@ -179,7 +183,7 @@ export class App {
       const [from, to] = this.marks.window;
       const pad = Math.max((to - from) * 1.2, 2e5);
       this.change((state) => {
-        state.lanes = this.model.slices !== null;
+        state.lanes = this.views.time.canHaveLanes();
         state.window = this.views.time.clip(from - pad, to + pad);
         state.top = 0;
       }, { now: false });
@@ -256,7 +260,7 @@ export class App {
 
   /** Where a leaf is, in short. @param {number} leaf */
   shortPlace(leaf) {
-    return this.model.path(this.model.leaves.node[leaf]).slice(0, -1).filter((name) => name !== "no module told").slice(0, 3).join(" / ");
+    return this.model.path(this.model.leaves.node[leaf]).slice(0, -1).slice(0, 3).join(" / ");
   }
 
   /** @param {Board} board @param {string} text */

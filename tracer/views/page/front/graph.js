@@ -292,14 +292,13 @@ export class GraphView {
     const before = this.spot(node);
     const wasFitted = !app.state.camera;
     app.change((state) => {
-      if (state.open.has(node)) state.open.delete(node);
-      else {
-        state.open.add(node);
-        let only = app.model.children[node];
-        while (only.length === 1 && !app.model.isLeaf[only[0]]) {
-          state.open.add(only[0]);
-          only = app.model.children[only[0]];
-        }
+      const isOpen = state.open.has(node);
+      // What has one box in it opens and closes with that one.
+      for (let at = node, inner; ; at = inner[0]) {
+        if (isOpen) state.open.delete(at);
+        else state.open.add(at);
+        inner = app.model.children[at];
+        if (inner.length !== 1 || app.model.isLeaf[inner[0]]) break;
       }
       state.selection = { kind: "node", id: node };
     }, { now: false });

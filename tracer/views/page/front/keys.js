@@ -18,7 +18,11 @@ export function listenToKeys(app, search) {
   document.getElementById("help")?.addEventListener("click", () => dialog.showModal());
   document.getElementById("theme")?.addEventListener("click", () => toggleTheme(app));
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (dialog.open) {
+      if (event.key === "Escape" || event.key === "?") dialog.close();
+      return;
+    }
     if (event.target instanceof HTMLInputElement && event.target.type !== "checkbox") {
       if (event.key === "Escape") event.target.blur();
       return;

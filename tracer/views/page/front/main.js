@@ -6,7 +6,7 @@ import { Model } from "./model.js";
 import { readPayload } from "./payload.js";
 import { Search } from "./search.js";
 import { Slices } from "./slices.js";
-import { openSlices } from "./remote.js";
+import { Remote } from "./remote.js";
 
 const begun = performance.now();
 
@@ -18,6 +18,8 @@ async function start() {
   const { slices, pairs } = payload.tables;
   if (slices) model.slices = new Slices(slices, model.meta.tick_ns, pairs);
   const app = new App(model);
+  app.pairs = pairs;
+  if (model.meta.slices_file) app.remote = new Remote(app);
   const search = new Search(app);
   listenToKeys(app, search);
   const { meta } = model;
@@ -26,7 +28,6 @@ async function start() {
   app.renderNow();
   Object.assign(window, { truedag: { app, model, loadMs: performance.now() - begun, openedMs: performance.now() } });
   document.documentElement.dataset.ready = "1";
-  if (meta.slices_file) openSlices(app);
 }
 
 /** How measured, estimated and unknown look, in every view. */

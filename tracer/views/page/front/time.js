@@ -44,6 +44,11 @@ export class TimeView {
     return this.app.state.lanes && this.app.model.slices !== null;
   }
 
+  /** Whether there are slices, here or beside the page. */
+  canHaveLanes() {
+    return this.app.model.slices !== null || this.app.remote !== null;
+  }
+
   /** Ranks that pass the filter. */
   ranks() {
     const { model, filter } = this.app;
@@ -70,6 +75,7 @@ export class TimeView {
       return;
     }
     const sight = this.sight();
+    app.remote?.want(sight.ranks);
     if (this.hasLanes()) {
       this.timeline.draw(board.context, sight);
       this.note.textContent = `${writeCount(this.timeline.numDrawn)} of ${writeCount(model.meta.num_slices)} slices in sight · ${writeTime(sight.to - sight.from)}`;
@@ -187,7 +193,7 @@ export class TimeView {
     if (this.hasLanes() || !this.app.model.hasTimes) return;
     const [from, to] = [this.timeAt(Math.min(x0, x1)), this.timeAt(Math.max(x0, x1))];
     this.chosen = null;
-    this.app.change((state) => { state.window = this.clip(from, to); state.lanes = this.app.model.slices !== null; });
+    this.app.change((state) => { state.window = this.clip(from, to); state.lanes = this.canHaveLanes(); });
   }
 
   /** @param {number} x @param {WheelEvent} event */
