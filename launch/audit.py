@@ -119,6 +119,7 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
             routing="balanced",
             seed=0,
             all_ranks=True,
+            expand=False,
             num_verified=0,
             jobs=None,
             command=("truedag", "audit"),
