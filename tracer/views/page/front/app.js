@@ -22,7 +22,7 @@ const VIEWS = [
   { name: "path", title: "Critical path", make: PathView },
   { name: "findings", title: "Findings", make: FindingsView },
 ];
-const METRICS = /** @type {[string, string][]} */ ([["time", "time"], ["waiting", "waiting"], ["bytes", "bytes sent"], ["imbalance", "imbalance"]]);
+const METRICS = /** @type {[string, string][]} */ ([["time", "time"], ["waiting", "waiting"], ["bytes", "bytes sent"], ["imbalance", "imbalance"], ["nodes", "number of nodes"]]);
 
 export class App {
   /** @param {import("./model.js").Model} model */
@@ -67,6 +67,7 @@ export class App {
     this.filter = new Filter(this.state.filters);
     this.marks = this.model.marks(this.state.selection);
     this.passing = null;
+    this.state.metric ||= this.model.hasTimes ? "time" : "bytes";
     if (!VIEWS.some((view) => view.name === this.state.view)) this.state.view = "overview";
   }
 
@@ -349,6 +350,7 @@ export class App {
     const { meta } = this.model;
     const nodes = /** @type {number[]} */ (Object.values(meta.nodes)).reduce((sum, count) => sum + count, 0);
     const edges = /** @type {number[]} */ (Object.values(meta.edges)).reduce((sum, count) => sum + count, 0);
-    return `${meta.strategy ?? "no strategy told"} · ${writeCount(this.model.ranks.length)} ranks · ${writeCount(nodes)} nodes · ${writeCount(edges)} edges`;
+    const dry = this.model.hasTimes ? "" : "no time was measured · ";
+    return `${dry}${meta.strategy ?? "no strategy told"} · ${writeCount(this.model.ranks.length)} ranks · ${writeCount(nodes)} nodes · ${writeCount(edges)} edges`;
   }
 }

@@ -160,10 +160,18 @@ export class GraphView {
     const isMarked = marked.has(box.node);
     context.strokeStyle = isSelected || isMarked ? colours.accent : kindColour;
     context.lineWidth = (isSelected ? 3 : isMarked ? 2.2 : 1.2) / Math.min(1, Math.max(scale, 0.35));
-    context.setLineDash(value >= 0 || !model.hasTimes || state.metric === "bytes" ? [] : [4, 3]);
+    context.setLineDash(value >= 0 || !model.hasTimes ? [] : [4, 3]);
     context.stroke();
     context.setLineDash([]);
-    if (scale < LEGIBLE) return;
+    if (scale < LEGIBLE) {
+      if (scale < LEGIBLE / 2) return;
+      // From afar the name alone, as large as the box lets it be.
+      context.font = `600 ${Math.min(30, 9 / scale)}px ${FONT}`;
+      context.fillStyle = colours.ink;
+      context.textBaseline = "middle";
+      context.fillText(fit(context, this.nameOf(box.node).replace("stage ", "s"), box.width - 12), box.x + 8, box.y + box.height / 2 - 3);
+      return;
+    }
     const inset = isLeaf && category !== "compute" && category !== "ends" ? 18 : 10;
     const width = box.width - 2 * inset;
     context.textBaseline = "middle";
@@ -184,7 +192,7 @@ export class GraphView {
     if (model.isLeaf[node]) return name;
     // One name in several parts, where another lies between them.
     const same = model.children[parent < 0 ? model.numNodes : parent].filter((other) => model.word(model.tree.name, other) === name);
-    return same.length > 1 ? `${name} (${same.indexOf(node) + 1} of ${same.length})` : name;
+    return same.length > 1 ? `${name} (${same.indexOf(node) + 1}/${same.length})` : name;
   }
 
   /** @param {number} node */
@@ -195,6 +203,7 @@ export class GraphView {
     if (!model.isLeaf[node]) return told;
     const { value, isEstimated } = model.amount(node, state.metric);
     if (!(value >= 0)) return told;
+    if (state.metric === "nodes") return told;
     const text = state.metric === "bytes" ? writeBytes(value) : state.metric === "imbalance" ? `+${Math.round(100 * value)} %` : writeTime(value);
     return `${told} · ${isEstimated ? "≈ " : ""}${text}`;
   }
@@ -203,6 +212,7 @@ export class GraphView {
   figureOf(node, metric) {
     const { tree } = this.app.model;
     if (metric === "bytes") return `${writeBytes(tree.sent_bytes[node])} sent`;
+    if (metric === "nodes") return `${writeCount(tree.high[node] - tree.low[node])} operators`;
     if (metric === "waiting") {
       return tree.wait_mean_ns[node] >= 0
         ? `waits ${writeTime(tree.wait_mean_ns[node])}, max ${writeTime(tree.wait_max_ns[node])} (rank ${tree.wait_rank[node]})` : "no waiting known";

@@ -8,8 +8,8 @@
 /** @typedef {{ from: number, to: number, edges: number, bytes: number, isMessage: boolean, isRouting: boolean }} Tie between boxes */
 /** @typedef {{ boxes: Box[], ties: Tie[], width: number, height: number, boxOf: Map<number, number> }} Layout */
 
-const CLOSED = { width: 212, height: 62 };
-const LEAF = { width: 172, height: 44 };
+const CLOSED = { width: 222, height: 62 };
+const LEAF = { width: 184, height: 44 };
 const GAP_X = 22;
 const GAP_Y = 34;
 const PAD = 14;

@@ -109,6 +109,7 @@ export class Model {
     const { tree } = this;
     if (metric === "waiting") return { value: tree.wait_mean_ns[node], isEstimated: false };
     if (metric === "bytes") return { value: tree.sent_bytes[node], isEstimated: false };
+    if (metric === "nodes") return { value: tree.num_nodes[node], isEstimated: false };
     const isMeasured = tree.mean_ns[node] >= 0;
     const mean = isMeasured ? tree.mean_ns[node] : tree.estimated_mean_ns[node];
     const most = isMeasured ? tree.max_ns[node] : tree.estimated_max_ns[node];

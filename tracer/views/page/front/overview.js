@@ -63,6 +63,7 @@ export class Overview {
     const { metric } = this.app.state;
     const isMeasured = cells.mean_ns[cell] >= 0;
     if (metric === "bytes") return { value: cells.sent_bytes[cell], isEstimated: false };
+    if (metric === "nodes") return { value: cells.num_nodes[cell], isEstimated: false };
     if (metric === "waiting") return { value: cells.wait_ns[cell], isEstimated: false };
     if (metric === "imbalance") {
       return { value: cells.mean_ns[cell] > 0 ? cells.max_ns[cell] / cells.mean_ns[cell] - 1 : NaN, isEstimated: false };
@@ -144,13 +145,14 @@ export class Overview {
   wordOf(value) {
     const { metric } = this.app.state;
     if (metric === "bytes") return writeBytes(value);
+    if (metric === "nodes") return writeCount(value);
     return metric === "imbalance" ? `+${Math.round(100 * value)} %` : writeTime(value);
   }
 
   describe() {
     return {
       time: "time on a rank, mean", waiting: "waiting for others on a rank, mean", bytes: "bytes given to communications",
-      imbalance: "slowest rank above the mean",
+      imbalance: "slowest rank above the mean", nodes: "nodes of the graph",
     }[this.app.state.metric] ?? "";
   }
 

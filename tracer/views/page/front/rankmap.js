@@ -2,8 +2,8 @@
 
 import { Board, FONT } from "./board.js";
 import { TURNS, amountColour, inkOn, stripes } from "./palette.js";
-import { writeBytes, writeRuns, writeTime } from "./text.js";
-import { eachRun } from "./model.js";
+import { writeBytes, writeCount, writeRuns, writeTime } from "./text.js";
+import { countRuns, eachRun } from "./model.js";
 
 const AXES = ["tp", "ep", "etp", "pp", "dp", "edp", "cp"];
 const TURN_NAMES = ["blue", "orange", "green", "pink", "sky blue", "vermilion", "yellow"];
@@ -46,6 +46,7 @@ export class RankMap {
     for (let columns = 1; columns <= this.blocks.length; columns++) {
       const down = Math.ceil(this.blocks.length / columns);
       for (let across = tp; across <= Math.max(tp, most); across += tp) {
+        if (most > 64 && most % across) continue; // whole rows, so that equal places stand below each other
         const wide = (width - 16 - (columns - 1) * 14) / (columns * Math.min(across, most));
         const high = (height - 12 - down * 30) / (down * Math.ceil(most / across));
         const size = Math.min(wide, high, 78);
@@ -74,6 +75,7 @@ export class RankMap {
     const { ranks } = this.app.model;
     const { metric } = this.app.state;
     if (metric === "bytes") return ranks.sent_bytes[row];
+    if (metric === "nodes") return ranks.num_parts[row];
     if (metric === "waiting") return ranks.waiting_ns[row];
     if (metric === "imbalance") return this.meanCompute > 0 ? Math.max(0, ranks.compute_ns[row] / this.meanCompute - 1) : NaN;
     return ranks.compute_ns[row];
@@ -91,7 +93,7 @@ export class RankMap {
     const most = Math.max(0, ...values.filter((value) => value >= 0));
     const size = this.grid?.size ?? 1;
     const axis = state.place && ranks[state.place] ? state.place : "";
-    const isEstimated = model.meta.is_estimated && state.metric !== "bytes";
+    const isEstimated = model.meta.is_estimated && !["bytes", "nodes"].includes(state.metric);
     context.textBaseline = "middle";
     for (const head of this.heads ?? []) {
       context.font = `600 12px ${FONT}`;
@@ -130,8 +132,8 @@ export class RankMap {
     }
     context.globalAlpha = 1;
     this.drawMarks(size);
-    const told = { time: "compute", waiting: "waiting for others", bytes: "bytes given", imbalance: "compute above the mean" }[state.metric];
-    const text = state.metric === "bytes" ? writeBytes(most) : state.metric === "imbalance" ? `+${Math.round(100 * most)} %` : writeTime(most);
+    const told = { time: "compute", waiting: "waiting for others", bytes: "bytes given", imbalance: "compute above the mean", nodes: "nodes with a part here" }[state.metric];
+    const text = state.metric === "nodes" ? writeCount(most) : state.metric === "bytes" ? writeBytes(most) : state.metric === "imbalance" ? `+${Math.round(100 * most)} %` : writeTime(most);
     const legend = state.selection?.kind === "rank" && size < NAMED
       ? ` · shares ${[...new Set([...this.sharing(state.selection.id).values()].map((axes) => axes[0]))].map((name) => `${name} (${TURN_NAMES[AXES.indexOf(name)]})`).join(", ")}` : "";
     this.note.textContent = (axis ? `place on ${axis}` : most ? `${told} · dark 0, bright ${isEstimated ? "≈ " : ""}${text}` : `${told}: unknown`) + legend;
@@ -174,7 +176,10 @@ export class RankMap {
     /** @type {Map<number, string[]>} */
     const shared = new Map();
     for (const axis of AXES) {
-      for (const group of app.groupsOf(own).filter((one) => one.axis === axis)) {
+      // The smallest group of an axis: larger ones span others as well.
+      const size = (/** @type {{ id: number }} */ group) => countRuns(app.model.runs(app.model.groups.ranks, group.id));
+      const groups = app.groupsOf(own).filter((one) => one.axis === axis).sort((one, other) => size(one) - size(other));
+      for (const group of groups.slice(0, 1)) {
         eachRun(app.model.runs(app.model.groups.ranks, group.id), (rank) => {
           if (rank === own) return;
           const known = shared.get(rank) ?? [];

@@ -7,7 +7,7 @@ import { parseRuns } from "./text.js";
  * @typedef {object} State
  * @property {string} view
  * @property {"light" | "dark" | ""} theme "" follows the system
- * @property {string} metric time, waiting, bytes, imbalance, ...
+ * @property {string} metric time, waiting, bytes, imbalance or nodes; "" what is known
  * @property {string} place which axis colours the map of ranks, "" none
  * @property {{ rank: string, layer: string, phase: string, microbatch: string }} filters as typed
  * @property {Set<number>} open nodes of the tree
@@ -27,7 +27,7 @@ const FILTERS = /** @type {const} */ (["rank", "layer", "phase", "microbatch"]);
 /** @returns {State} */
 export function freshState() {
   return {
-    view: "overview", theme: "", metric: "time", place: "", filters: { rank: "", layer: "", phase: "", microbatch: "" },
+    view: "overview", theme: "", metric: "", place: "", filters: { rank: "", layer: "", phase: "", microbatch: "" },
     open: new Set(), ends: false, selection: null, camera: null, heat: "mix", lanes: false, window: null, top: 0,
     traffic: "",
   };

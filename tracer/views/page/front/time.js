@@ -15,7 +15,7 @@ export class TimeView {
    */
   constructor(place, app) {
     this.app = app;
-    this.tools = app.tools(place, [
+    this.tools = app.tools(place, !app.model.hasTimes ? [] : [
       app.choice("Shows", [["mix", "what each rank was at"], ["compute", "compute"], ["transfer", "transfer"], ["waiting", "waiting"]],
         () => app.state.heat, (value) => app.change((state) => { state.heat = value; state.lanes = false; })),
       app.checkbox("Timeline (T)", () => app.state.lanes, (on) => app.change((state) => { state.lanes = on; })),
@@ -71,7 +71,7 @@ export class TimeView {
     const { model, state } = app;
     if (!model.hasTimes) {
       drawOrder(board.context, this.sight(), app);
-      this.note.textContent = "No time is known: columns are the folded graph's order, not time.";
+      this.note.textContent = "No time is known: columns are the folded graph's order, not time; grey does not run there.";
       return;
     }
     const sight = this.sight();

@@ -153,7 +153,7 @@ export class TrafficView {
     this.hatchShared(size, side);
     context.font = `11px ${FONT}`;
     context.textBaseline = "middle";
-    const every = Math.max(1, Math.ceil(24 / size));
+    const every = Math.max(1, Math.ceil((12 + 7 * String(this.ranks?.length ?? 0).length) / size));
     for (let at = 0; at < side; at++) {
       const rank = this.ranks?.[at * (this.fold ?? 1)] ?? 0;
       const isMarked = this.fold === 1 ? marks.ranks.has(rank) : this.ranks?.slice(at * this.fold, (at + 1) * this.fold).some((one) => marks.ranks.has(one));
