@@ -157,8 +157,8 @@ def main() -> None:
             title = f"{graph.meta.get('deployment')}{' *' if note else ''}"
             times = ", ".join(f"{one:.0f}" for one in openings)
             print(
-                f"{title:<34}{graph.meta['world_size']:>6}{page.num_nodes:>11,}{built:>10.1f}{page.num_bytes / 1e6:>7.2f}"
-                f"{opened:>10.0f}  {times}",
+                f"{title:<34}{graph.meta['world_size']:>6}{page.num_nodes:>11,}{built:>10.1f}"
+                f"{page.num_bytes / 1e6:>7.2f}{opened:>10.0f}  {times}",
                 flush=True,
             )
             if page.slices is not None:

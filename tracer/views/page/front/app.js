@@ -29,6 +29,10 @@ export class App {
   constructor(model) {
     this.model = model;
     this.state = location.hash.length > 1 ? readLink(location.hash) : freshState();
+    this.filter = new Filter(this.state.filters);
+    this.marks = model.marks(this.state.selection);
+    /** @type {Uint8Array | null} leaves that pass the filter; null: to be found out */
+    this.passing = null;
     this.whyNoSlices = "";
     /** @type {import("./remote.js").Remote | null} slices that lie beside the page */
     this.remote = null;
@@ -264,7 +268,7 @@ export class App {
     return this.model.path(this.model.leaves.node[leaf]).slice(0, -1).slice(0, 3).join(" / ");
   }
 
-  /** @param {Board} board @param {string} text */
+  /** @param {import("./board.js").Board} board @param {string} text */
   sayOn(board, text) {
     board.context.fillStyle = this.colours.quiet;
     board.context.font = `14px ${FONT}`;

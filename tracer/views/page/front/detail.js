@@ -20,7 +20,7 @@ export class Detail {
   refresh() {
     const { app } = this;
     const { selection } = app.state;
-    const key = JSON.stringify([selection, app.state.theme, app.isDark, app.model.slices !== null]);
+    const key = JSON.stringify([selection, app.filter.isOn, app.state.theme, app.isDark, app.model.slices !== null]);
     if (key === this.key) return;
     this.key = key;
     this.place.replaceChildren();
@@ -95,6 +95,7 @@ export class Detail {
     const parts = [[tree.num_measured[id], "measured"], [tree.num_estimated[id], "estimated"], [unknown, "unknown"]].filter(([count]) => count);
     rows.push(["Times are", parts.map(([count, word]) => `${writeCount(Number(count))} ${word}`).join(", ")]);
     this.facts(rows);
+    if (this.app.filter.isOn) this.text("These are of the whole box: a filter hides boxes, and does not change what they stand for.");
     this.bars(tree.low[id], tree.high[id]);
   }
 

@@ -169,7 +169,7 @@ export class GraphView {
       context.font = `600 ${Math.min(30, 9 / scale)}px ${FONT}`;
       context.fillStyle = colours.ink;
       context.textBaseline = "middle";
-      context.fillText(fit(context, this.nameOf(box.node).replace("stage ", "s"), box.width - 12), box.x + 8, box.y + box.height / 2 - 3);
+      context.fillText(fit(context, shorten(this.nameOf(box.node)), box.width - 12), box.x + 8, box.y + box.height / 2 - 3);
       return;
     }
     const inset = isLeaf && category !== "compute" && category !== "ends" ? 18 : 10;
@@ -418,6 +418,11 @@ export class GraphView {
       this.app.render();
     }
   }
+}
+
+/** A name for a box that is seen from afar. @param {string} name */
+function shorten(name) {
+  return name.replace("stage ", "s").replace("forward", "fwd").replace("backward", "bwd").replace("optimizer", "opt").replace(" · ", " ");
 }
 
 /**

@@ -31,6 +31,12 @@ export class Overview {
       double: (x, y) => { const cell = this.at(x, y); if (cell >= 0) app.goTo({ kind: "cell", id: cell }, "graph"); },
     });
     this.scale = matrix.note;
+    /** @type {{ stage: number, phase: string }[]} */
+    this.rows = [];
+    /** @type {number[]} */
+    this.layers = [];
+    this.grid = new Int32Array(0);
+    this.frame = { left: 0, top: 0, width: 1, height: 1 };
     this.arrange();
   }
 
@@ -49,7 +55,6 @@ export class Overview {
     this.layers = [...layers].sort((one, other) => one - other);
     const rowOf = new Map(this.rows.map((row, at) => [`${row.stage} ${row.phase}`, at]));
     const columnOf = new Map(this.layers.map((layer, at) => [layer, at]));
-    /** @type {Int32Array} */
     this.grid = new Int32Array(this.rows.length * this.layers.length).fill(-1);
     for (let cell = 0; cell < (cells?.length ?? 0); cell++) {
       const row = rowOf.get(`${cells.stage[cell]} ${this.app.model.word(cells.phase, cell)}`) ?? 0;

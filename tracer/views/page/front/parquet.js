@@ -204,7 +204,7 @@ function readStruct(cursor) {
   }
 }
 
-/** @param {Cursor} cursor @param {number} kind */
+/** @param {Cursor} cursor @param {number} kind @returns {any} */
 function readValue(cursor, kind) {
   switch (kind) {
     case 1: return true;

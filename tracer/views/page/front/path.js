@@ -37,7 +37,8 @@ export class PathView {
     this.list = app.panel(panels, "Longest pieces of the path", "list");
     this.late = app.panel(panels, "Stragglers: who came last", "list");
     this.shown = PAGE;
-    this.fill();
+    this.key = "";
+    this.frame = { left: 0, perNs: 1 };
   }
 
   fill() {
@@ -59,6 +60,7 @@ export class PathView {
     const totals = new Map();
     let whole = 0;
     for (let at = 0; at < pieces.length; at++) {
+      if (!this.passes(pieces.leaf[at], pieces.rank[at])) continue;
       const spent = app.model.word(pieces.spent, at);
       const key = `${spent} · ${spent === "host" ? "before operators" : app.model.word(leaves.label, pieces.leaf[at])}`;
       const span = pieces.end_ns[at] - pieces.start_ns[at];
@@ -83,7 +85,7 @@ export class PathView {
   fillPieces() {
     const { app } = this;
     const { pieces, leaves } = app.model;
-    const order = Array.from({ length: pieces.length }, (_, at) => at)
+    const order = Array.from({ length: pieces.length }, (_, at) => at).filter((at) => this.passes(pieces.leaf[at], pieces.rank[at]))
       .sort((one, other) => (pieces.end_ns[other] - pieces.start_ns[other]) - (pieces.end_ns[one] - pieces.start_ns[one]));
     const table = document.createElement("table");
     table.append(app.row(["At", "Rank", "What", "Time"], "th"));
@@ -98,9 +100,10 @@ export class PathView {
       app.makeChoice(row, () => app.select({ kind: "piece", id: at }), () => app.goTo({ kind: "piece", id: at }, "time"));
       table.append(row);
     }
-    this.list?.body.replaceChildren(table);
-    if (pieces.length > this.shown && this.list) {
-      this.list.body.append(app.button(`${PAGE} more of ${writeCount(pieces.length)}`, "", () => { this.shown += PAGE; this.fillPieces(); app.render(); }));
+    const { list } = this;
+    list?.body.replaceChildren(table);
+    if (order.length > this.shown) {
+      list?.body.append(app.button(`${PAGE} more of ${writeCount(order.length)}`, "", () => { this.shown += PAGE; this.fillPieces(); app.render(); }));
     }
   }
 
@@ -109,7 +112,8 @@ export class PathView {
     const { stragglers } = app.model;
     const table = document.createElement("table");
     table.append(app.row(["Last", "Communication", "All waited", "Held up by"], "th"));
-    for (let at = 0; at < (stragglers?.length ?? 0) && at < PAGE; at++) {
+    for (let at = 0; at < (stragglers?.length ?? 0) && table.rows.length <= PAGE; at++) {
+      if (!this.passes(stragglers.leaf[at], stragglers.rank[at])) continue;
       const held = stragglers.held_rank[at] >= 0
         ? `${app.model.word(stragglers.held_spent, at)} ${app.model.word(stragglers.held_label, at)}${stragglers.held_rank[at] === stragglers.rank[at] ? "" : ` on rank ${stragglers.held_rank[at]}`}, ${writeTime(stragglers.held_ns[at])}`
         : "–";
@@ -126,9 +130,20 @@ export class PathView {
     if (!stragglers?.length) this.late?.body.append(app.empty("Nobody waited for anybody."));
   }
 
+  /** @param {number} leaf @param {number} rank */
+  passes(leaf, rank) {
+    const { filter } = this.app;
+    return !filter.isOn || (Boolean(this.app.leavesPassing()[leaf]) && (!filter.ranks || filter.ranks.has(rank)));
+  }
+
   draw() {
     const { app } = this;
     if (!this.board) return;
+    const key = JSON.stringify(app.state.filters);
+    if (key !== this.key) {
+      this.key = key;
+      this.fill();
+    }
     for (const row of document.querySelectorAll("tr[data-piece], tr[data-straggler]")) {
       const data = /** @type {HTMLElement} */ (row).dataset;
       const { selection } = app.state;
@@ -182,7 +197,7 @@ export class PathView {
     context.fillText(fit(context, "The path through time, on which rank it runs; gaps between ranks are where one waited for another.", width - left), left, height - 7);
   }
 
-  /** @param {number} x */
+  /** @param {number} x @returns {number} */
   at(x) {
     const { pieces } = this.app.model;
     if (!this.frame || x < this.frame.left) return -1;

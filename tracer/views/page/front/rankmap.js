@@ -17,6 +17,10 @@ export class RankMap {
   constructor(panel, app) {
     this.app = app;
     this.note = panel.note;
+    this.x = new Float64Array(0);
+    this.y = new Float64Array(0);
+    this.meanCompute = NaN;
+    this.grid = { size: 0, across: 1, columns: 1 };
     this.board = new Board(panel.body, "Ranks and their process groups", {
       draw: () => this.draw(),
       hover: (x, y) => { const row = this.at(x, y); return row < 0 ? null : this.tell(row); },
@@ -56,7 +60,6 @@ export class RankMap {
     this.grid = best;
     const blockWidth = Math.min(best.across, most) * best.size;
     const blockHeight = Math.ceil(most / best.across) * best.size;
-    /** @type {Float64Array} */
     this.x = new Float64Array(this.app.model.ranks.length);
     this.y = new Float64Array(this.app.model.ranks.length);
     this.heads = this.blocks.map((block, number) => {

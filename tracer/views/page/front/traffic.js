@@ -30,6 +30,11 @@ export class TrafficView {
     const list = app.panel(panels, "By axis and kind", "list");
     this.table = document.createElement("table");
     list.body.append(this.table);
+    /** @type {Map<number, number>} */
+    this.rowOfGroup = new Map();
+    /** @type {number[]} */
+    this.ranks = [];
+    this.fold = 1; // ranks in a cell
     this.kinds = this.total();
     this.fill();
     this.key = "";
@@ -40,9 +45,8 @@ export class TrafficView {
     const { model } = this.app;
     const { collectives, groups, messages } = model;
     const totals = new Map();
-    const rowOfGroup = new Map();
+    const { rowOfGroup } = this;
     for (let row = 0; row < groups.length; row++) rowOfGroup.set(groups.group[row], row);
-    this.rowOfGroup = rowOfGroup;
     for (let at = 0; at < (collectives?.length ?? 0); at++) {
       const row = rowOfGroup.get(collectives.group[at]);
       const axis = (row === undefined ? "" : model.word(groups.axis, row)) || "unnamed group";
