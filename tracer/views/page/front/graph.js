@@ -253,7 +253,8 @@ export class GraphView {
   focus() {
     const { state } = this.app;
     if (state.selection?.kind !== "node") return -1;
-    return this.layout?.boxOf.get(state.selection.id) ?? -1;
+    const at = this.layout?.boxOf.get(state.selection.id) ?? -1;
+    return this.layout?.boxes[at]?.isOpen ? -1 : at; // edges end at what is in an open box
   }
 
   /** @param {number} node */

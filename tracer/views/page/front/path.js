@@ -14,6 +14,9 @@ export class PathView {
     this.app = app;
     this.tools = app.tools(place, []);
     this.note = app.note(this.tools);
+    this.shown = PAGE;
+    this.key = "";
+    this.frame = { left: 0, perNs: 1 };
     const { pieces, meta } = app.model;
     if (!pieces) {
       const why = document.createElement("p");
@@ -36,9 +39,6 @@ export class PathView {
     this.totals = app.panel(panels, "Where the step's time went", "list");
     this.list = app.panel(panels, "Longest pieces of the path", "list");
     this.late = app.panel(panels, "Stragglers: who came last", "list");
-    this.shown = PAGE;
-    this.key = "";
-    this.frame = { left: 0, perNs: 1 };
   }
 
   fill() {
@@ -102,8 +102,8 @@ export class PathView {
     }
     const { list } = this;
     list?.body.replaceChildren(table);
-    if (order.length > this.shown) {
-      list?.body.append(app.button(`${PAGE} more of ${writeCount(order.length)}`, "", () => { this.shown += PAGE; this.fillPieces(); app.render(); }));
+    if (list && order.length > this.shown) {
+      list.body.append(app.button(`${PAGE} more of ${writeCount(order.length)}`, "", () => { this.shown += PAGE; this.fillPieces(); app.render(); }));
     }
   }
 

@@ -22,7 +22,7 @@ export function drawTies(context, layout, sight, scale, colours, focus) {
       context.lineWidth = weight * far * (bright ? 1.6 : 1);
       context.strokeStyle = bright ? colours.accent : tie.isMessage ? colours.kinds.transfer : colours.quiet;
       const reach = Math.hypot(to.x - from.x, to.y - from.y - from.height);
-      context.globalAlpha = bright ? 0.95 : (focus >= 0 ? 0.16 : 0.5) / (1 + reach / 900);
+      context.globalAlpha = bright ? 0.95 : (focus >= 0 ? 0.25 : 0.6) / (1 + reach / 900);
       context.setLineDash(tie.isMessage || tie.isRouting ? [6 * far, 4 * far] : []);
       trace(context, from, to, far);
     }

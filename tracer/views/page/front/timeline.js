@@ -118,7 +118,7 @@ export class Timeline {
       const category = model.categoryOf(model.leaves.node[slices.leaf[at]]);
       const colour = colours.kinds[category];
       const isOn = !app.state.selection || isMarked || !marks.leaves.length || marks.leaves.some(([low, high]) => slices.leaf[at] >= low && slices.leaf[at] < high);
-      context.globalAlpha = isOn ? 1 : 0.35;
+      context.globalAlpha = isOn ? 1 : 0.42;
       context.fillStyle = slices.isEstimated[at] ? stripes(context, colour, colours.open) : colour;
       context.fillRect(x, y + 1, Math.max(width - (width > 3 ? 1 : 0), 0.6), LANE - 4);
       if (isMarked) {
