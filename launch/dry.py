@@ -35,6 +35,9 @@ ASSUMED = (
     "operators are those that run on the CPU, communications those of the deployment's backend",
 )
 
+# A graph of more nodes takes minutes and gigabytes to audit.
+_AUDITED_NODES = 1_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRank:
@@ -79,6 +82,8 @@ class DryResult:
     """The graph of all ranks; of classes unless every rank was executed."""
     merge: Mapping[str, Any]
     """What the graph counts."""
+    audit: Mapping[str, Any] | None
+    """Of the graph: verdict, num_faults and the file that says more; None: it is too large to be audited unasked."""
     is_expanded: bool
     """Whether all its nodes and edges are written out."""
     seconds: float
@@ -162,6 +167,7 @@ def run_dry(
             merged = _build_classes(deployment, classes, done.groups, folder, told, show)
         if expand:
             _expand(folder, show)
+        audited = _audit(deployment, folder, show) if merged["num_nodes"] <= _AUDITED_NODES else None
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(
@@ -175,6 +181,7 @@ def run_dry(
         verified=verified,
         dag=folder.dag,
         merge=merged,
+        audit=audited,
         is_expanded=all_ranks or expand,
         seconds=time.monotonic() - started,
     )
@@ -351,3 +358,10 @@ def describe_world(
         first_expert=coordinates["ep"] * per_rank,
         groups=groups,
     )
+
+
+def _audit(deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> Mapping[str, Any]:
+    from truedag.launch.run_audit import audit_run
+
+    show("auditing")
+    return audit_run(folder.dag, folder.root, deployment)

@@ -78,6 +78,8 @@ class RunResult:
     """Why there are no pictures, where there should be."""
     merge: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    """verdict, num_faults and the file that says more."""
     seconds: float
 
 
@@ -119,7 +121,7 @@ def run_deployment(
         _run_ranks(deployment, folder, nodes, progress)
         result = _collect(deployment, folder, nodes, progress)
         if result.ranks[0] == 0 and not result.missing_ranks and deployment.trace.recorder != "off":
-            result = _build_dag(result, folder, progress.show)
+            result = _build_dag(result, deployment, folder, progress.show)
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
@@ -238,8 +240,9 @@ def _bring(folder: RunFolder, state: RankState, home: Path) -> str:
     return f"tar -C {own} -c traces ranks | {unpack}"
 
 
-def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
+def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
     from truedag.launch.page import make_page
+    from truedag.launch.run_audit import audit_run
     from truedag.tracer.analysis.report import write_report
     from truedag.tracer.errors import DrawError
     from truedag.tracer.merge.merging import Resources, merge_traces
@@ -260,9 +263,11 @@ def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]
         not_drawn = ""
     except DrawError as error:  # the graph is there all the same
         not_drawn = str(error)
-    page = make_page(folder.root, folder.views, progress=show)
     show("reporting")
     write_report(folder.dag, folder.root)
+    show("auditing")
+    audited = audit_run(folder.dag, folder.root, deployment)
+    page = make_page(folder.root, folder.views, progress=show)
     return dataclasses.replace(
         result,
         dag=folder.dag,
@@ -272,4 +277,5 @@ def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]
         not_drawn=not_drawn,
         merge=dataclasses.asdict(merged),
         report=json.loads((folder.root / "report.json").read_text()),
+        audit=audited,
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
 
 
@@ -107,7 +107,12 @@ def _print_result(result: DryResult) -> None:
         print_result(
             f"  from {counts['num_class_nodes']:,} nodes and {counts['num_class_edges']:,} edges of the classes, {how}"
         )
-    print_result(f"next: truedag view {shlex.quote(str(shorten(result.out)))}")
+    out = shlex.quote(str(shorten(result.out)))
+    if result.audit is not None:
+        print_audited(result.audit)
+        print_result(f"next: truedag view {out}")
+    else:
+        print_result(f"next: truedag audit {out}")
 
 
 def _say_routing(result: DryResult) -> str:
