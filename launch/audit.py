@@ -54,7 +54,7 @@ def audit_subject(request: Request, *, progress: Callable[[str], None]) -> Audit
     if subject.is_dir():
         progress("reading and checking the graph")
         if request.mark is not None or request.fix is not None:
-            raise LaunchError("--mark and --fix are for drawings; truedag view draws a graph")
+            raise LaunchError("--mark and --fix are for drawings; truedag draw draws a graph")
         deployment = _deployment_of(request) or _deployment_of_run(subject)
         return audit_graph(subject, deployment, name=str(subject))
     deployment = _deployment_of(request)
