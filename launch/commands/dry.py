@@ -127,7 +127,7 @@ def _print_result(result: DryResult) -> None:
     out = shlex.quote(str(shorten(result.out)))
     if result.audit is not None:
         print_audited(result.audit)
-        print_result(f"next: truedag view {out}")
+        print_result(f"next: truedag draw {out}")
     else:
         print_result(f"next: truedag audit {out}")
 

@@ -146,6 +146,8 @@ def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
     done = truedag("dry", str(path), "--all-ranks", "--routing", "zipf:1.5", "--seed", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "routing zipf (alpha 1.5, seed 3)" in done.stdout
+    assert "Audit: Right" in done.stdout
+    assert (tmp_path / "truedag-out" / "small-dry" / "audit.md").is_file()
     graph = Graph.open(tmp_path / "truedag-out" / "small-dry")
     assert graph.meta["dry"]["routing"] == {"kind": "zipf", "alpha": 1.5, "seed": 3}
     assert graph.meta["num_unmatched"] == 0

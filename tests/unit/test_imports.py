@@ -29,7 +29,7 @@ FORWARD = {
     "replay": {"replay", "graph", "record", "errors"},
     "audit": {"audit", "analysis", "graph", "topology", "errors"},
     "dry": {"dry", "merge", "graph", "record", "errors"},
-    "views": {"views", "analysis", "graph", "errors"},
+    "views": {"views", "analysis", "graph", "topology", "errors"},
 }
 # The executor tells the tracer what no observer can see, as any program may.
 ANNOTATIONS = ("parallel", "truedag.tracer.annotate")
