@@ -25,6 +25,7 @@ FORWARD = {
     "graph": {"graph", "topology", "errors"},
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
+    "export": {"export", "graph", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
     "views": {"views", "analysis", "graph", "errors"},
 }
