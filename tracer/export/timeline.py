@@ -64,8 +64,8 @@ def count_slices(graph: Graph) -> int:
     met = graph.participants.select(pl.col("arrive_ns").is_not_null().sum()).collect().item()
     if not operators + met:
         raise GraphError(
-            f"nothing in {graph.path} has a time that this part of it was asked for: a graph without times goes to a "
-            "format of graphs or tables (graphml, node-link, model-explorer, chakra, csv)"
+            f"nothing in {graph.path}, or in the part of it that was asked for, has a time: a graph without times goes "
+            "to formats of graphs and tables (graphml, node-link, model-explorer, chakra, csv)"
         )
     return int(operators + calls + kernels + 3 * met)
 
