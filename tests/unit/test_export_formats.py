@@ -200,7 +200,7 @@ def test_too_much_is_refused_with_ways_out(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match=r"slices .* about 10: choose fewer --ranks, a --window of time; or raise"):
         written(graph, "perfetto", tmp_path, most=10)
     assert list(tmp_path.iterdir()) == []
-    assert written(graph, "graphml", tmp_path, most=40, fold="stage").exists()
+    assert written(graph, "graphml", tmp_path, most=60, fold="stage").exists()
 
 
 def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
