@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ from truedag.launch.deployment_file import load_deployment, shipped_deployments
 from truedag.launch.dry import run_dry
 from truedag.launch.errors import LaunchError
 from truedag.launch.expectation import expect
-from truedag.tracer.audit.auditing import audit_claim, audit_dataset, audit_drawing
+from truedag.launch.measured import measured_rates
+from truedag.launch.run_audit import audit_graph, read_subject, write_review, write_sarif, write_text
+from truedag.tracer.audit.auditing import audit_claim, audit_drawing
 from truedag.tracer.audit.claim import read_claim
 from truedag.tracer.audit.drawing.document import is_drawing, read_document
 from truedag.tracer.audit.drawing.marking import mark_drawing
@@ -24,10 +25,6 @@ from truedag.tracer.audit.drawing.reading import DrawnSubject, read_drawing
 from truedag.tracer.audit.drawing.repair import draw_repaired
 from truedag.tracer.audit.findings import Audit
 from truedag.tracer.audit.plan import Plan, plan
-from truedag.tracer.audit.recorded import read_tables, subject_of
-from truedag.tracer.audit.report import to_json, write_markdown
-from truedag.tracer.audit.sarif import to_sarif
-from truedag.tracer.audit.subject import Subject
 from truedag.tracer.graph import Graph
 
 _MOST_CLAIM_BYTES = 1 << 20
@@ -55,13 +52,11 @@ def audit_subject(request: Request, *, progress: Callable[[str], None]) -> Audit
     """
     subject = request.subject
     if subject.is_dir():
-        progress("reading the graph")
+        progress("reading and checking the graph")
         if request.mark is not None or request.fix is not None:
             raise LaunchError("--mark and --fix are for drawings; truedag view draws a graph")
         deployment = _deployment_of(request) or _deployment_of_run(subject)
-        read = _read_graph(subject)
-        progress("checking")
-        return audit_dataset(read, None if deployment is None else plan(expect(deployment)))
+        return audit_graph(subject, deployment, name=str(subject))
     deployment = _deployment_of(request)
     if deployment is None and request.against is not None:
         deployment = _deployment_of_run(request.against)
@@ -71,8 +66,8 @@ def audit_subject(request: Request, *, progress: Callable[[str], None]) -> Audit
     if subject.suffix in (".yaml", ".yml"):
         if request.mark is not None or request.fix is not None:
             raise LaunchError("--mark and --fix are for drawings")
-        rate = None if request.against is None else _measured_rate(request.against)
-        return audit_claim(read_claim(_read_yaml(subject), name=str(subject)), wanted, tokens_per_second=rate)
+        measured = {} if request.against is None else measured_rates(request.against)
+        return audit_claim(read_claim(_read_yaml(subject), name=str(subject)), wanted, measured)
     raise LaunchError(
         f"{subject} is no run's folder, no drawing (.dot, .gv, .graphml, .xml, .json) and no claim (.yaml)"
         + ("" if subject.exists() else ": there is no such file")
@@ -86,7 +81,7 @@ def _audit_drawing(request: Request, wanted: Plan | None, progress: Callable[[st
     progress("checking")
     audit = audit_drawing(drawn, wanted)
     if request.mark is not None:
-        _write(request.mark, mark_drawing(drawn, audit))
+        write_text(request.mark, mark_drawing(drawn, audit))
     if request.fix is not None:
         _mend(request, request.fix, drawn, progress)
     return audit
@@ -96,7 +91,7 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
     """Draw what a run of the deployment recorded; without one, what a dry run of it does."""
     if request.against is not None:
         progress("drawing the true DAG")
-        _write(out, draw_repaired(_read_graph(request.against), drawn))
+        write_text(out, draw_repaired(read_subject(request.against), drawn))
         return
     if request.deployment is None:
         raise LaunchError(
@@ -119,24 +114,14 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
             routing="balanced",
             seed=0,
             all_ranks=True,
+            expand=False,
             num_verified=0,
             jobs=None,
             command=("truedag", "audit"),
             show=progress,
         )
         progress("drawing the true DAG")
-        _write(out, draw_repaired(_read_graph(dry), drawn))
-
-
-def _read_graph(folder: Path) -> Subject:
-    return subject_of(read_tables(Graph.open(folder)), name=str(folder))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise LaunchError(f"cannot write {path}: {error}") from error
+        write_text(out, draw_repaired(read_subject(dry), drawn))
 
 
 def write_files(audit: Audit, folder: Path, *, uri: str) -> None:
@@ -145,13 +130,8 @@ def write_files(audit: Audit, folder: Path, *, uri: str) -> None:
     Raises:
         LaunchError: they cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LaunchError(f"cannot make {folder}: {error}") from error
-    _write(folder / "audit.md", write_markdown(audit))
-    _write(folder / "audit.json", json.dumps(to_json(audit), indent=2) + "\n")
-    _write(folder / "audit.sarif", json.dumps(to_sarif(audit, uri=uri), indent=2) + "\n")
+    write_review(audit, folder)
+    write_sarif(audit, folder, uri=uri)
 
 
 def _deployment_of(request: Request) -> Deployment | None:
@@ -181,13 +161,5 @@ def _read_yaml(path: Path) -> object:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LaunchError(f"{path}: it cannot be read as YAML: {error}") from error
-
-
-def _measured_rate(folder: Path) -> float | None:
-    """Return the tokens a second that a generation measured; None where the run says nothing of it."""
-    report = folder / "report.json"
-    if not report.is_file():
-        return None
-    told = json.loads(report.read_text(encoding="utf-8"))
-    rate = told.get("tokens_per_second") if isinstance(told, dict) else None
-    return float(rate) if isinstance(rate, int | float) else None
+    except RecursionError as error:
+        raise LaunchError(f"{path}: it is nested too deeply") from error

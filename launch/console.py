@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.status import Status
@@ -71,6 +71,11 @@ def print_report(dag: Path) -> None:
     from truedag.tracer.analysis.report import make_report
 
     Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(make_report(dag).render())
+
+
+def print_audited(audit: Mapping[str, Any]) -> None:
+    """What `truedag.launch.run_audit.audit_run` found, in a line."""
+    print_result(f"Audit: {audit['verdict']} {shorten(Path(audit['file']))} has it all.")
 
 
 def print_json(result: Mapping[str, object]) -> None:

@@ -8,9 +8,11 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from truedag.launch.children import Outcome, call_in_children
 from truedag.launch.deployment import Deployment
@@ -21,8 +23,10 @@ from truedag.launch.run import build_recorder, describe_run
 from truedag.launch.run_folder import ENDED, RunFolder
 from truedag.model.errors import ModelError
 from truedag.parallel.errors import DataError, RoutingError
-from truedag.parallel.rank_classes import GroupRole, RankClass, find_rank_classes
+from truedag.parallel.rank_classes import GroupRole, RankClass, find_rank_classes, places_on
 from truedag.parallel.routing import Routing, parse_routing
+from truedag.parallel.strategy import AXES
+from truedag.tracer.dry.world import World
 
 # What a dry run cannot know, and how it goes on; written beside the graph.
 ASSUMED = (
@@ -46,6 +50,17 @@ class DryRank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Executed:
+    """What a rank's process hands back."""
+
+    rank: DryRank
+    alike: list[tuple[int, ...]]
+    """Of the ranks that it was to stand for: which of them the routing sends as many tokens."""
+    groups: list[tuple[str, str, tuple[int, ...]]]
+    """Name, description and ranks of the world's process groups."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DryResult:
     """What came out of a dry run."""
 
@@ -60,9 +75,14 @@ class DryResult:
     """Those that were executed."""
     verified: list[int]
     """Ranks that were executed beside those of the classes, and had their programs."""
-    dag: Path | None = None
-    """The graph; None: not every rank was executed."""
-    merge: Mapping[str, Any] = field(default_factory=dict)
+    dag: Path
+    """The graph of all ranks; of classes unless every rank was executed."""
+    merge: Mapping[str, Any]
+    """What the graph counts."""
+    audit: Mapping[str, Any]
+    """Of the graph: verdict, num_faults and the file that says more."""
+    is_expanded: bool
+    """Whether all its nodes and edges are written out."""
     seconds: float
 
     @property
@@ -80,6 +100,7 @@ def run_dry(
     routing: str,
     seed: int,
     all_ranks: bool,
+    expand: bool,
     num_verified: int,
     jobs: int | None,
     command: Sequence[str],
@@ -95,6 +116,7 @@ def run_dry(
         routing: where tokens go, as `parse_routing` reads it.
         seed: of routings that are drawn.
         all_ranks: execute every rank, and merge their graph; else one of each class.
+        expand: write all nodes and edges of all ranks, not the class graph.
         num_verified: random other ranks that are executed as well, and must have their class's program.
         jobs: ranks that are executed at a time; None: as many as there are cores.
         command: the command line.
@@ -119,20 +141,30 @@ def run_dry(
     nodes = place_ranks(TorchrunOptions(), deployment.world_size)
     folder.claim(describe_run(source, deployment, overrides, command, nodes), nodes.node, replace=replace)
     classes = find_rank_classes(deployment.strategy, deployment.workload)
-    first = [one.representative for one in classes]
-    others = sorted(set(range(deployment.world_size)) - set(first))
-    draw = random.Random(seed)  # noqa: S311 - which ranks are looked at is no secret
-    verified = sorted(draw.sample(others, min(num_verified, len(others))))
+    verified: list[int] = []
     try:
-        executed = list(range(deployment.world_size)) if all_ranks else sorted({*first, *verified})
-        ranks = _execute(deployment, executed, folder, chosen, jobs, show)
+        done = Runs(deployment, folder, chosen, jobs or os.cpu_count() or 1, show)
+        if all_ranks:
+            done.execute([(rank,) for rank in range(deployment.world_size)])
+        else:
+            classes = done.execute_classes(classes)
+            others = sorted(set(range(deployment.world_size)) - {one.rank for one in done.ranks})
+            draw = random.Random(seed)  # noqa: S311 - which ranks are looked at is no secret
+            verified = sorted(draw.sample(others, min(num_verified, len(others))))
+            done.execute([(rank,) for rank in verified])
         said = None if chosen is None else chosen.describe()
-        told = {"routing": said, "assumed": ASSUMED, "num_executed_ranks": len(executed)}
+        told = {"routing": said, "assumed": ASSUMED, "num_executed_ranks": len(done.ranks)}
         (folder.root / "classes.json").write_text(_describe_classes(deployment, classes, told))
         if verified:
             show(f"verifying {len(verified)} ranks")
             _verify(deployment, classes, verified, folder)
-        dag, merged = _merge(deployment, folder, told, show) if all_ranks else (None, {})
+        if all_ranks:
+            merged = _merge(deployment, folder, told, show)
+        else:
+            merged = _build_classes(deployment, classes, done.groups, folder, told, show)
+        if expand:
+            _expand(folder, show)
+        audited = _audit(deployment, folder, show)
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(
@@ -142,49 +174,72 @@ def run_dry(
         out=folder.root,
         routing=said,
         classes=classes,
-        ranks=ranks,
+        ranks=sorted(done.ranks, key=lambda one: one.rank),
         verified=verified,
-        dag=dag,
+        dag=folder.dag,
         merge=merged,
+        audit=audited,
+        is_expanded=all_ranks or expand,
         seconds=time.monotonic() - started,
     )
 
 
-def _execute(
-    deployment: Deployment,
-    ranks: Sequence[int],
-    folder: RunFolder,
-    routing: Routing | None,
-    jobs: int | None,
-    show: Callable[[str], None],
-) -> list[DryRank]:
-    """Record ranks, each in a process of its own: what one leaves behind in torch must not reach the next."""
-    show(f"executing {len(ranks)} of {deployment.world_size} ranks")
-    calls = [(deployment, rank, folder.trace(rank), routing) for rank in ranks]
-    done: list[DryRank] = []
-    children = call_in_children(_run_rank, calls, jobs=jobs or os.cpu_count() or 1, preload="truedag.launch.dry_rank")
-    with closing(children):
-        for outcome in children:
-            done.append(_take(outcome, ranks[outcome.number]))
-            if len(ranks) > 1:
-                show(f"executing {len(ranks)} of {deployment.world_size} ranks: {len(done)} done")
-    return sorted(done, key=lambda one: one.rank)
+class Runs:
+    """Ranks are executed, each in a process of its own: what one leaves behind in torch must not reach the next."""
+
+    def __init__(
+        self, deployment: Deployment, folder: RunFolder, routing: Routing | None, jobs: int, show: Callable[[str], None]
+    ) -> None:
+        """Say what is executed, and how many ranks at a time."""
+        self._deployment, self._folder, self._routing, self._jobs, self._show = deployment, folder, routing, jobs, show
+        self.ranks: list[DryRank] = []
+        self.groups: list[tuple[str, str, tuple[int, ...]]] = []
+        """Name, description and ranks of the world's process groups, which all ranks have made."""
+
+    def execute_classes(self, classes: Sequence[RankClass]) -> list[RankClass]:
+        """Execute a rank of each class; return the classes, divided where the routing makes sizes differ."""
+        found: list[RankClass] = []
+        for one, alike in zip(classes, self.execute([one.ranks for one in classes]), strict=True):
+            keys = [one.key] if len(alike) == 1 else [(*one.key, ("tokens", number)) for number in range(len(alike))]
+            found.extend(RankClass(key=key, ranks=ranks) for key, ranks in zip(keys, alike, strict=True))
+        known = {one.rank for one in self.ranks}
+        self.execute([(one.representative,) for one in found if one.representative not in known])
+        return sorted(found, key=lambda one: one.representative)
+
+    def execute(self, chosen: Sequence[Sequence[int]]) -> list[list[tuple[int, ...]]]:
+        """Execute the first of some ranks for all of them, several times; return which of them have equal sizes."""
+        if not chosen:
+            return []
+        world, number = self._deployment.world_size, len(chosen)
+        self._show(f"executing {number} of {world} ranks")
+        calls = [(self._deployment, ranks, self._folder.trace(ranks[0]), self._routing) for ranks in chosen]
+        alike: dict[int, list[tuple[int, ...]]] = {}
+        children = call_in_children(_run_rank, calls, jobs=self._jobs, preload="truedag.launch.dry_rank")
+        with closing(children):
+            for outcome in children:
+                one = _take(outcome, chosen[outcome.number][0])
+                self.ranks.append(one.rank)
+                self.groups = self.groups or one.groups
+                alike[outcome.number] = one.alike
+                if number > 1:
+                    self._show(f"executing {number} of {world} ranks: {len(alike)} done")
+        return [alike[place] for place in range(number)]
 
 
-def _run_rank(deployment: Deployment, rank: int, trace: Path, routing: Routing | None) -> DryRank:
+def _run_rank(deployment: Deployment, ranks: Sequence[int], trace: Path, routing: Routing | None) -> Executed:
     from truedag.launch.dry_rank import run_rank
 
-    return run_rank(deployment, rank, trace, routing)
+    return run_rank(deployment, ranks, trace, routing)
 
 
-def _take(outcome: Outcome[DryRank], rank: int) -> DryRank:
+def _take(outcome: Outcome[Executed], rank: int) -> Executed:
     if isinstance(outcome.error, (RoutingError, DataError, ModelError)):
         raise LaunchError(f"rank {rank}: {outcome.error}") from outcome.error
     if outcome.error is not None:
         raise outcome.error
     assert outcome.result is not None
-    if outcome.result.switched_off:
-        raise RunError(f"rank {rank} was not recorded to its end: {outcome.result.switched_off}")
+    if why := outcome.result.rank.switched_off:
+        raise RunError(f"rank {rank} was not recorded to its end: {why}")
     return outcome.result
 
 
@@ -216,6 +271,11 @@ def _verify(deployment: Deployment, classes: Sequence[RankClass], verified: Sequ
                     f"rank {rank} is said to run as rank {first} does, but its {axis} group is {other} where rank "
                     f"{first} has {own}: a bug in truedag, report it"
                 )
+        if found.num_sizes:
+            raise RunError(
+                f"rank {rank} is said to run as rank {first} does, but {found.num_sizes} of its operators have other "
+                "sizes: a bug in truedag, report it; --all-ranks trusts no class"
+            )
         if found.difference:
             raise RunError(
                 f"rank {rank} is said to run as rank {first} does, but differs: {found.difference}: "
@@ -231,7 +291,7 @@ def _is_expert(axis: str | None) -> bool | None:
 
 def _merge(
     deployment: Deployment, folder: RunFolder, told: Mapping[str, Any], show: Callable[[str], None]
-) -> tuple[Path, Mapping[str, Any]]:
+) -> Mapping[str, Any]:
     from truedag.tracer.dry.untimed import forget_times
     from truedag.tracer.merge.merging import merge_traces
 
@@ -244,4 +304,61 @@ def _merge(
         progress=show,
     )
     forget_times(folder.dag, told=told)
-    return folder.dag, asdict(merged)
+    return asdict(merged)
+
+
+def _build_classes(
+    deployment: Deployment,
+    classes: Sequence[RankClass],
+    groups: Sequence[tuple[str, str, tuple[int, ...]]],
+    folder: RunFolder,
+    told: Mapping[str, Any],
+    show: Callable[[str], None],
+) -> Mapping[str, Any]:
+    from truedag.tracer.dry.class_graph import build_class_graph
+
+    show("building the class graph")
+    return build_class_graph(
+        {one.representative: folder.trace(one.representative) for one in classes},
+        describe_world(deployment, classes, groups),
+        folder.dag,
+        deployment=deployment.name,
+        strategy=deployment.strategy.describe(),
+        told=told,
+    )
+
+
+def _expand(folder: RunFolder, show: Callable[[str], None]) -> None:
+    """Replace the class graph by the whole one."""
+    from truedag.tracer.dry.expand import expand
+    from truedag.tracer.graph.class_dataset import ClassDataset
+
+    classes = folder.dag.rename(folder.dag.with_name("classes"))
+    meta = json.loads((classes / "meta.json").read_text(encoding="utf-8"))
+    expand(ClassDataset(classes, meta), folder.dag, progress=show)
+
+
+def describe_world(
+    deployment: Deployment, classes: Sequence[RankClass], groups: Sequence[tuple[str, str, tuple[int, ...]]]
+) -> World:
+    """Return what the tracer is told of ranks that are not executed."""
+    strategy = deployment.strategy
+    rank_class = np.zeros(strategy.world_size, np.int64)
+    for number, one in enumerate(classes):
+        rank_class[list(one.ranks)] = number
+    axes = [axis for axis in AXES if axis != "cp" or strategy.cp > 1]
+    coordinates = {str(axis): places_on(strategy, axis) for axis in axes}
+    per_rank = (deployment.model.num_experts or 0) // strategy.ep
+    return World(
+        rank_class=rank_class,
+        coordinates=coordinates,
+        first_expert=coordinates["ep"] * per_rank,
+        groups=groups,
+    )
+
+
+def _audit(deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> Mapping[str, Any]:
+    from truedag.launch.run_audit import audit_run
+
+    show("auditing")
+    return audit_run(folder.dag, folder.root, deployment)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 
 from truedag.launch.deployment import Deployment  # noqa: E402
-from truedag.launch.dry import DryRank  # noqa: E402
+from truedag.launch.dry import DryRank, Executed  # noqa: E402
 from truedag.launch.workload import TrainWorkload, open_source  # noqa: E402
 from truedag.parallel.dry import META, DryAdapter, init_dry_world  # noqa: E402
 from truedag.parallel.generate import build_generator  # noqa: E402
+from truedag.parallel.made_groups import note_groups  # noqa: E402
 from truedag.parallel.prompts import Prompts  # noqa: E402
 from truedag.parallel.routing import Routing  # noqa: E402
 from truedag.parallel.train import build_trainer  # noqa: E402
@@ -29,30 +31,40 @@ from truedag.tracer.dry.recording import record_dry  # noqa: E402
 from truedag.tracer.record.counters import install  # noqa: E402
 
 
-def run_rank(deployment: Deployment, rank: int, trace: Path, routing: Routing | None) -> DryRank:
-    """Record one rank of a deployment into a new file.
+def run_rank(deployment: Deployment, ranks: Sequence[int], trace: Path, routing: Routing | None) -> Executed:
+    """Record the first of some ranks of a deployment into a new file.
+
+    Args:
+        deployment: the deployment.
+        ranks: those that it stands for, and itself.
+        trace: the file.
+        routing: where tokens go.
 
     Raises:
         RoutingError: the routing is not that of this deployment.
     """
+    rank = ranks[0]
     began = time.monotonic()
     torch.set_num_threads(1)
     install()  # messages are numbered from the groups' beginning
-    init_dry_world(rank, deployment.world_size)
-    executor, iterate = _build(deployment, routing)
+    with note_groups() as groups:
+        init_dry_world(rank, deployment.world_size)
+        executor, iterate = _build(deployment, routing)
     for index in range(deployment.trace.step):
         iterate(index)
     with record_dry(trace, watch=executor.model_chunks) as recording:
         iterate(deployment.trace.step)
+    alike = [tuple(ranks)] if executor.routers is None else executor.routers.alike(deployment.strategy, ranks)
     executor.close()
     distributed.destroy_process_group()
-    return DryRank(
+    result = DryRank(
         rank=rank,
         num_events=recording.num_events,
         switched_off=recording.switched_off,
         seconds=time.monotonic() - began,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+    return Executed(rank=result, alike=alike, groups=[(one.name, one.description, one.ranks) for one in groups])
 
 
 def _build(deployment: Deployment, routing: Routing | None) -> tuple[Any, Any]:

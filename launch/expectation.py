@@ -32,7 +32,7 @@ def expect(deployment: Deployment) -> Expectation:
     places = expected_places(deployment)
     operators = tuple(_operators(model, strategy, training=training))
     experts = tuple(layer for layer in range(model.num_layers) if model.has_experts(layer))
-    communications, optional, unverified = expected_communications(deployment, places)
+    communications, optional = expected_communications(deployment, places)
     return Expectation(
         name=deployment.name,
         strategy=strategy.describe(),
@@ -55,10 +55,19 @@ def expect(deployment: Deployment) -> Expectation:
         optional=optional,
         parameters=tuple(expected_parameters(model)),
         bytes_per_parameter=_BYTES[model.dtype],
+        training_bytes_per_parameter=_training_bytes(deployment),
         num_nodes=_num_nodes(model, strategy, operators),
         numbers=_numbers(deployment),
-        unverified=unverified,
     )
+
+
+def _training_bytes(deployment: Deployment) -> float:
+    """A gradient in float32; of Adam two moments, and where weights are halves, their float32 original."""
+    workload, strategy = deployment.workload, deployment.strategy
+    if not isinstance(workload, TrainWorkload):
+        return 0.0
+    kept = (8 if workload.optimizer == "adam" else 0) + (0 if deployment.model.dtype == "float32" else 4)
+    return 4 + kept / (strategy.dp * strategy.cp if workload.distributed_optimizer else 1)
 
 
 def expected_places(deployment: Deployment) -> tuple[Place, ...]:

@@ -27,21 +27,18 @@ class Pass:
 
 def expected_communications(
     deployment: Deployment, places: Sequence[Place]
-) -> tuple[list[Communication], frozenset[str], dict[str, str]]:
-    """Return what must be communicated, what may be, and for which checks no rules exist for this deployment."""
+) -> tuple[list[Communication], frozenset[str]]:
+    """Return what must be communicated, and the purposes of what may be."""
     wanted = _Wanted(deployment, places)
-    unverified = dict(wanted.unverified())
-    rows: list[Communication] = []
-    if "communication" not in unverified:
-        rows += wanted.outside()
-        for layer in range(deployment.model.num_layers):
-            rows += wanted.attention(layer)
-            rows += wanted.experts(layer) if deployment.model.has_experts(layer) else wanted.dense(layer)
-        rows += wanted.repeated(rows)
-        rows += wanted.messages()
-        if isinstance(deployment.workload, TrainWorkload):
-            rows += gradient_communications(deployment)
-    return rows, frozenset({"optimizer", "score corrections"}), unverified
+    rows = [*wanted.outside()]
+    for layer in range(deployment.model.num_layers):
+        rows += wanted.attention(layer)
+        rows += wanted.experts(layer) if deployment.model.has_experts(layer) else wanted.dense(layer)
+    rows += wanted.repeated(rows)
+    rows += wanted.messages()
+    if isinstance(deployment.workload, TrainWorkload):
+        rows += gradient_communications(deployment)
+    return rows, frozenset({"optimizer", "score corrections"})
 
 
 class _Wanted:
@@ -54,14 +51,6 @@ class _Wanted:
         self._training = isinstance(deployment.workload, TrainWorkload)
         self._width = _BYTES[deployment.model.dtype]
         self._passes = list(_passes(deployment, places))
-
-    def unverified(self) -> Iterator[tuple[str, str]]:
-        """Yield checks for which there are no rules, and why."""
-        workload = self._deployment.workload
-        if self._strategy.cp > 1:
-            yield "communication", "context parallelism: no rules are written for its exchanges of keys and values"
-        elif isinstance(workload, TrainWorkload) and workload.recompute == "full" and self._model.num_experts:
-            yield "communication", "full recomputation runs the experts a second time in the backward pass"
 
     def outside(self) -> Iterator[Communication]:
         """Of the embedding, the head and the loss."""
@@ -91,6 +80,21 @@ class _Wanted:
         if self._strategy.tp > 1:
             yield from self._region("attention input", layer, groups, enters=True, leaves=False)
             yield from self._region("attention output", layer, groups, enters=False, leaves=True)
+        if self._strategy.cp > 1:
+            yield from self._keys_and_values(layer)
+
+    def _keys_and_values(self, layer: int) -> Iterator[Communication]:
+        """Each rank gathers all keys and all values of its heads; their gradients are summed and go back."""
+        strategy, model = self._strategy, self._model
+        groups = self._layer_groups("cp", layer)
+        width = model.kv_heads // strategy.tp * model.kv_channels * self._width
+        for kind, gathers, when in (
+            ("all-gather", True, self._ahead()), ("reduce-scatter", False, self._behind()),
+        ):  # fmt: skip
+            own = tuple(one.num_tokens * width for one in when)
+            whole = tuple(one.num_tokens * strategy.cp * width for one in when)
+            send, recv = (own, whole) if gathers else (whole, own)
+            yield self._of("keys and values", "cp", kind, layer, groups, when, num=2, send=send, recv=recv)
 
     def dense(self, layer: int, name: str = "feed-forward") -> Iterator[Communication]:
         """Of a dense feed-forward layer."""
@@ -136,14 +140,16 @@ class _Wanted:
                     yield self._of(purpose, "etp", backward, layer, groups, behind, in_parts=True)
 
     def repeated(self, rows: Sequence[Communication]) -> list[Communication]:
-        """Of the layers that the backward pass runs again, where nothing of them was kept."""
+        """Of what the backward pass runs again: whole layers, or the core of their attention."""
         workload = self._deployment.workload
-        if not isinstance(workload, TrainWorkload) or workload.recompute != "full":
+        if not isinstance(workload, TrainWorkload) or workload.recompute == "none":
             return []
+        whole = workload.recompute == "full"
         return [
             replace(row, places=tuple(("backward", batch, step) for _, batch, step in row.places))
             for row in rows
             if row.layer >= 0 and row.places and row.places[0][0] == "forward"
+            if whole or row.purpose == "keys and values"
         ]
 
     def messages(self) -> Iterator[Communication]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def merge_into(
         strategy=record.strategy if record is not None else None,
         progress=show,
         resources=Resources(
-            processes=processes or len(os.sched_getaffinity(0)),
+            processes=processes or Resources.of_machine().processes,
             memory_bytes=memory_bytes,
         ),
     )

@@ -76,6 +76,8 @@ class RunResult:
     """Why there are no pictures, where there should be."""
     merge: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    """verdict, num_faults and the file that says more."""
     seconds: float
 
 
@@ -117,7 +119,7 @@ def run_deployment(
         _run_ranks(deployment, folder, nodes, progress)
         result = _collect(deployment, folder, nodes, progress)
         if result.ranks[0] == 0 and not result.missing_ranks and deployment.trace.recorder != "off":
-            result = _build_dag(result, folder, progress.show)
+            result = _build_dag(result, deployment, folder, progress.show)
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
@@ -236,15 +238,21 @@ def _bring(folder: RunFolder, state: RankState, home: Path) -> str:
     return f"tar -C {own} -c traces ranks | {unpack}"
 
 
-def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
+def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
+    from truedag.launch.run_audit import audit_run
     from truedag.tracer.analysis.report import write_report
     from truedag.tracer.errors import DrawError
-    from truedag.tracer.merge.merging import merge_traces
+    from truedag.tracer.merge.merging import Resources, merge_traces
     from truedag.tracer.views.draw import draw
 
     show("merging the traces")
     merged = merge_traces(
-        folder.traces, folder.dag, deployment=result.deployment, strategy=result.strategy, progress=show
+        folder.traces,
+        folder.dag,
+        deployment=result.deployment,
+        strategy=result.strategy,
+        progress=show,
+        resources=Resources.of_machine(),
     )
     show("drawing")
     try:
@@ -254,6 +262,8 @@ def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]
         not_drawn = str(error)
     show("reporting")
     write_report(folder.dag, folder.root)
+    show("auditing")
+    audited = audit_run(folder.dag, folder.root, deployment)
     return dataclasses.replace(
         result,
         dag=folder.dag,
@@ -262,4 +272,5 @@ def _build_dag(result: RunResult, folder: RunFolder, show: Callable[[str], None]
         not_drawn=not_drawn,
         merge=dataclasses.asdict(merged),
         report=json.loads((folder.root / "report.json").read_text()),
+        audit=audited,
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from truedag.launch.console import Progress, shorten
-from truedag.launch.deployment import PACKAGES, installed_version
+from truedag.launch.deployment import PACKAGES, Deployment, installed_version
 from truedag.launch.errors import LaunchError, RunError
 from truedag.launch.run import build_recorder
 from truedag.launch.run_folder import ENDED, RUNNING, Launcher, RunFolder
@@ -52,6 +52,11 @@ class Program:
         text = told.get("--node-rank", "0")
         return int(text) if text.isdecimal() else 0
 
+    @property
+    def is_on_several_nodes(self) -> bool:
+        """Whether torchrun is told of more than one."""
+        return any(option.startswith("--nnodes=") and option != "--nnodes=1" for option in self.torchrun)
+
     def command(self, options: RecordOptions, *, python: Sequence[str], torchrun: Sequence[str]) -> list[str]:
         """Return what starts it, recorded."""
         own = [*options.arguments(), *(["-m"] if self.is_module else [])]
@@ -74,6 +79,8 @@ class WindowResult:
     """None: not merged."""
 
     merge: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    """Of the dataset: verdict, num_faults and the file that says more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,8 @@ class TraceResult:
     program: str
     out: Path
     windows: list[WindowResult]
+    is_elsewhere: bool
+    """Whether all traces were collected on another node."""
     seconds: float
 
 
@@ -90,6 +99,7 @@ def trace_program(
     program: Program,
     options: RecordOptions,
     *,
+    deployment: Deployment | None,
     merges: bool,
     prints_json: bool,
     command: Sequence[str],
@@ -97,11 +107,13 @@ def trace_program(
 ) -> TraceResult:
     """Run a program with this process's input and output, recorded; merge each window into a dataset beside it.
 
-    On several nodes each calls it. The first one makes the folder and merges.
+    On several nodes each calls it. The first one makes the folder and merges; where traces are collected, the node on
+    which they are, and that is rank 0's, which a rendezvous may put anywhere.
 
     Args:
         program: what is started.
         options: what is recorded, and where it goes.
+        deployment: what the audit compares the datasets with; None: with nothing.
         merges: whether datasets are made.
         prints_json: whether stdout is kept for the result: the program's goes to stderr.
         command: the command line, for the folder's record.
@@ -139,8 +151,39 @@ def trace_program(
     traces = find_trace_folders(folder.root)
     if not traces and is_first:
         raise RunError(f"the program ended well, but nothing was recorded in {shorten(folder.root)}: see above")
-    windows = [_merge(path, program, merges=merges and is_first, progress=progress) for path in traces]
-    return TraceResult(program=program.name, out=folder.root, windows=windows, seconds=time.monotonic() - started)
+    has_all = is_first
+    if options.collect and program.is_on_several_nodes:
+        has_all = _has_collected(traces, options, is_first=is_first)
+        if has_all and not is_first:
+            has_all = _take_over(folder, program, options, command)
+    windows = [_merge(path, program, deployment, merges=merges and has_all, progress=progress) for path in traces]
+    return TraceResult(
+        program=program.name,
+        out=folder.root,
+        windows=windows,
+        is_elsewhere=options.collect and not has_all,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _has_collected(traces: Sequence[Path], options: RecordOptions, *, is_first: bool) -> bool:
+    """Whether all traces are here: they came by wire, or lie on a disk that all nodes share."""
+    if any(any(path.glob("*.trace.gz")) for path in traces):
+        return True
+    first_rank = min(options.wanted_ranks or {0})
+    return is_first and any((path / f"rank-{first_rank:05d}.trace").exists() for path in traces)
+
+
+def _take_over(folder: RunFolder, program: Program, options: RecordOptions, command: Sequence[str]) -> bool:
+    """Make the folder that of the whole recording, unless another node has."""
+    try:
+        folder.record.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    folder.node(0).parent.mkdir(exist_ok=True)
+    _write_record(folder, program, options, command)
+    folder.node(0).write_text(ENDED)
+    return True
 
 
 def write_command(program: Program, options: RecordOptions) -> str:
@@ -204,17 +247,31 @@ def _end(folder: RunFolder, node: int) -> None:
             place.rmdir()
 
 
-def _merge(traces: Path, program: Program, *, merges: bool, progress: Progress) -> WindowResult:
+def _merge(
+    traces: Path, program: Program, deployment: Deployment | None, *, merges: bool, progress: Progress
+) -> WindowResult:
     window = traces.parent
     number = window.name.removeprefix("step-")
     first_step = int(number) if window.parent.name == "windows" and number.isdecimal() else None
     if not merges:
         return WindowResult(first_step=first_step, traces=traces, dag=None)
-    from truedag.tracer.merge.merging import merge_traces
+    from truedag.launch.run_audit import audit_run
+    from truedag.tracer.merge.merging import Resources, merge_traces
 
     dag = window / "dag"
-    merged = merge_traces(traces, dag, deployment=program.name, progress=progress.show)
-    return WindowResult(first_step=first_step, traces=traces, dag=dag, merge=asdict(merged))
+    name = program.name if deployment is None else deployment.name
+    strategy = None if deployment is None else deployment.strategy.describe()
+    merged = merge_traces(
+        traces,
+        dag,
+        deployment=name,
+        strategy=strategy,
+        progress=progress.show,
+        resources=Resources.of_machine(),
+    )
+    progress.show("auditing")
+    audited = audit_run(dag, window, deployment)
+    return WindowResult(first_step=first_step, traces=traces, dag=dag, merge=asdict(merged), audit=audited)
 
 
 def _describe_end(exit_code: int) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from truedag.parallel.errors import RoutingError
 from truedag.parallel.routing import Counts, Place, Recorded, Routing
+from truedag.parallel.strategy import Strategy
 
 
 class TokenShare(Protocol):
@@ -79,24 +81,33 @@ class RoutedLayer:
             self._lay_over(scores, values, indices)
         return values, indices
 
+    @property
+    def num_passes(self) -> int:
+        """How many passes there were since the iteration began."""
+        return self._next
+
     def counts_of(self, rank: int) -> Counts:
         """Return how many tokens of the current pass another rank sends to each expert, [E]: those that it drops not.
 
         Raises:
             RoutingError: no routing was given.
         """
+        return self.counts_in(self.number, rank)
+
+    def counts_in(self, number: int, rank: int) -> Counts:
+        """Return what `counts_of` does, of any pass."""
         if self._routing is None:
             raise RoutingError("the experts of tensors without memory cannot be chosen by their values: give a routing")
         config = self._router.config
-        source, num_tokens = self._share(rank, self.number)
-        known = self._counts.get((self.number, source))
+        source, num_tokens = self._share(rank, number)
+        known = self._counts.get((number, source))
         if known is None:
-            place = Place(layer=self.layer, number=self.number, source=source, num_tokens=num_tokens)
+            place = Place(layer=self.layer, number=number, source=source, num_tokens=num_tokens)
             known = self._routing.counts(place, num_experts=config.num_moe_experts, top_k=self._router.topk)
             if (factor := config.moe_expert_capacity_factor) is not None:
                 slots = num_tokens * self._router.topk
                 known = np.minimum(known, math.ceil(slots / config.num_moe_experts * factor))
-            self._counts[self.number, source] = known
+            self._counts[number, source] = known
         return known
 
     def _count_pass(self) -> int:
@@ -148,3 +159,49 @@ class RouterWatch:
         return {
             (layer.layer, number, self._rank): counts for layer in self.layers for number, counts in layer.seen.items()
         }
+
+    def alike(self, strategy: Strategy, ranks: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return which ranks have the same numbers of tokens everywhere in the iteration, by their first ranks.
+
+        Args:
+            strategy: the world's.
+            ranks: ascending, of this rank's stage, with the passes that this rank had.
+        """
+        said: dict[int, list[bytes]] = {rank: [] for rank in ranks}
+        groups: dict[int, list[int]] = {}
+        for rank in ranks:
+            groups.setdefault(strategy.coordinates(rank)["edp"], []).append(rank)
+        for layer in self.layers:
+            for number in range(layer.num_passes):
+                for edp, members in groups.items():
+                    self._tell_sizes(said, strategy, layer, number, edp, members)
+        found: dict[bytes, list[int]] = {}
+        for rank in ranks:
+            found.setdefault(sha256(b"".join(said[rank])).digest(), []).append(rank)
+        return [tuple(one) for one in found.values()]
+
+    def _tell_sizes(
+        self,
+        said: dict[int, list[bytes]],
+        strategy: Strategy,
+        layer: RoutedLayer,
+        number: int,
+        edp: int,
+        ranks: list[int],
+    ) -> None:
+        """Say of ranks which are in one exchange what each sends to the experts, and its own experts get from all."""
+        stage = strategy.coordinates(ranks[0])["pp"]
+        exchange = [
+            strategy.rank_at({"etp": etp, "ep": ep, "edp": edp, "pp": stage})
+            for ep in range(strategy.ep)
+            for etp in range(strategy.etp)
+        ]
+        counts = np.stack([layer.counts_in(number, rank) for rank in exchange])
+        per_rank = counts.shape[1] // strategy.ep
+        if (counts == counts[0, 0]).all():
+            return
+        got = [sha256(counts[:, ep * per_rank : (ep + 1) * per_rank].tobytes()).digest() for ep in range(strategy.ep)]
+        place = {rank: at for at, rank in enumerate(exchange)}
+        for rank in ranks:
+            at = place[rank]
+            said[rank] += [sha256(counts[at].tobytes()).digest(), got[at // strategy.etp]]

@@ -49,21 +49,21 @@ class RankClass:
 
 def find_rank_classes(strategy: Strategy, workload: TrainingConfig | InferenceConfig) -> list[RankClass]:
     """Return the classes of all ranks, by their first rank."""
-    key = {"pp": _places(strategy, "pp")}
+    key = {"pp": places_on(strategy, "pp")}
     if isinstance(workload, InferenceConfig):
         served = [
             tuple(workload.length_of(prompt) for prompt in workload.prompts_of(replica, strategy.dp))
             for replica in range(strategy.dp)
         ]
         if len(set(served)) > 1:  # a replica is named by the first that serves the same
-            key["prompts_as_dp"] = np.array([served.index(own) for own in served])[_places(strategy, "dp")]
+            key["prompts_as_dp"] = np.array([served.index(own) for own in served])[places_on(strategy, "dp")]
     else:
         if strategy.tp > 1:
-            key["is_first_tp"] = (_places(strategy, "tp") == 0).astype(np.int64)
+            key["is_first_tp"] = (places_on(strategy, "tp") == 0).astype(np.int64)
         if strategy.cp > 1:
-            key["cp"] = _places(strategy, "cp")
+            key["cp"] = places_on(strategy, "cp")
         if workload.distributed_optimizer:
-            key |= {"dp": _places(strategy, "dp"), "edp": _places(strategy, "edp")}
+            key |= {"dp": places_on(strategy, "dp"), "edp": places_on(strategy, "edp")}
     values, number = np.unique(np.stack(list(key.values()), axis=1), axis=0, return_inverse=True)
     order = np.argsort(number.ravel(), kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(number.ravel()))[:-1])
@@ -74,8 +74,8 @@ def find_rank_classes(strategy: Strategy, workload: TrainingConfig | InferenceCo
     return sorted(classes, key=lambda one: one.representative)
 
 
-def _places(strategy: Strategy, axis: Axis) -> NDArray[np.int64]:
-    """Return where each rank stands on an axis, [world]."""
+def places_on(strategy: Strategy, axis: Axis) -> NDArray[np.int64]:
+    """Return where each rank stands on an axis, [world]; all at 0 where it is of one place."""
     axes = _FACTORS[0] if axis in _FACTORS[0] else _FACTORS[1]
     stride = math.prod(strategy.size(before) for before in axes[: axes.index(axis)])
     return np.arange(strategy.world_size) // stride % strategy.size(axis)

@@ -16,13 +16,13 @@ Operator = tuple[object, ...]
 
 def operators(graph: RankGraph) -> list[Operator]:
     """What each operator is: name, sizes of what goes in and out, labels."""
-    nodes, layouts = graph.nodes, graph.nodes.trace.layouts
+    nodes, layouts, labels = graph.nodes, graph.nodes.trace.layouts, graph.nodes.labels
     found: list[Operator] = []
     for i, op in enumerate(nodes.op):
         name = op if op.startswith("c10d::") else _SAME.get(op.rstrip("_"), op.rstrip("_"))
         inputs = tuple(layouts[number].sizes for number in nodes.inputs[i])
         outputs = tuple(layouts[number].sizes for number in nodes.outputs[i])
-        found.append((name, inputs, outputs, nodes.labels[i]))
+        found.append((name, inputs, outputs, labels[i]))
     return found
 
 

@@ -11,7 +11,9 @@
     │   └── CycleError   they depend on each other in a circle
     ├── GraphError       a dataset is missing, broken or of another version
     ├── ReplayError      a graph cannot be executed again: what it lacks, and where
-    └── DrawError        a drawing could not be made
+    ├── DrawError        a drawing could not be made
+    ├── DrawingError     a drawing cannot be read (`audit.drawing.document`)
+    └── ClaimError       a claim cannot be read (`audit.claim`)
 
 Each message says what, where and what to do; `truedag.launch.cli` prints it and nothing else. Anything that is not a
 `TruedagError` is a bug in truedag.

@@ -3,7 +3,8 @@
 DEPLOYMENT and key.path=value are as in truedag run. Ranks are executed one after another on tensors that have no
 memory, so nothing is computed and nothing is timed; operators, shapes, communications and their sizes are those of a
 real run. Ranks that must run the same program are executed once; --verify N also executes N random others and demands
-that they do, --all-ranks executes every one and merges their traces into the DAG.
+that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
+part of it is made when it is read; --expand writes it out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
 
 
@@ -43,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="also execute N random ranks: they must run as their class",
     )
+    parser.add_argument(
+        "--expand", action="store_true", help="write all nodes and edges of all ranks, not only those of each class"
+    )
     parser.add_argument("--jobs", type=_count, metavar="N", help="ranks executed at a time (default: one a core)")
 
 
@@ -64,6 +68,7 @@ def execute(arguments: argparse.Namespace) -> int:
             routing=arguments.routing,
             seed=arguments.seed,
             all_ranks=arguments.all_ranks,
+            expand=arguments.expand and not arguments.all_ranks,
             num_verified=arguments.verify,
             jobs=arguments.jobs,
             command=sys.argv,
@@ -72,11 +77,11 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(TypeAdapter(DryResult).dump_python(result, mode="json"))
     else:
-        _print_result(result, arguments.deployment)
+        _print_result(result)
     return 0
 
 
-def _print_result(result: DryResult, deployment: str) -> None:
+def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
     print_result(f"  not run: executed without memory, so that there are no times in it; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
@@ -92,20 +97,18 @@ def _print_result(result: DryResult, deployment: str) -> None:
     if result.verified:
         print_result(f"  verified: {_list(result.verified)} run as their classes do")
     print_result(f"{result.seconds:.0f} s in all.")
-    out = shlex.quote(str(shorten(result.out)))
-    if result.dag is not None:
+    counts = result.merge
+    print_result(
+        f"The DAG of all ranks is in {shorten(result.dag)}: {counts['num_nodes']:,} nodes, "
+        f"{counts['num_edges']:,} edges, {counts['num_collectives']:,} collectives."
+    )
+    if "num_class_nodes" in counts:
+        how = "written out" if result.is_expanded else "made of them where it is asked for (--expand writes it out)"
         print_result(
-            f"The DAG of all ranks is in {shorten(result.dag)}: {result.merge['num_nodes']:,} nodes, "
-            f"{result.merge['num_edges']:,} edges, {result.merge['num_collectives']:,} collectives."
+            f"  from {counts['num_class_nodes']:,} nodes and {counts['num_class_edges']:,} edges of the classes, {how}"
         )
-        print_result(f"next: truedag view {out}")
-    elif result.world_size <= _FEW_RANKS:
-        print_result(f"next: truedag dry {shlex.quote(deployment)} --all-ranks --out {out}-all")
-    else:
-        print_result(f"next: truedag dry {shlex.quote(deployment)} --verify 4 --out {out}-verified")
-
-
-_FEW_RANKS = 16
+    print_audited(result.audit)
+    print_result(f"next: truedag view {shlex.quote(str(shorten(result.out)))}")
 
 
 def _say_routing(result: DryResult) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from truedag.launch.cluster_script import plan_cluster_run, write_commands, write_slurm_script
-from truedag.launch.console import Progress, print_json, print_report, print_result, shorten
+from truedag.launch.console import Progress, print_audited, print_json, print_report, print_result, shorten
 from truedag.launch.deployment_file import load_deployment
 from truedag.launch.errors import LaunchError
 from truedag.launch.nodes import TorchrunOptions
@@ -145,6 +145,7 @@ def _print_places(result: RunResult, dag: Path) -> None:
     assert result.views is not None
     if result.not_drawn:
         print_result(f"Nothing was drawn: {result.not_drawn}")
+    print_audited(result.audit)
     print_result(
         f"{result.seconds:.0f} s in all. The DAG is in {shorten(dag)}, its pictures in {shorten(result.views)}."
     )

@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
+from truedag.launch.deployment_file import load_deployment
 from truedag.launch.errors import UsageError
 from truedag.launch.stall import list_ranks
 from truedag.launch.trace import Program, TraceResult, WindowResult, trace_program, write_command
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_record_options(parser, default_out="truedag-out/SCRIPT")
     parser.add_argument("-m", "--module", action="store_true", help="SCRIPT is the name of a module, as for python -m")
+    parser.add_argument("--deployment", metavar="D", help="what the audit compares it with: a name, or a YAML file")
     parser.add_argument("--no-merge", action="store_true", help="leave the traces as they are")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and the program's on stderr")
     parser.add_argument("--print-command", action="store_true", help="print what to start on a cluster, start nothing")
@@ -77,10 +79,12 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.print_command:
         sys.stdout.write(write_command(program, options))
         return 0
+    deployment = None if arguments.deployment is None else load_deployment(arguments.deployment, ())[1]
     with Progress() as progress:
         result = trace_program(
             program,
             options,
+            deployment=deployment,
             merges=not arguments.no_merge,
             prints_json=arguments.json,
             command=sys.argv,
@@ -99,9 +103,13 @@ def _print_result(result: TraceResult) -> None:
     out = shlex.quote(str(shorten(result.out)))
     for window in result.windows:
         print_result(f"  {_describe(window)}")
+        if window.dag is not None:
+            print_audited(window.audit)
     print_result(f"{result.seconds:.0f} s in all. The recording of {result.program} is in {out}.")
     merged = [window for window in result.windows if window.dag is not None]
-    if not merged:
+    if result.is_elsewhere:
+        print_result("next: on the node of rank 0, where all traces are, the graph is made")
+    elif not merged:
         first = result.windows[0] if result.windows else None
         traces = first.traces if first is not None else result.out / "traces"
         names = (shlex.quote(str(shorten(path))) for path in (traces, traces.parent / "dag"))

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from program_ranks import PROGRAMS, Run, run_programs
@@ -221,7 +223,7 @@ def test_the_dataset_does_not_depend_on_who_made_which_part(outcomes: dict[str, 
         assert not (tmp_path / "at-1" / name).exists()
 
 
-def test_a_large_graph_is_divided_into_files_that_are_one_table(
+def test_a_large_graph_is_divided_into_files_that_are_one_table_to_every_reader(
     outcomes: dict[str, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traces = outcomes["messages"].folder / "native" / "traces"
@@ -236,6 +238,12 @@ def test_a_large_graph_is_divided_into_files_that_are_one_table(
         assert len(files) > 3
         many = pl.read_parquet(files).sort(order, maintain_order=True)
         assert many.equals(pl.read_parquet(tmp_path / "one" / f"{table}.parquet"))
+        for place, readable in ((tmp_path / "many" / table, "/*.parquet"), (tmp_path / "one" / f"{table}.parquet", "")):
+            frame = pd.read_parquet(place).sort_values(order, kind="stable")
+            key = order[0]
+            assert frame[key].tolist() == many[key].to_list()
+            counted = duckdb.sql(f"select count(*), sum({key}) from '{place}{readable}'").fetchall()
+            assert counted == [(len(many), many[key].sum())]
     assert (
         Graph.open(tmp_path / "many").nodes.collect().sort("node").equals(Graph.open(tmp_path / "one").nodes.collect())
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +54,15 @@ def write_small_deployment(folder: Path) -> Path:
     }
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def free_port() -> int:
+    """A port that nobody listens at, in the range that the Slurm script takes its ports from."""
+    while True:
+        port = random.randrange(20000, 40000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def wait_for_states(out: Path, process: subprocess.Popen[str], wanted: Callable[[RankState], bool]) -> list[RankState]:

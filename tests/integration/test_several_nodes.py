@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import TIMEOUT_S, is_running, start_truedag, truedag, write_small_deployment
+from command_line import TIMEOUT_S, free_port, is_running, start_truedag, truedag, write_small_deployment
 
 from truedag.launch.rank_state import RankState, read_states
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so it is not refused")
 LONG = ("workload.steps=1", "trace.step=0", "workload.global_batch_size=100000", "--recorder", "off")
-
-
-def free_port() -> int:
-    """A port that nobody listens at, in the range that the Slurm script takes its ports from."""
-    while True:
-        port = random.randrange(20000, 40000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
 
 
 def start_nodes(folder: Path, outs: tuple[str, str], *options: str) -> list[subprocess.Popen[str]]:

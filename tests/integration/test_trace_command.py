@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import start_truedag, truedag
+from command_line import TIMEOUT_S, free_port, start_truedag, truedag
 
 PLAIN = """
 import sys
@@ -89,6 +89,37 @@ def test_torchrun_starts_the_ranks_when_its_options_are_there(programs: Path) ->
         0,
     )
     assert window["dag"] == str(programs / "o" / "dag")
+
+
+def test_collected_traces_are_merged_on_the_node_of_rank_0(programs: Path) -> None:
+    """The rendezvous says which node that is; `--node-rank` does not."""
+    place = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "nodes")
+    meets = ("--rdzv-endpoint", f"localhost:{free_port()}")
+    nodes = [
+        start_truedag(
+            "trace",
+            *place,
+            *meets,
+            "--node-rank",
+            str(node),
+            "--collect",
+            "--out",
+            f"out{node}",
+            "ranks.py",
+            cwd=programs,
+        )
+        for node in range(2)
+    ]
+    said = [process.communicate(timeout=TIMEOUT_S)[0] for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0]
+    merged = [node for node in range(2) if (programs / f"out{node}" / "dag").exists()]
+    assert len(merged) == 1
+    assert "next: on the node of rank 0, where all traces are, the graph is made" in said[1 - merged[0]]
+    out = programs / f"out{merged[0]}"
+    assert (out / "traces" / "rank-00000.trace").exists()
+    meta = json.loads((out / "dag" / "meta.json").read_text())
+    assert meta["missing_ranks"] == meta["unmatched"] == []
+    assert truedag("report", out.name, cwd=programs).returncode == 0
 
 
 @pytest.mark.parametrize("starter", [[], ["--nproc-per-node", "2"]])

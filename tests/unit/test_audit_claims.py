@@ -19,7 +19,7 @@ DECLARATIONS = Path(__file__).parents[1] / "data" / "declarations"
 
 def audit_of(name: str) -> Audit:
     claim = read_claim(yaml.safe_load((DECLARATIONS / f"{name}.yaml").read_text()), name=name)
-    return audit_claim(claim, plan(expect(load_deployment(name, ())[1])))
+    return audit_claim(claim, plan(expect(load_deployment(name, ())[1])), {})
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_declaration_is_told_its_contradictions(name: str, contradictions: dic
 
 def claimed(**values: object) -> list[Finding]:
     claim = read_claim(values, name="claim")
-    return audit_claim(claim, plan(expect(load_deployment("moe-30b-ep8-tp4-pp2-dp4", ())[1]))).findings
+    return audit_claim(claim, plan(expect(load_deployment("moe-30b-ep8-tp4-pp2-dp4", ())[1])), {}).findings
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_right_claim_has_no_finding() -> None:
 
 def test_what_needs_a_run_or_a_deployment_is_said_to_be_unchecked() -> None:
     claim = read_claim({"strategy": "TP2-PP2", "gpus": 4, "parameters": "1B", "model": "Unheard Of"}, name="claim")
-    audit = audit_claim(claim, None)
+    audit = audit_claim(claim, None, {})
     assert {unchecked.check for unchecked in audit.unchecked} >= {"claim.parameters", "claim.architecture"}
     assert [passed.check for passed in audit.passed] == ["strategy.world-size"]
     told = claimed(tokens_per_second=5)
@@ -94,7 +94,7 @@ def test_what_needs_a_run_or_a_deployment_is_said_to_be_unchecked() -> None:
 def test_a_measured_throughput_is_compared() -> None:
     claim = read_claim({"tokens_per_second": 1000}, name="claim")
     wanted = plan(expect(load_deployment("moe-30b-ep8-tp4-pp2-dp4", ())[1]))
-    findings = audit_claim(claim, wanted, tokens_per_second=10.0).findings
+    findings = audit_claim(claim, wanted, {"tokens_per_second": 10.0}).findings
     assert [finding.check for finding in findings] == ["claim.throughput"]
 
 

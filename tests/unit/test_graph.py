@@ -11,6 +11,7 @@ from typing import Any
 import networkx as nx
 import polars as pl
 import pytest
+import rustworkx
 from dag_source import as_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -194,7 +195,7 @@ def test_networkx_and_rustworkx_hold_the_same_graph(graph: Graph) -> None:
     network = part.to_networkx()
     assert network.number_of_nodes() == part.nodes.collect().height
     assert sorted((src, dst) for src, dst, _ in network.edges) == sorted(row[:2] for row in part.edges.collect().rows())
-    rustworkx = pytest.importorskip("rustworkx")
+
     fast = part.to_rustworkx()
     number = [payload["node"] for payload in fast.nodes()]
     assert number == sorted(network.nodes)

@@ -27,6 +27,8 @@ FORWARD = {
     "analysis": {"analysis", "graph", "topology", "errors"},
     "export": {"export", "graph", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
+    "audit": {"audit", "analysis", "graph", "topology", "errors"},
+    "dry": {"dry", "merge", "graph", "record", "errors"},
     "views": {"views", "analysis", "graph", "errors"},
 }
 # The executor tells the tracer what no observer can see, as any program may.

@@ -24,6 +24,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated
 Program = Callable[[], object]
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that ran before in this process may have compiled something; from then on the recorder only observes."""
+    monkeypatch.setattr(recording_module, "has_compiled", lambda: False)
+
+
 def graph_of(path: Path, program: Program, recorder: RecorderName = "native") -> RankGraph:
     torch.manual_seed(0)
     with record(path, recorder=recorder, synchronize=False) as recording:

@@ -10,10 +10,17 @@ from torch import nn
 
 from truedag.tracer import annotate
 from truedag.tracer.merge.rank_graph import RankGraph, build_rank_graph
+from truedag.tracer.record import recording as recording_module
 from truedag.tracer.record.recording import RecorderName, record
 from truedag.tracer.record.trace import read_trace
 
 Program = Callable[[], None]
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where something was compiled the recorder observes, and sees what `torch.tensor` allocates within."""
+    monkeypatch.setattr(recording_module, "has_compiled", lambda: False)
 
 
 def trace_of(path: Path, program: Program, recorder: RecorderName, watch: nn.Module | None = None) -> RankGraph:

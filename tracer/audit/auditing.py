@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from truedag.tracer.audit.checks.balance import check_balance
 from truedag.tracer.audit.checks.claims import check_claim
 from truedag.tracer.audit.checks.communication import check_communication
 from truedag.tracer.audit.checks.dimensions import check_dimensions
 from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything
+from truedag.tracer.audit.checks.drawn_shapes import check_drawn_shapes
 from truedag.tracer.audit.checks.honesty import check_honesty
 from truedag.tracer.audit.checks.model import check_model
 from truedag.tracer.audit.checks.strategy import check_strategy
 from truedag.tracer.audit.checks.structure import check_structure
 from truedag.tracer.audit.claim import Claim, claim_of_text
 from truedag.tracer.audit.drawing.reading import DrawnSubject
-from truedag.tracer.audit.findings import Audit
+from truedag.tracer.audit.findings import Audit, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.subject import Subject
 
@@ -21,10 +24,12 @@ from truedag.tracer.audit.subject import Subject
 def audit_dataset(subject: Subject, plan: Plan | None) -> Audit:
     """Check a dataset; without a plan only what needs no deployment."""
     against = (
-        "itself: no deployment is known" if plan is None else f"{plan.expectation.name}, {plan.expectation.strategy}"
+        "nothing but itself: no deployment is known"
+        if plan is None
+        else f"{plan.expectation.name}, {plan.expectation.strategy}"
     )
     audit = Audit(subject=subject.name, against=against)
-    audit.facts.append(f"{len(subject.nodes):,} nodes, {len(subject.edges):,} edges, all recorded")
+    audit.facts.append(f"{len(subject.nodes):,} nodes, {len(subject.edges):,} edges, all recorded.")
     check_structure(subject, plan, audit)
     if plan is not None:
         check_strategy(subject, plan, audit)
@@ -40,16 +45,18 @@ def audit_dataset(subject: Subject, plan: Plan | None) -> Audit:
 def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     """Check a drawing: like a dataset if it tells everything, else as far as it goes."""
     subject = drawn.subject
-    against = (
-        "itself: no deployment is named" if plan is None else f"{plan.expectation.name}, {plan.expectation.strategy}"
-    )
+    against = _against(plan, "nothing but itself: --deployment names what it should show")
     audit = Audit(subject=subject.name, against=against, not_understood=list(drawn.not_understood))
     number = len(drawn.document.nodes)
     told = ", ".join(f"{count:,} {name}" for name, count in drawn.certainty.items() if count)
-    audit.facts.append(f"{number:,} nodes, {len(drawn.document.edges):,} edges; labels read: {told}")
+    audit.facts.append(
+        f"{write_count(number, 'node')}, {write_count(len(drawn.document.edges), 'edge')}; labels read: {told}."
+    )
+    if not drawn.document.is_directed:
+        audit.facts.append("It is undirected: each edge was read from the end that is named first.")
     check_structure(subject, plan, audit)
+    exact = tells_everything(subject)
     if plan is not None:
-        exact = tells_everything(subject)
         audit.facts.append(
             "Every operator says its layer, rank and pass: each was checked."
             if exact
@@ -61,25 +68,31 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
             check_model(subject, plan, audit)
         else:
             check_drawn(subject, plan, audit)
-    check_dimensions(subject, plan, audit)
+    if exact:
+        check_dimensions(subject, plan, audit)
+    else:
+        check_drawn_shapes(subject, plan, audit)
     check_honesty(drawn, plan, audit)
     if plan is not None and (not audit.found("strategy.layers") and not audit.found("strategy.experts")):
         check_balance(subject, plan, audit)
     if (claim := claim_of_text(drawn.document.title, name="title")) is not None:
-        check_claim(claim, None if plan is None else plan.expectation, audit)
+        check_claim(claim, None if plan is None else plan.expectation, audit, {})
     if drawn.overflow:
         audit.skip("strategy.ranks", f"{len(drawn.overflow)} nodes claim to stand for more than can be")
     audit.sort()
     return audit
 
 
-def audit_claim(claim: Claim, plan: Plan | None, *, tokens_per_second: float | None = None) -> Audit:
-    """Check a claim that comes without any graph."""
-    against = "its own arithmetic" if plan is None else f"{plan.expectation.name}, {plan.expectation.strategy}"
-    audit = Audit(subject=claim.name, against=against)
-    audit.facts.append(f"a claim of {len(claim.numbers)} numbers, without a graph")
-    check_claim(claim, None if plan is None else plan.expectation, audit, tokens_per_second=tokens_per_second)
+def audit_claim(claim: Claim, plan: Plan | None, measured: Mapping[str, float]) -> Audit:
+    """Check a claim that comes without any graph; `measured`: what a run has, by the names of `claim.MEASURED`."""
+    audit = Audit(subject=claim.name, against=_against(plan, "its own arithmetic"))
+    audit.facts.append(f"A claim of {write_count(len(claim.numbers), 'number')}, without a graph.")
+    check_claim(claim, None if plan is None else plan.expectation, audit, measured)
     for chapter in ("structure", "communication", "model", "dimension"):
         audit.skip(chapter, "a claim has no nodes")
     audit.sort()
     return audit
+
+
+def _against(plan: Plan | None, otherwise: str) -> str:
+    return otherwise if plan is None else f"{plan.expectation.name}, {plan.expectation.strategy}"

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from truedag.tracer.audit.drawing.grammar import read_numbers
 from truedag.tracer.errors import TruedagError
@@ -17,8 +18,20 @@ _TOKEN = re.compile(r"(?<![A-Za-z])(VPP|ETP|EDP|TP|PP|DP|EP|CP)[\s=:]?(\d+)", re
 NUMBERS = (
     "gpus", "parameters", "layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "experts", "expert_hidden",
     "top_k", "vocabulary", "batch", "sequence", "memory_per_gpu", "tokens_per_second", "layers_per_stage",
-    "experts_per_rank", "stages", "max_sequence", "batch_per_replica",
+    "experts_per_rank", "stages", "max_sequence", "batch_per_replica", "tokens_per_second_per_gpu",
+    "time_to_first_token_ms",
 )  # fmt: skip
+MEASURED = ("tokens_per_second", "tokens_per_second_per_gpu", "time_to_first_token_ms")
+"""Those of `NUMBERS` that only a run can tell."""
+_ALIASES = {
+    "num_gpus": "gpus", "world_size": "gpus", "num_parameters": "parameters", "params": "parameters",
+    "num_layers": "layers", "hidden_size": "hidden", "num_heads": "heads", "num_attention_heads": "heads",
+    "num_kv_heads": "kv_heads", "num_query_groups": "kv_heads", "num_key_value_heads": "kv_heads",
+    "ffn_hidden_size": "ffn", "intermediate_size": "ffn", "num_experts": "experts", "num_local_experts": "experts",
+    "expert_hidden_size": "expert_hidden", "moe_intermediate_size": "expert_hidden", "vocab_size": "vocabulary",
+    "batch_size": "batch", "global_batch_size": "batch", "sequence_length": "sequence", "seq_len": "sequence",
+    "num_stages": "stages", "num_experts_per_tok": "top_k",
+}  # fmt: skip
 _PLACES = ("gpus_of_stage", "gpus_of_layers", "gpus_of_experts")
 _WORDS = ("name", "model", "strategy", "notes")
 
@@ -75,9 +88,22 @@ def read_claim(told: object, *, name: str) -> Claim:
     if not isinstance(told, Mapping):
         raise ClaimError(f"{name}: a claim is a mapping, such as strategy: EP8-TP4-PP2-DP4 and gpus: 256")
     known = {*NUMBERS, *_PLACES, *_WORDS, "groups"}
-    for key in told:
+    named: dict[str, object] = {}
+    for written, value in told.items():
+        key = _ALIASES.get(str(written), str(written))
         if key not in known:
-            raise ClaimError(f"{name}: {key!r} is nothing that a claim states; it may state {', '.join(sorted(known))}")
+            near = get_close_matches(key, [*known, *_ALIASES], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it may state {', '.join(sorted(known))}"
+            raise ClaimError(f"{name}: {str(written)!r} is nothing that a claim states; {hint}")
+        if key in named:
+            raise ClaimError(f"{name}: {key} is stated twice, the second time as {written}")
+        named[key] = value
+    told = named
+    for word in _WORDS:
+        if told.get(word) is not None and not isinstance(told[word], str | int | float):
+            raise ClaimError(f"{name}: {word} is no text")
+    if told.get("strategy") is not None and not _TOKEN.search(str(told["strategy"])):
+        raise ClaimError(f"{name}: strategy {str(told['strategy'])!r} names no axis, such as EP8-TP4-PP2-DP4")
     groups: dict[str, int] = {}
     members: dict[str, tuple[tuple[int, ...], ...]] = {}
     stated = told.get("groups") or {}
@@ -123,8 +149,12 @@ def parse_number(value: object, what: str) -> float:
         ClaimError: it is none.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < math.inf:
+            raise ClaimError(f"{what}: {value!r} is no count or size")
         return float(value)
-    match = _NUMBER.match(str(value))
+    if not isinstance(value, str):
+        raise ClaimError(f"{what}: a number is needed, such as 256 or 30B")
+    match = _NUMBER.match(value)
     if match is None or (match.group(2) and match.group(2).lower() not in _SCALES):
         raise ClaimError(f"{what}: {value!r} is no number")
     scale = _SCALES.get(match.group(2).lower(), 1.0) if match.group(2) else 1.0

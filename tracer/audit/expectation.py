@@ -149,14 +149,14 @@ class Expectation:
 
     parameters: tuple[Parameter, ...] = ()
     bytes_per_parameter: int = 4
+    training_bytes_per_parameter: float = 0.0
+    """Of gradient and optimizer state that a rank keeps of each parameter that it holds, at least."""
+
     num_nodes: int | None = None
     """Nodes that a drawing with one node for each operator, layer and rank of one pass would have, at least."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What a claim may state: layers, hidden, heads, kv_heads, ffn, experts, vocabulary, batch, sequence, ..."""
-
-    unverified: Mapping[str, str] = field(default_factory=dict)
-    """What of this deployment nobody wrote rules for, by check, and why."""
 
     @property
     def world_size(self) -> int:

@@ -124,8 +124,19 @@ class Audit:
         self.unchecked.append(Unchecked(check=check, why=why))
 
     def sort(self) -> None:
-        """Order the findings by severity, then by check."""
-        self.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+        """Order the findings by severity, then by chapter, each chapter where its first check stands."""
+        chapters = [*dict.fromkeys(finding.check.split(".")[0] for finding in self.findings)]
+        self.findings.sort(
+            key=lambda finding: (
+                SEVERITIES.index(finding.severity),
+                chapters.index(finding.check.split(".")[0]),
+            )
+        )
+
+
+def write_count(number: int, noun: str) -> str:
+    """Write a number of things: 1 node, 2,000 nodes."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def pick_nodes(names: Iterable[str]) -> tuple[str, ...]:

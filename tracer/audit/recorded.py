@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _PLACE = ("layer", "phase", "microbatch", "decode_step")
 _FORWARD = ("forward", "prefill", "decode")
-_GRADIENTS = {"dp": "dense gradients", "dp+cp": "dense gradients", "edp": "expert gradients"}
-_PARAMETERS = {"dp": "dense parameters", "dp+cp": "dense parameters", "edp": "expert parameters"}
+_GRADIENTS = {**dict.fromkeys(("dp", "cp", "dp+cp"), "dense gradients"), "edp": "expert gradients"}
+_PARAMETERS = {**dict.fromkeys(("dp", "cp", "dp+cp"), "dense parameters"), "edp": "expert parameters"}
 _LATE = {
     "tp": "sequence gradients",
     "pp": "embedding gradients",
@@ -157,7 +157,9 @@ def _collectives(tables: Tables, nodes: pl.DataFrame) -> pl.DataFrame:
     gathers = pl.col("comm") == "all-gather"
     told = rows.select(
         "node",
-        purpose=pl.when(on_experts & (pl.col("comm") == "all-to-all"))
+        purpose=pl.when(pl.col("plain_purpose") == "keys and values")
+        .then("plain_purpose")
+        .when(on_experts & (pl.col("comm") == "all-to-all"))
         .then(_exchange())
         .when(on_experts & gathers & pl.col("inputs").str.starts_with("int64"))
         .then(pl.lit("token counts"))
@@ -191,34 +193,46 @@ def _collectives(tables: Tables, nodes: pl.DataFrame) -> pl.DataFrame:
 
 
 def _votes(rows: pl.DataFrame, participants: pl.DataFrame, nodes: pl.DataFrame) -> pl.DataFrame:
-    """Return whether the experts around a communication run after it: those of the participant that are nearest."""
+    """Return on which side of the experts a communication is: that of the participant whose experts are nearest.
+
+    `enters`: it brings tokens to the experts, or in the backward pass takes their gradients back.
+    """
+    # An activation in the backward pass is the forward pass computed again.
+    again = pl.col("role") == "expert activation"
+    products = pl.col("role").is_in(["expert first layer", "expert second layer"])
     begins = (
-        nodes.filter(pl.col("role").is_in(["expert first layer", "expert second layer"]))
+        nodes.filter(again | products)
         .group_by("rank", *_PLACE)
-        .agg(begin=pl.col("node").min())
+        .agg(
+            begin=pl.col("node").min(),
+            end=pl.col("node").filter(products).max(),
+            is_repeated=(again & (pl.col("phase") == "backward")).any(),
+        )
     )
-    on_experts = rows.filter((pl.col("tail") == "mlp") & (pl.col("comm") == "all-to-all")).select("node", *_PLACE)
+    on_experts = rows.filter((pl.col("tail") == "mlp") & pl.col("inside")).select("node", *_PLACE)
     met = on_experts.join(participants.select("node", pl.col("rank").cast(pl.Int32)), on="node")
+    early, late = pl.col("node") < pl.col("begin"), pl.col("node") > pl.col("end")
+    enters = pl.when("is_repeated").then(early | late).when(pl.col("phase") == "backward").then(~early).otherwise(early)
     return (
         met.join(begins, on=["rank", *_PLACE])
-        .with_columns(distance=(pl.col("node") - pl.col("begin")).abs())
+        .with_columns(
+            distance=pl.min_horizontal(
+                (pl.col("node") - pl.col("begin")).abs(), (pl.col("node") - pl.col("end")).abs()
+            ),
+            enters=enters,
+        )
         .sort("distance")
         .group_by("node")
-        .agg(early=(pl.col("node") < pl.col("begin")).first())
+        .agg(pl.col("enters").first())
     )
 
 
 def _exchange() -> pl.Expr:
-    """Dispatch comes before the experts and combine after them; backward, the other way round."""
-    early = pl.col("early")
-    backward = pl.col("phase") == "backward"
-    unknown = early.is_null()
+    """Tokens are dispatched to the experts, and what comes out is combined."""
     return (
         pl.when("flat")
         .then(pl.lit("dispatch of weights"))
-        .when(unknown)
-        .then(pl.lit("dispatch"))
-        .when(early ^ backward)
+        .when(pl.col("enters").fill_null(True))
         .then(pl.lit("dispatch"))
         .otherwise(pl.lit("combine"))
     )
@@ -231,7 +245,7 @@ def _spread() -> pl.Expr:
     return (
         pl.when("flat")
         .then(pl.lit("expert input of weights"))
-        .when(gathers ^ backward)
+        .when(pl.col("enters").fill_null(gathers ^ backward))
         .then(pl.lit("expert input"))
         .otherwise(pl.lit("expert output"))
     )

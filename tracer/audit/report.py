@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +10,22 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from truedag.tracer.audit.findings import SEVERITIES, Audit, Finding
+from truedag.tracer.audit.catalogue import CHECKS
+from truedag.tracer.audit.findings import SEVERITIES, Audit, Finding, write_count
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _HEADS = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 _SHOWN_UNREAD = 12
+_CHAPTERS = {
+    "structure": "The graph",
+    "strategy": "Who runs what",
+    "communication": "Communications",
+    "model": "The model",
+    "dimension": "Shapes",
+    "honesty": "What is hidden",
+    "claim": "What is declared",
+    "balance": "Balance",
+}
 
 
 def verdict(audit: Audit) -> str:
@@ -36,22 +48,23 @@ def write_markdown(audit: Audit) -> str:
     lines = [f"# Audit of {_plain(audit.subject)}", "", f"**{verdict(audit)}**", ""]
     lines += [f"Compared with {_plain(audit.against)}.", ""]
     lines += [f"- {_plain(fact)}" for fact in audit.facts]
+    lines += _summary(audit)
     number = 0
     for severity in SEVERITIES:
         findings = [finding for finding in audit.findings if finding.severity == severity]
         if not findings:
             continue
         lines += ["", f"## {_HEADS[severity]}"]
-        for finding in findings:
-            number += 1
-            lines += ["", f"{number}. **{_plain(finding.title)}** `{finding.check}`", ""]
-            lines += [f"   - expected: {_plain(finding.expected)}", f"   - found: {_plain(finding.found)}"]
-            if finding.place:
-                lines.append(f"   - where: {_plain(finding.place)}")
-            lines.append(f"   - required: {_plain(finding.fix)}")
+        for chapter, members in itertools.groupby(findings, key=_chapter):
+            lines += ["", f"### {_CHAPTERS[chapter]}"]
+            for finding in members:
+                number += 1
+                lines += _write_finding(number, finding)
     if audit.passed:
         lines += ["", "## Checked and passed", ""]
-        lines += [f"- `{passed.check}`: {_plain(passed.what)}" for passed in audit.passed]
+        lines += [
+            f"- {CHECKS[passed.check].title} (`{passed.check}`): {_plain(passed.what)}" for passed in audit.passed
+        ]
     if audit.unchecked:
         lines += ["", "## Not checked", ""]
         lines += [f"- {what}: {_plain(why)}" for what, why in _gather(audit)]
@@ -61,13 +74,44 @@ def write_markdown(audit: Audit) -> str:
             "",
             "## Not understood",
             "",
-            f"{len(audit.not_understood)} labels told nothing that could be read:",
+            f"{write_count(len(audit.not_understood), 'label')} told nothing that could be read:",
             "",
         ]
         lines += [f"- {_plain(label)}" for label in shown]
         if len(audit.not_understood) > len(shown):
             lines.append(f"- and {len(audit.not_understood) - len(shown)} more")
     return "\n".join(lines) + "\n"
+
+
+def _summary(audit: Audit) -> list[str]:
+    """Return a table of the chapters, where something is wrong: what each looked at, and how it stands."""
+    if not audit.findings:
+        return []
+    rows = []
+    for chapter, title in _CHAPTERS.items():
+        counts = Counter(finding.severity for finding in audit.findings if _chapter(finding) == chapter)
+        passed = sum(one.check.startswith(f"{chapter}.") for one in audit.passed)
+        unchecked = sum(one.check.split(".")[0] == chapter for one in audit.unchecked)
+        if counts or passed or unchecked:
+            told = [*(str(counts[severity] or "") for severity in SEVERITIES), str(passed or ""), str(unchecked or "")]
+            rows.append(f"| {title} | {' | '.join(told)} |")
+    heads = [*(_HEADS[severity] for severity in SEVERITIES), "Checks passed", "Not checked"]
+    return ["", f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads), *rows]
+
+
+def _write_finding(number: int, finding: Finding) -> list[str]:
+    margin = " " * len(f"{number}. ")
+    told = {"expected": finding.expected, "found": finding.found, "where": finding.place, "required": finding.fix}
+    return [
+        "",
+        f"{number}. **{_plain(finding.title)}** `{finding.check}`",
+        "",
+        *(f"{margin}- {name}: {_plain(text)}" for name, text in told.items() if text),
+    ]
+
+
+def _chapter(finding: Finding) -> str:
+    return finding.check.split(".")[0]
 
 
 def print_audit(audit: Audit, *, width: int | None) -> None:
@@ -92,7 +136,7 @@ def render(audit: Audit) -> RenderableType:
         parts.append(Text(f"Not checked: {what}: {why}."))
     if audit.not_understood:
         shown = "; ".join(audit.not_understood[:3])
-        parts.append(Text(f"Not understood: {len(audit.not_understood)} labels, as {shown}."))
+        parts.append(Text(f"Not understood: {write_count(len(audit.not_understood), 'label')}: {shown}."))
     return Group(*parts)
 
 

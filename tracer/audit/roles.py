@@ -49,6 +49,7 @@ _OUTSIDE: dict[str, tuple[tuple[frozenset[str], str], ...]] = {
 _COMMUNICATIONS_IN_LAYER = {
     "self_attention.linear_qkv": "attention input",
     "self_attention.linear_proj": "attention output",
+    "self_attention.core_attention": "keys and values",
     "mlp.linear_fc1": "feed-forward input",
     "mlp.linear_fc2": "feed-forward output",
     "mlp.shared_experts.linear_fc1": "shared expert input",

@@ -12,6 +12,7 @@ import polars as pl
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph.adjacency import Adjacency
 from truedag.tracer.graph.card import write_card
+from truedag.tracer.graph.class_dataset import FORM, ClassDataset
 from truedag.tracer.graph.cut import Cut, make_cut
 from truedag.tracer.graph.dataset import Dataset
 from truedag.tracer.graph.fold import Fold
@@ -48,7 +49,10 @@ class Graph:
         Raises:
             GraphError: there is none, a table is missing, or it is of another format version.
         """
-        return cls(Dataset.open(path))
+        dataset = Dataset.open(path)
+        if dataset.meta.get("form") == FORM:
+            return cls(ClassDataset(dataset.path, dataset.meta))
+        return cls(dataset)
 
     @property
     def path(self) -> Path:

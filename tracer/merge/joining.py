@@ -158,7 +158,7 @@ def _add_collective(
         CollectiveNode(
             op=record.op,
             label=f"{short_name(record.op)} {out.axes.get(group, '')}".strip(),
-            belonging=_agree([ranks[rank].labels[one.node] for rank, one in records.items()]),
+            belonging=agree([ranks[rank].labels[one.node] for rank, one in records.items()]),
             sort_ns=last,
             stage=stages.pop() if len(stages) == 1 else None,
             start_ns=min(span.arrive_ns for span in spans.values()),
@@ -210,7 +210,7 @@ def _comparable(ranks: Iterable[int], clocks: Mapping[int, Clock]) -> bool:
     return len(some) == 1 or all(clocks[rank].error_ns is not None for rank in some)
 
 
-def _agree(labels: Sequence[Label]) -> Label:
+def agree(labels: Sequence[Label]) -> Label:
     """What all participants say alike; what they do not is unknown, and so is a gradient."""
     said = {}
     for one in fields(Label):

@@ -212,7 +212,7 @@ def _join_collectives(stream: _Stream, matched: Matched) -> None:
             records = dict(zip(ranks, [there[end] for end in every], strict=True))
             key = tuple([_SIGNATURE(record) for record in records.values()])
             if key not in faults:
-                faults[key] = _fault(records)
+                faults[key] = find_fault(records)
             what = faults[key]
             if not what and not doubt:
                 matched.collectives.append(Collective(group=ranks, group_name=name, order=order, records=records))
@@ -309,7 +309,7 @@ def _each_alone(stream: _Stream, what: str) -> Iterator[Unmatched]:
         yield _alone(what, stream.ends[end], record, missing=())
 
 
-def _fault(records: Mapping[int, CommRecord]) -> str:
+def find_fault(records: Mapping[int, CommRecord]) -> str:
     """Return why these records of all ranks are no whole collective; '' if they are one."""
     if len({record.op for record in records.values()}) > 1:
         return "ranks ran different operations"

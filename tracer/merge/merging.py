@@ -8,6 +8,7 @@ at once is a few ranks' parts, and the communications of all. The dataset does n
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,6 +75,11 @@ class Resources:
 
     processes: int = 1
     memory_bytes: int | None = None  # of all processes together; None: no bound
+
+    @classmethod
+    def of_machine(cls) -> Resources:
+        """A process for each core that may be used, and any memory."""
+        return cls(processes=len(os.sched_getaffinity(0)))
 
 
 def merge_traces(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.audit.catalogue import CHECKS
-from truedag.tracer.audit.claim import Claim
+from truedag.tracer.audit.claim import MEASURED, Claim
 from truedag.tracer.audit.expectation import Expectation
 from truedag.tracer.audit.findings import Audit, Finding
 from truedag.tracer.audit.published import published_sizes
@@ -14,15 +14,14 @@ from truedag.tracer.audit.published import published_sizes
 _CLOSE = 0.1
 
 
-def check_claim(
-    claim: Claim, expectation: Expectation | None, audit: Audit, *, tokens_per_second: float | None = None
-) -> None:
+def check_claim(claim: Claim, expectation: Expectation | None, audit: Audit, measured: Mapping[str, float]) -> None:
     """Check a claim; what needs a deployment is left out where none is named."""
     if claim.strategy is not None:
         what = f"{claim.strategy}: {claim.product:,} ranks"
         audit.judge("strategy.world-size", _world_size(claim, expectation), what)
     if claim.model is not None:
         _judge_model(claim, audit)
+    _judge_rates(claim, measured, audit)
     if expectation is None:
         for check in ("claim.parameters", "claim.sizes", "claim.groups", "claim.memory"):
             audit.skip(check, "no deployment is named to compare with")
@@ -35,12 +34,7 @@ def check_claim(
     if claim.groups or claim.members:
         audit.judge("claim.groups", _groups(claim, expectation), f"{len({*claim.groups, *claim.members})} axes")
     if "memory_per_gpu" in claim.numbers:
-        audit.judge("claim.memory", _memory(claim, expectation), "the weights of the fullest rank")
-    if "tokens_per_second" in claim.numbers:
-        if tokens_per_second is None:
-            audit.skip("claim.throughput", "no run was given that was measured")
-        else:
-            audit.judge("claim.throughput", _throughput(claim, tokens_per_second), f"{tokens_per_second:,.0f} tokens/s")
+        audit.judge("claim.memory", _memory(claim, expectation), f"{_state(expectation)} of the fullest rank")
 
 
 def _finding(check: str, title: str, expected: str, found: str, *, fix: str | None = None) -> Finding:
@@ -142,7 +136,7 @@ def _sizes(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
     if expectation.num_experts:
         numbers["experts_per_rank"] = expectation.num_experts / expectation.sizes["ep"]
     for name, declared in claim.numbers.items():
-        if name in ("parameters", "gpus", "memory_per_gpu", "tokens_per_second"):
+        if name in ("parameters", "gpus", "memory_per_gpu", *MEASURED):
             continue
         real = numbers.get(name)
         word = name.replace("_", " ")
@@ -205,13 +199,14 @@ def _memory(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
     needed = max(_held_bytes(expectation, stage) for stage in range(expectation.num_stages))
     if declared < needed:
         yield _finding(
-            "claim.memory", f"{write_bytes(declared)} a GPU are declared; its weights alone are {write_bytes(needed)}",
+            "claim.memory", f"{write_bytes(declared)} a GPU are declared; {_state(expectation)} alone take "
+            f"{write_bytes(needed)} on the fullest rank",
             f"at least {write_bytes(needed)}", write_bytes(declared),
         )  # fmt: skip
 
 
 def _held_bytes(expectation: Expectation, stage: int) -> int:
-    """Bytes of the parameters that one rank of a stage holds."""
+    """Bytes of the parameters that one rank of a stage holds, and of what training keeps of each."""
     total = 0.0
     last = expectation.num_stages - 1
     for parameter in expectation.parameters:
@@ -223,13 +218,37 @@ def _held_bytes(expectation: Expectation, stage: int) -> int:
             split = expectation.sizes[parameter.axis] if parameter.dim is not None else 1
             spread = expectation.sizes["ep"] if parameter.expert >= 0 else 1
             total += parameter.size / split / spread
-    return int(total * expectation.bytes_per_parameter)
+    return int(total * (expectation.bytes_per_parameter + expectation.training_bytes_per_parameter))
 
 
-def _throughput(claim: Claim, measured: float) -> Iterator[Finding]:
-    declared = claim.numbers["tokens_per_second"]
-    if abs(declared - measured) > _CLOSE * measured:
-        yield _finding(
-            "claim.throughput", f"{declared:,.0f} tokens/s are declared; {measured:,.0f} were measured",
-            f"{measured:,.0f}", f"{declared:,.0f}",
-        )  # fmt: skip
+def _state(expectation: Expectation) -> str:
+    return "weights, gradients and optimizer state" if expectation.kind == "train" else "weights"
+
+
+def _judge_rates(claim: Claim, measured: Mapping[str, float], audit: Audit) -> None:
+    declared = [name for name in MEASURED if name in claim.numbers]
+    if not declared:
+        return
+    known = [name for name in declared if name in measured]
+    if len(known) < len(declared):
+        audit.skip("claim.throughput", "no run was named that measured it: --against names one")
+    if known:
+        told = ", ".join(f"{measured[name]:,.4g} {_UNITS[name]}" for name in known)
+        audit.judge("claim.throughput", _rates(claim, {name: measured[name] for name in known}), told)
+
+
+_UNITS = {
+    "tokens_per_second": "tokens/s",
+    "tokens_per_second_per_gpu": "tokens/s a GPU",
+    "time_to_first_token_ms": "ms to the first token",
+}
+
+
+def _rates(claim: Claim, measured: Mapping[str, float]) -> Iterator[Finding]:
+    for name, real in measured.items():
+        declared = claim.numbers[name]
+        if abs(declared - real) > _CLOSE * real:
+            yield _finding(
+                "claim.throughput", f"{declared:,.4g} {_UNITS[name]} are declared; {real:,.4g} were measured",
+                f"{real:,.4g}", f"{declared:,.4g}",
+            )  # fmt: skip

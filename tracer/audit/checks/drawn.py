@@ -14,7 +14,7 @@ import polars as pl
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.communication import CHECK_OF_PURPOSE
-from truedag.tracer.audit.checks.model import CHECK_OF_ROLE
+from truedag.tracer.audit.checks.model import CHECK_OF_ROLE, single_residuals
 from truedag.tracer.audit.findings import Audit, Finding
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION
@@ -110,7 +110,10 @@ def _judge_roles(subject: Subject, plan: Plan, audit: Audit) -> None:
             if CHECK_OF_ROLE.get(row.role) == check and set(row.phases) & set(_AHEAD)
         }  # fmt: skip
         if wanted:
-            audit.judge(check, _roles(wanted, by_role, check), ", ".join(wanted))
+            findings = [*_roles(wanted, by_role, check)]
+            if check == "model.residual":
+                findings += single_residuals(subject)
+            audit.judge(check, findings, ", ".join(wanted))
 
 
 def _roles(wanted: dict[str, tuple[int, ...]], by_role: dict[str, set[int]], check: str) -> Iterator[Finding]:
@@ -167,12 +170,13 @@ def _experts(subject: Subject, plan: Plan) -> Iterator[Finding]:
     placed = told.filter(pl.col("layer") >= 0).join(subject.where, on="node").select("layer", "expert", "rank").unique()
     strange = placed.join(plan.experts, on=["layer", "expert", "rank"], how="anti")
     if len(strange):
+        pairs = strange.select("layer", "expert").n_unique()
         row = strange.sort("layer", "expert", "rank").row(0, named=True)
         stage = expectation.stage_of_layer[row["layer"]] if row["layer"] < len(expectation.stage_of_layer) else 0
         homes = expectation.ranks_of_expert[stage]
         home = homes[row["expert"]] if row["expert"] < len(homes) else ()
         yield _finding(
-            "strategy.experts", f"{len(strange)} experts are drawn on ranks that do not hold them: expert "
+            "strategy.experts", f"{pairs:,} of {total:,} experts are drawn on ranks that do not hold them: expert "
             f"{row['expert']} of layer {row['layer']} on rank {row['rank']}",
             f"ranks {write_runs(home)}" if home else f"experts 0-{number - 1}", f"rank {row['rank']}",
             ranks=sorted(set(strange["rank"])), layers=sorted(set(strange["layer"])),
@@ -180,9 +184,6 @@ def _experts(subject: Subject, plan: Plan) -> Iterator[Finding]:
 
 
 def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
-    if (why := plan.expectation.unverified.get("communication")) is not None:
-        audit.skip("communication.tensor", why)
-        return
     needed = pl.concat([plan.exact, plan.totals], how="diagonal_relaxed")
     found = subject.communications.filter(pl.col("purpose").is_not_null())
     reduced = set(found.filter(pl.col("kind") == "all-reduce")["purpose"])
@@ -224,19 +225,25 @@ def _purpose(needed: pl.DataFrame, found: pl.DataFrame, check: str) -> Iterator[
     wide = (told["layer"] < 0).any() or not layers
     lost_layers = [] if wide else sorted(set(layers) - set(told["layer"]))
     silent = told["members"].is_null().any()
-    lost = [] if silent else sorted(set(pairs["members"]) - set(told["members"]))
+    lost = [] if silent else sorted(set(pairs["members"]) - set(told["members"]), key=read_members)
     if not lost_layers and not lost:
         return
     parts = [f"in {len(layers) - len(lost_layers)} of {len(layers)} layers"] if lost_layers else []
     parts += [f"on {groups - len(lost):,} of {groups:,} {noun}"] if lost else []
     missing = [f"not in layers {write_runs(lost_layers)}"] if lost_layers else []
     if lost:
-        more = f" and {len(lost) - _SHOWN:,} more" if len(lost) > _SHOWN else ""
-        missing.append("not on " + "; ".join(lost[:_SHOWN]) + more)
+        missing.append("not on " + _write_lost(lost))
     yield _finding(
         check, f"{_capital(first['purpose'])} {kinds} {over}: {' and '.join(parts)}", grid, "; ".join(missing),
         ranks=sorted({rank for members in lost for rank in read_members(members)}), layers=lost_layers,
     )  # fmt: skip
+
+
+def _write_lost(lost: Sequence[str]) -> str:
+    """Write groups and messages in few words."""
+    shown = [members if ">" in members else write_runs(read_members(members)) for members in lost[:_SHOWN]]
+    more = f" and {len(lost) - _SHOWN:,} more" if len(lost) > _SHOWN else ""
+    return "; ".join(name.replace(">", " to ") for name in shown) + more
 
 
 def _groups(subject: Subject, plan: Plan) -> Iterator[Finding]:
@@ -256,7 +263,7 @@ def _groups(subject: Subject, plan: Plan) -> Iterator[Finding]:
         }  # fmt: skip
         if not wrong:
             continue
-        shown = sorted(wrong)
+        shown = sorted(wrong, key=read_members)
         ranks = read_members(shown[0])
         mine = next((group for group in groups[name] if ranks and ranks[0] in group), ())
         nodes = rows.filter(pl.col("members").is_in(shown))["node"]

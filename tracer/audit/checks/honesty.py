@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.drawing.reading import DrawnSubject
-from truedag.tracer.audit.findings import Audit, Finding, pick_nodes
+from truedag.tracer.audit.findings import Audit, Finding, pick_nodes, write_count
 from truedag.tracer.audit.plan import Plan
 
 
@@ -31,8 +31,17 @@ def _ellipses(drawn: DrawnSubject) -> Iterator[Finding]:
     hidden = [name for name, reading in drawn.readings.items() if reading.is_ellipsis]
     if hidden:
         yield _finding(
-            "honesty.ellipsis", f"{len(hidden)} node{'s' if len(hidden) > 1 else ''} hide something behind dots or "
-            "'similar'", "every operator drawn, or folded with what it stands for", f"{len(hidden)} such nodes", hidden,
+            "honesty.ellipsis", f"{write_count(len(hidden), 'node')} hide{'s' if len(hidden) == 1 else ''} something "
+            "behind dots, 'same as' or a count", "every operator drawn, or folded with what it stands for",
+            write_count(len(hidden), "such node"), hidden,
+        )  # fmt: skip
+    whole = [name for name, reading in drawn.readings.items() if reading.is_whole]
+    if whole:
+        layers = {layer for name in whole for layer in drawn.readings[name].numbers["layers"]}
+        yield _finding(
+            "honesty.ellipsis", f"{write_count(len(layers), 'layer')} {'is' if len(layers) == 1 else 'are'} drawn as "
+            f"{'a whole' if len(layers) == 1 else 'wholes'}, with nothing of what is inside: {write_runs(layers)}",
+            "the operators and communications of each layer", write_count(len(whole), "such node"), whole,
         )  # fmt: skip
 
 
@@ -40,8 +49,9 @@ def _samples(drawn: DrawnSubject, plan: Plan | None) -> Iterator[Finding]:
     told = [name for name, reading in drawn.readings.items() if reading.is_sampled]
     if told:
         yield _finding(
-            "honesty.sampling", f"{len(told)} node{'s' if len(told) > 1 else ''} stand for others as examples",
-            "all of them, or a fold that says which", f"{len(told)} representatives", told,
+            "honesty.sampling", f"{write_count(len(told), 'node')} stand{'s' if len(told) == 1 else ''} for others as "
+            "examples",
+            "all of them, or a fold that says which", write_count(len(told), "representative"), told,
         )  # fmt: skip
     if plan is None:
         return

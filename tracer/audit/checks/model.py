@@ -52,7 +52,7 @@ def check_model(subject: Subject, plan: Plan, audit: Audit) -> None:
         mine = rows.filter(pl.col("role").is_in(roles) & (pl.col("phase") != "backward"))
         findings = [*_missing(mine, plan, check)]
         if check == "model.residual":
-            findings += _single(subject)
+            findings += single_residuals(subject)
         if check == "model.cache":
             findings += [*_chain(subject), *_tokens(subject)]
         audit.judge(check, findings, f"{wanted['role'].n_unique()} parts on {wanted['rank'].n_unique()} ranks")
@@ -125,8 +125,8 @@ def _missing(rows: pl.DataFrame, plan: Plan, check: str) -> Iterator[Finding]:
         )
 
 
-def _single(subject: Subject) -> Iterator[Finding]:
-    """Residual additions with fewer than two inputs."""
+def single_residuals(subject: Subject) -> Iterator[Finding]:
+    """Yield residual additions with fewer than two inputs."""
     added = subject.nodes.filter(pl.col("role").is_in(["attention residual", "feed-forward residual"]))
     into = subject.edges.filter(pl.col("dst").is_in(added["node"].implode()) & (pl.col("bytes") > 0))
     degree = into.group_by(node="dst").agg(pl.col("src").n_unique())
@@ -142,7 +142,7 @@ def _single(subject: Subject) -> Iterator[Finding]:
             nodes=subject.name_nodes(single["node"]),
             num_nodes=len(single),
             ranks=tuple(sorted(subject.where.join(single, on="node", how="semi")["rank"].unique())),
-            layers=tuple(sorted(single["layer"].unique())),
+            layers=tuple(sorted(layer for layer in single["layer"].unique() if layer >= 0)),
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
-from truedag.tracer.audit.findings import Audit, Finding
+from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.subject import Subject, read_members
 
@@ -168,27 +169,41 @@ def _layers(subject: Subject, plan: Plan, *, whole: bool) -> Iterator[Finding]:
         lost = lost.clear()
     if subject.where.is_empty() or (lost.is_empty() and strange.is_empty()):
         return
-    layers = sorted({*lost["layer"], *strange["layer"]})
-    for layer in layers[:_SHOWN_GROUPS]:
-        away = sorted(lost.filter(pl.col("layer") == layer)["rank"])
-        there = sorted(strange.filter(pl.col("layer") == layer)["rank"])
-        stage = plan.expectation.stage_of_layer[layer]
-        expected = f"stage {stage}, ranks {write_runs(plan.expectation.ranks_of_stage(stage))}"
-        if there:
-            title = f"Layer {layer} runs on ranks {write_runs(there)}, which are not of its stage {stage}"
-        else:
-            title = f"Layer {layer} is missing on ranks {write_runs(away)} of its stage {stage}"
-        found = f"not on ranks {write_runs(away)}" if away else "there as well"
+    # Layers of a stage that are wrong in the same way are told together.
+    alike: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    for layer in sorted({*lost["layer"], *strange["layer"]}):
+        away = tuple(sorted(lost.filter(pl.col("layer") == layer)["rank"]))
+        there = tuple(sorted(strange.filter(pl.col("layer") == layer)["rank"]))
+        alike.setdefault((plan.expectation.stage_of_layer[layer], away, there), []).append(layer)
+    for (stage, away, there), layers in itertools.islice(alike.items(), _SHOWN_GROUPS):
+        yield _misplaced(plan, stage, away, there, layers)
+    rest = sorted(layer for layers in itertools.islice(alike.values(), _SHOWN_GROUPS, None) for layer in layers)
+    if rest:
         yield _finding(
-            "strategy.layers", title, expected, found + (f"; on ranks {write_runs(there)}" if there else ""),
-            ranks=tuple(sorted({*away, *there})), layers=(layer,),
+            "strategy.layers", f"{write_count(len(rest), 'further layer')} on wrong ranks: {write_runs(rest)}",
+            "each layer on the ranks of its stage", f"layers {write_runs(rest)} elsewhere", layers=tuple(rest),
         )  # fmt: skip
-    if len(layers) > _SHOWN_GROUPS:
-        yield _finding(
-            "strategy.layers", f"{len(layers) - _SHOWN_GROUPS} further layers are on wrong ranks",
-            "each layer on the ranks of its stage", f"layers {write_runs(layers[_SHOWN_GROUPS:])} elsewhere",
-            layers=tuple(layers[_SHOWN_GROUPS:]),
-        )  # fmt: skip
+
+
+def _misplaced(plan: Plan, stage: int, away: tuple[int, ...], there: tuple[int, ...], layers: Sequence[int]) -> Finding:
+    several = len(layers) > 1
+    subject = f"Layer{'s' if several else ''} {write_runs(layers)}"
+    if there:
+        title = (
+            f"{subject} {'run' if several else 'runs'} on ranks {write_runs(there)}, which are not of "
+            f"{'their' if several else 'its'} stage {stage}"
+        )
+    else:
+        title = (
+            f"{subject} {'are' if several else 'is'} missing on ranks {write_runs(away)} of "
+            f"{'their' if several else 'its'} stage {stage}"
+        )
+    found = f"not on ranks {write_runs(away)}" if away else "there as well"
+    return _finding(
+        "strategy.layers", title, f"stage {stage}, ranks {write_runs(plan.expectation.ranks_of_stage(stage))}",
+        found + (f"; on ranks {write_runs(there)}" if there else ""), ranks=tuple(sorted({*away, *there})),
+        layers=tuple(layers),
+    )  # fmt: skip
 
 
 def _judge_experts(subject: Subject, plan: Plan, audit: Audit) -> None:

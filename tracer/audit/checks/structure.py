@@ -8,9 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
-from truedag.tracer.audit.findings import Audit, Finding
+from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.subject import Subject, read_members
 from truedag.tracer.topology import number_nodes
@@ -20,7 +19,7 @@ _MADE = ("compute", "collective", "send", "recv", "output")
 
 def check_structure(subject: Subject, plan: Plan | None, audit: Audit) -> None:
     """Check the graph as a graph, whatever it is a graph of."""
-    what = f"{len(subject.nodes):,} nodes, {len(subject.edges):,} edges"
+    what = f"{write_count(len(subject.nodes), 'node')}, {write_count(len(subject.edges), 'edge')}"
     audit.judge("structure.cycle", _cycles(subject), what)
     audit.judge("structure.orphan", _orphans(subject), f"{len(subject.nodes):,} nodes")
     audit.judge("structure.dangling-edge", _dangling(subject), f"{len(subject.edges):,} edges")
@@ -62,8 +61,8 @@ def _cycles(subject: Subject) -> Iterator[Finding]:
         shown = subject.name_nodes(path)
         arrows = " -> ".join((*shown, *(("...",) if len(path) > len(shown) else ()), shown[0]))
         yield _finding(
-            "structure.cycle", f"A cycle of {len(cycle)} nodes: {arrows}", "no cycle",
-            f"{len(cycle)} nodes in a circle",
+            "structure.cycle", f"A cycle of {write_count(len(cycle), 'node')}: {arrows}", "no cycle",
+            f"{write_count(len(cycle), 'node')} in a circle",
             subject, path,
         )  # fmt: skip
     elif subject.form == "dataset":
@@ -92,7 +91,7 @@ def _orphans(subject: Subject) -> Iterator[Finding]:
         alone = _without_silent(subject, alone)
     if len(alone):
         yield _finding(
-            "structure.orphan", f"{_count(len(alone), 'node')} without any edge",
+            "structure.orphan", f"{write_count(len(alone), 'node')} without any edge",
             "every node has a producer or a reader",
             f"{len(alone)} without", subject, alone["node"],
         )  # fmt: skip
@@ -114,7 +113,7 @@ def _dangling(subject: Subject) -> Iterator[Finding]:
         shown += subject.dangling[:3]
         yield _finding(
             "structure.dangling-edge",
-            f"{_count(number, 'edge')} with an end that is no node: {', '.join(shown)}",
+            f"{write_count(number, 'edge')} with an end that is no node: {', '.join(shown)}",
             "two nodes for each edge",
             f"{number} without",
             subject,
@@ -132,7 +131,7 @@ def _duplicates(subject: Subject) -> Iterator[Finding]:
     if len(copies):
         number = int((copies["len"] - 1).sum())
         yield _finding(
-            "structure.duplicate-edge", f"{_count(number, 'edge')} drawn more than once", "each edge once",
+            "structure.duplicate-edge", f"{write_count(number, 'edge')} drawn more than once", "each edge once",
             f"{number} copies", subject, copies["src"].append(copies["dst"]).unique(maintain_order=True),
         )  # fmt: skip
 
@@ -150,7 +149,7 @@ def _sources(subject: Subject) -> Iterator[Finding]:
     nodes = pl.concat([lost["node"], silent["node"]])
     if len(nodes):
         yield _finding(
-            "structure.source", f"{_count(len(nodes), 'node')} that read what nobody made",
+            "structure.source", f"{write_count(len(nodes), 'node')} that read what nobody made",
             "an edge from a producer for each tensor that is read", f"{len(nodes)} without any producer",
             subject, nodes,
         )  # fmt: skip
@@ -173,19 +172,22 @@ def _outputs(subject: Subject) -> Iterator[Finding]:
     lost = outputs.join(reached, on="node", how="anti")
     if len(lost):
         yield _finding(
-            "structure.unreachable-output", f"{_count(len(lost), 'output')} that no input leads to",
+            "structure.unreachable-output", f"{write_count(len(lost), 'output')} that no input leads to",
             "a path from an input to every output", f"{len(lost)} of {len(outputs)} without", subject, lost["node"],
         )  # fmt: skip
 
 
 def _reach(subject: Subject, starts: pl.Series) -> pl.Series:
-    reached = starts
-    frontier = starts
-    while len(frontier):
-        frontier = subject.edges.filter(pl.col("src").is_in(frontier.implode()))["dst"].unique()
-        frontier = frontier.filter(~frontier.is_in(reached.implode()))
-        reached = reached.append(frontier)
-    return reached
+    readers: dict[int, list[int]] = {}
+    for source, target in subject.edges.select("src", "dst").iter_rows():
+        readers.setdefault(source, []).append(target)
+    reached = set(starts)
+    frontier = list(reached)
+    while frontier:
+        fresh = [target for target in readers.get(frontier.pop(), ()) if target not in reached]
+        reached.update(fresh)
+        frontier += fresh
+    return pl.Series(sorted(reached), dtype=pl.Int64)
 
 
 def _components(subject: Subject, plan: Plan | None) -> Iterator[Finding]:
@@ -210,7 +212,7 @@ def _components(subject: Subject, plan: Plan | None) -> Iterator[Finding]:
         shown = ", ".join(f"{size:,}" for size in sizes["len"][:6].to_list()) + (", ..." if len(sizes) > 6 else "")
         yield _finding(
             "structure.components", f"The graph falls into {len(sizes)} parts without a connection ({shown} nodes)",
-            _count(allowed, "connected part"), f"{len(sizes)}", subject, lost,
+            write_count(allowed, "connected part"), f"{len(sizes)}", subject, lost,
         )  # fmt: skip
 
 
@@ -229,8 +231,6 @@ def _num_islands(plan: Plan) -> int:
         first, *others = read_members(group)
         for other in others:
             parent[root(other)] = root(first)
-    if "communication" in plan.expectation.unverified:
-        return 1
     return len({root(rank) for rank in range(len(parent))})
 
 
@@ -247,13 +247,3 @@ def _connect(num_nodes: int, src: NDArray[np.int64], dst: NDArray[np.int64]) -> 
         label = label[label]
         if np.array_equal(label, before):
             return label
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def write_ranks(ranks: list[int]) -> str:
-    """Write ranks as runs, shortened where they are many."""
-    text = write_runs(ranks)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -64,6 +64,8 @@ class Document:
     graph: dict[str, str]
     """Attributes of the whole: direction, splines, ..."""
 
+    is_directed: bool = True
+
 
 def read_document(path: Path) -> Document:
     """Read a drawing; it is parsed in a process of its own, under limits on time and memory.
@@ -78,10 +80,17 @@ def read_document(path: Path) -> Document:
     except subprocess.TimeoutExpired as error:
         raise DrawingError(f"{path}: it was not parsed within {_TIME_S} s") from error
     if parsed.returncode != 0:
-        said = parsed.stderr.decode("utf-8", "replace").strip()
+        said = _said(parsed.stderr.decode("utf-8", "replace").strip())
         why = said if parsed.returncode == 1 and said and "Traceback" not in said else "its parser gave up on it"
         raise DrawingError(f"{path}: {why}")
     return document_of(json.loads(parsed.stdout), path, form)
+
+
+def _said(text: str) -> str:
+    """Return what the parser says, in one line; graphviz says where the error is in a line of its own."""
+    lines = text.splitlines()
+    first = next((line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")), None)
+    return f"it is no DOT: {first}" if first is not None else text
 
 
 def document_of(told: dict[str, Any], path: Path, form: str) -> Document:
@@ -112,6 +121,7 @@ def document_of(told: dict[str, Any], path: Path, form: str) -> Document:
             for source, target, attributes in told["edges"]
         ),
         graph=told["graph"],
+        is_directed=told["directed"],
     )
 
 
@@ -159,6 +169,7 @@ def plain_label(label: str) -> str:
     text = _without_tags(label) if _TAG.search(label) else label
     for escape in ("\\n", "\\l", "\\r", "\r"):
         text = text.replace(escape, "\n")
+    text = text.replace("\\ ", " ")
     return html.unescape(text)
 
 

@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from truedag.tracer.audit.roles import ATTENTION_CORE
 
 Certainty = Literal["stated", "named", "inferred", "unknown"]
 
-_LIST = r"\[?\(?\s*(\d{1,9}(?:\s*(?:-|\u2013|\u2014|to|through|\.\.\.?|,|;|&|\+|/|and)\s*\d{1,9})*)"
+_LIST = (
+    r"\[?\(?\s*(\d{1,9}(?:[\s_]*(?:->|=>|\u2192|-|\u2013|\u2014|to|through|\.\.\.?|\u2026|,|;|&|\+|/|and)"
+    r"[\s_]*\d{1,9})*)"
+)
 _NUMBERS: dict[str, tuple[re.Pattern[str], ...]] = {
     "ranks": (
         re.compile(
@@ -40,8 +44,9 @@ _NUMBERS: dict[str, tuple[re.Pattern[str], ...]] = {
     "microbatch": (re.compile(r"(?<![a-z])(?:micro[\s\-_]?batch|mb)\s*[:=#_\-]?\s*" + _LIST, re.I),),
     "decode_step": (re.compile(r"(?<![a-z])(?:decode[\s\-_]?step|step)\s*[:=#_\-]?\s*" + _LIST, re.I),),
 }
-_RANGE = re.compile(r"(\d+)\s*(?:-|\u2013|\u2014|to|through|\.\.\.?)\s*(\d+)")
-_MOST_NUMBERS = 1 << 20
+_RANGE = re.compile(r"(\d+)[\s_]*(?:-(?!>)|\u2013|\u2014|to|through|\.\.\.?|\u2026)[\s_]*(\d+)")
+MOST_NUMBERS = 1 << 16
+"""In one list; a range that is longer is cut."""
 # A label that is longer is read as far as this: nobody reads more of it either.
 _LONGEST_LABEL = 1000
 
@@ -62,6 +67,7 @@ _AXES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("tp", re.compile(r"(?<![a-z])tp(?![a-z])|tensor[\s\-]?(?:model[\s\-]?)?parallel", re.I)),
     ("ep", re.compile(r"(?<![a-z])ep(?![a-z])|expert[\s\-]?(?:model[\s\-]?)?parallel", re.I)),
     ("dp", re.compile(r"(?<![a-z])dp(?![a-z])|data[\s\-]?parallel", re.I)),
+    ("cp", re.compile(r"(?<![a-z])cp(?![a-z])|context[\s\-]?parallel", re.I)),
     ("pp", re.compile(r"(?<![a-z])pp(?![a-z])|pipeline", re.I)),
 )
 # In order; the first that fits has the word. Names of purposes come first, as our own drawings write them out.
@@ -109,9 +115,8 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("feed-forward residual",),
          r"feed-forward residual|residual~(?:2|ffn|mlp|moe)"
          r"|post~(?:ffn|mlp|moe)~residual"),
-        (("residual",), r"residual|skip~connection|\badd\b\s*&|\badd\b\s*$"),
+        (("residual",), r"residual|skip~connection|\badd\b\s*&|\badd[\s_]*\d*\s*$"),
         (("feed-forward norm",),
-         r"(?:feed-forward|post~attention|post~attn|pre~(?:mlp|ffn|moe)|ffn|mlp|moe)~(?:layer|rms)?~norm|(?:layer|rms)?norm~2|\bln_?2\b"
          r"(?:feed-forward|post~attention|post~attn|pre~(?:mlp|ffn|moe)|ffn|mlp|moe)~(?:layer|rms)?~norm|(?:layer|rms)?norm~2|\bln_?2\b"),
         (("attention norm",),
          r"(?:attention|attn|input|pre~attention|pre~attn)~(?:layer|rms)?~norm"
@@ -121,7 +126,8 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("Q projection",), r"(?<![a-z])(?:q|query)~(?:proj|linear)"),
         (("K projection",), r"(?<![a-z])(?:k|key)~(?:proj|linear)"),
         (("V projection",), r"(?<![a-z])(?:v|value)~(?:proj|linear)"),
-        (("output projection",), r"out(?:put)?~proj|\bo~proj|attention~out(?:put)?\b|linear_proj|\bw_?o\b"),
+        (("output projection",), r"out(?:put)?~proj|\bo~proj|linear_proj|\bw_?o\b"),
+        (("attention output",), r"(?:attention|attn)~out(?:put)?\b"),
         (("attention scores",), r"scores?\b|q\s*k\s*\^?\s*t\b|q\s*[@·x*]\s*k"),
         (("router",), r"(?<![a-z])(?:router|routing|gating|gate)(?!~(?:up|proj))"),
         (("top-k choice",), r"top~k"),
@@ -166,12 +172,30 @@ _PHASES = (
     ("decode", re.compile(r"\bdecod(?:e|ing)\b", re.I)),
     ("optimizer", re.compile(r"optimi[sz]er", re.I)),
 )
-ELLIPSIS = re.compile(r"\.\.\.|…|⋮|⋯|\betc\b|and so on|\bsimilar(?:ly)?\b|\brepeat(?:ed|s)?\b", re.I)
+ELLIPSIS = re.compile(
+    r"\.\.\.|…|⋮|⋯|\betc\b|and so on|\bsimilar(?:ly)?\b|\brepeat(?:ed|s)?\b|\bsame as\b|\bidentical\b|\bomitted\b"
+    r"|\bnot shown\b|\b\d+ (?:more|other) (?:\w+ )?(?:layers?|experts?|gpus?|ranks?|stages?|blocks?)"
+    r"|(?:^|\()\s*[x\u00d7]\s?\d+\b|\b(?:layers?|blocks?|experts?)\s*[x\u00d7]\s*\d+"
+    r"|\b\d+\s*[x\u00d7]\s*(?:transformer|decoder|layers?|blocks?|experts?)",
+    re.I | re.M,
+)
+# What another part is like, whose number is not this one's.
+_LIKENESS = re.compile(
+    r"(?:same|identical|similar|like|copy|repeat\w*)(?:\s+(?:as|to|of|in))*\s+\w+\s*\d+(?:\s*-\s*\d+)?", re.I
+)
+# Dots between two numbers are a range.
+_DOTTED_RANGE = re.compile(r"(?<=\d)\s*(?:\.\.\.?|…)\s*(?=\d)")
+_WHOLE = re.compile(r"(?<![a-z])(?:layers?|blocks?)(?![a-z])", re.I)
 SAMPLED = re.compile(
     r"representative|sampled?\s+(?:gpus?|ranks?|layers?|experts?)|for example|\be\.g\.|one of (?:the )?\d+", re.I
 )
 _TYPED = re.compile(r"[a-z]+\d*\[[\d,]*\]")
-_IN_LINE = re.compile(r"^\s*(in|out)(?:put)?s?\s*[:=]\s*(.*)$", re.I)
+_IN_LINE = re.compile(
+    r"(?:^|[\s|;,])(in|out)(?:puts?)?(?:[\s_]*(?:shape|dims?|size)s?)?\s*[:=]\s*"
+    r"(.*?)(?=$|[\s|;,]+(?:in|out)(?:puts?)?(?:[\s_]*(?:shape|dims?|size)s?)?\s*[:=])",
+    re.I,
+)
+_FROM_TO = re.compile(r"(\[[^\[\]]*\])\s*(?:->|=>|\u2192)\s*(\[[^\[\]]*\])")
 _PLACE_ON_AXIS = re.compile(r"\b(?:e?tp|ep|e?dp|pp|cp|local)[ _\-]*rank[ _:=#]*\d+", re.I)
 _PART = re.compile(r"\bpart of (\d{1,4})\b", re.I)
 _BYTES = re.compile(r"([\d,]+)\s*bytes", re.I)
@@ -203,17 +227,23 @@ class Reading:
     """Of how many such nodes a whole communication consists."""
 
     is_coarse: bool = False
+    is_whole: bool = False
+    """It stands for whole layers, of which it shows nothing."""
+
     is_ellipsis: bool = False
     is_sampled: bool = False
 
 
+@lru_cache(maxsize=1 << 12)
 def read_numbers(text: str) -> tuple[int, ...]:
     """Return the numbers of a list with ranges, in ascending order; a range that is too long is cut."""
     found: set[int] = set()
     for low, high in _RANGE.findall(text):
-        found.update(range(int(low), min(int(high), int(low) + _MOST_NUMBERS) + 1))
+        found.update(range(int(low), min(int(high), int(low) + MOST_NUMBERS) + 1))
+        if len(found) > MOST_NUMBERS:
+            break
     found.update(int(number) for number in re.findall(r"\d+", _RANGE.sub(" ", text)))
-    return tuple(sorted(found)[:_MOST_NUMBERS])
+    return tuple(sorted(found)[:MOST_NUMBERS])
 
 
 def read_label(label: str) -> Reading:
@@ -221,17 +251,19 @@ def read_label(label: str) -> Reading:
     reading = Reading()
     label = label[:_LONGEST_LABEL]
     text = _without_types(label)
+    counted = _LIKENESS.sub(" ", text)
     for name, patterns in _NUMBERS.items():
         found: set[int] = set()
         for pattern in patterns:
-            for match in pattern.finditer(text):
-                found.update(read_numbers(match.group(1)))
+            for match in pattern.finditer(counted):
+                if len(found) < MOST_NUMBERS:
+                    found.update(read_numbers(match.group(1)))
             if found:
                 break
         if found:
             reading.numbers[name] = tuple(sorted(found))
     reading.everywhere = bool(re.search(r"\ball\s+(?:\d+\s+)?(?:gpus|ranks|devices)", text, re.I))
-    reading.is_ellipsis = bool(ELLIPSIS.search(text))
+    reading.is_ellipsis = bool(ELLIPSIS.search(_DOTTED_RANGE.sub("-", text)))
     reading.is_sampled = bool(SAMPLED.search(text))
     reading.phase = next((phase for phase, pattern in _PHASES if pattern.search(text)), None)
     reading.kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
@@ -261,6 +293,8 @@ def read_label(label: str) -> Reading:
         if reading.roles:
             break
     _settle(reading, text)
+    if not reading.roles and "layers" in reading.numbers and _WHOLE.search(head):
+        reading.is_whole, reading.certainty = True, "stated"
     return reading
 
 
@@ -286,13 +320,13 @@ def _without_types(label: str) -> str:
 
 def _read_shapes(label: str, reading: Reading) -> None:
     for line in label.splitlines():
-        match = _IN_LINE.match(line)
-        if match is None:
-            continue
-        types = " ".join(_TYPED.findall(match.group(2))) or match.group(2).strip()
-        if match.group(1).lower() == "in":
-            reading.inputs = types
-        else:
-            reading.outputs = types
+        for way, text in _IN_LINE.findall(line):
+            types = " ".join(_TYPED.findall(text)) or text.strip()
+            if way.lower() == "in":
+                reading.inputs = types
+            else:
+                reading.outputs = types
+        if (both := _FROM_TO.search(line)) is not None:
+            reading.inputs, reading.outputs = reading.inputs or both.group(1), reading.outputs or both.group(2)
     if (told := _BYTES.search(label)) is not None:
         reading.bytes = int(told.group(1).replace(",", "") or 0)

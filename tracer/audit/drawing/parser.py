@@ -11,6 +11,7 @@ The JSON: {"nodes": [[id, {attribute: text}, [cluster, ...]]], "edges": [[source
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ _MEMORY_BYTES = 3 << 30
 _CPU_S = 60
 _DEEPEST = 64
 _LONGEST_TEXT = 20_000
+
+# Strings and comments are taken whole, so that only braces of subgraphs are left.
+_BRACES = re.compile(r'"(?:[^"\\]|\\.)*+"|//[^\n]*|/\*(?:[^*]|\*(?!/))*+\*/|[{}]', re.S)
 
 Document = dict[str, Any]
 
@@ -60,6 +64,8 @@ def _read(path: Path) -> str:
     if size > _MOST_BYTES:
         raise RefusedError(f"it is {size:,} bytes; the most is {_MOST_BYTES:,}")
     data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise RefusedError("it is UTF-16: save it as UTF-8")
     if b"\0" in data:
         raise RefusedError("it has zero bytes: it is no text")
     try:
@@ -72,8 +78,13 @@ def _read(path: Path) -> str:
 
 def parse_dot(text: str) -> Document:
     """Parse any DOT that graphviz reads."""
-    if text.count("{") > MOST_NODES or _depth(text) > _DEEPEST:
+    deepest, num_graphs = _braces(text)
+    if deepest > _DEEPEST:
         raise RefusedError(f"subgraphs are nested deeper than {_DEEPEST}")
+    if num_graphs > 1:
+        raise RefusedError(f"it holds {num_graphs} graphs: give each a file of its own")
+    if text.count("{") > MOST_NODES:
+        raise RefusedError(f"it has more than {MOST_NODES:,} subgraphs")
     if text.count("->") + text.count("--") > MOST_EDGES or text.count("\n") + text.count(";") > 4 * MOST_EDGES:
         raise RefusedError(f"it has more than {MOST_EDGES:,} edges")
     import pygraphviz
@@ -113,15 +124,17 @@ def parse_dot(text: str) -> Document:
     }
 
 
-def _depth(text: str) -> int:
-    deepest = depth = 0
-    for char in text:
-        if char == "{":
+def _braces(text: str) -> tuple[int, int]:
+    """Return how deep braces are nested, and how many pairs stand outside of all others; those in strings are none."""
+    deepest = depth = outermost = 0
+    for match in _BRACES.finditer(text):
+        if match.group() == "{":
+            outermost += depth == 0
             depth += 1
             deepest = max(deepest, depth)
-        elif char == "}":
-            depth -= 1
-    return deepest
+        elif match.group() == "}":
+            depth = max(0, depth - 1)
+    return deepest, outermost
 
 
 def _attributes(told: Any) -> dict[str, str]:
@@ -153,6 +166,10 @@ def parse_graphml(text: str) -> Document:
     if not reader.is_graphml:
         raise RefusedError("it is no GraphML: its first element is another")
     return reader.finish()
+
+
+# yEd's elements inside a node or an edge: the attribute that says how it is drawn, and graphviz's name for it.
+_YED = {"Shape": ("type", "shape"), "Fill": ("color", "fillcolor"), "LineStyle": ("type", "style")}
 
 
 class _GraphML:
@@ -192,6 +209,8 @@ class _GraphML:
             attributes = {}
             self.document["edges"].append([told.get("source", ""), told.get("target", ""), attributes])
             self._open.append(attributes)
+        elif tag in _YED and self._open and _YED[tag][0] in told:
+            self._open[-1][_YED[tag][1]] = told[_YED[tag][0]]
         elif tag == "data":
             self._key = self._keys.get(told.get("key", ""), told.get("key", ""))
             self._text = []
@@ -241,14 +260,15 @@ def parse_json(text: str) -> Document:
     _bound(len(told["nodes"]), len(links))
     nodes = []
     for node in told["nodes"]:
-        if not isinstance(node, dict) or "id" not in node:
+        if not isinstance(node, dict) or ("id" not in node and "name" not in node):
             raise RefusedError('a node without an "id"')
-        nodes.append([str(node["id"]), _flat(node, "id"), []])
+        nodes.append([str(node["id"] if "id" in node else node["name"]), _flat(node, "id"), []])
     edges = []
     for link in links:
         if not isinstance(link, dict) or "source" not in link or "target" not in link:
             raise RefusedError('a link without "source" and "target"')
         edges.append([str(link["source"]), str(link["target"]), _flat(link, "source", "target", "key")])
+    _number_ends(links, nodes, edges)
     graph = told.get("graph")
     return {
         "nodes": nodes,
@@ -257,6 +277,16 @@ def parse_json(text: str) -> Document:
         "graph": _flat(graph) if isinstance(graph, dict) else {},
         "directed": bool(told.get("directed", True)),
     }
+
+
+def _number_ends(links: list[Any], nodes: list[list[Any]], edges: list[list[Any]]) -> None:
+    """Older node-link files name the ends of a link by their place in the list of nodes."""
+    ends = [end for link in links for end in (link["source"], link["target"])]
+    ids = {node[0] for node in nodes}
+    if not ends or any(type(end) is not int or not 0 <= end < len(nodes) or str(end) in ids for end in ends):
+        return
+    for link, edge in zip(links, edges, strict=True):
+        edge[:2] = [nodes[link["source"]][0], nodes[link["target"]][0]]
 
 
 def _flat(told: dict[str, Any], *without: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import polars as pl
 
 from truedag.tracer.audit.drawing.document import Document, DrawnNode
 from truedag.tracer.audit.drawing.grammar import Reading, read_label
+from truedag.tracer.audit.drawing.neighbours import EXCHANGES, EXPERT, settle
 from truedag.tracer.audit.expectation import Expectation
 from truedag.tracer.audit.subject import (
     COMMUNICATIONS,
@@ -28,25 +28,19 @@ from truedag.tracer.audit.subject import (
 
 # Ids that only count.
 _COUNTED = re.compile(r"[A-Za-z]?_?\d+")
-_MOST_COVERED = 4_000_000
+_MOST_COVERED = 200_000
+_MOST_TOLD = 32_000_000
+# Numbers that labels may name in all: beyond them somebody only wants to fill the memory.
+_MOST_NUMBERS = 16_000_000
 _KINDS = {"send": "send", "recv": "recv", "message": "send"}
 # Shapes of titles, legends and notes.
 _REMARKS = ("plaintext", "plain", "none", "note", "underline")
-_EXCHANGES = ("send", "recv", "message")
-_AXIS_OF = {
-    "dispatch": "ep", "dispatch of weights": "ep", "combine": "ep", "token counts": "ep", "expert input": "etp",
-    "expert input of weights": "etp", "expert output": "etp", "dense gradients": "dp", "expert gradients": "edp",
-    "dense parameters": "dp", "expert parameters": "edp",
-}  # fmt: skip
 # Over several axes at once.
 _MIXED = ("token counts", "score corrections")
 _PRODUCTS = {
     "QKV projection": "aten::mm", "output projection": "aten::mm", "router": "aten::mm", "head": "aten::mm",
     "attention scores": "aten::bmm", "attention context": "aten::bmm",
 }  # fmt: skip
-_ATTENTION = ("attention scores", "attention softmax", "attention context", "output projection", "fused attention")
-_EXPERT = ("expert first layer", "expert activation", "expert second layer")
-_DENSE = ("first layer", "activation", "second layer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +64,13 @@ class DrawnSubject:
 
 def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSubject:
     """Read a drawing; with an expectation, groups are told from what a communication's ranks are."""
-    readings = {node.id: _read(node) for node in document.nodes}
+    readings, endless = _read_all(document)
     into: dict[str, list[str]] = {}
     out: dict[str, list[str]] = {}
     for edge in document.edges:
         into.setdefault(edge.target, []).append(edge.source)
         out.setdefault(edge.source, []).append(edge.target)
-    _settle(readings, into, out)
+    settle(readings, into, out)
     numbers = {node.id: number for number, node in enumerate(document.nodes)}
     world = expectation.world_size if expectation is not None else None
     ranks = {name: _ranks_of(reading, world) for name, reading in readings.items()}
@@ -90,16 +84,7 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         form="drawing",
         nodes=_nodes(document, readings, numbers),
         covers=covers,
-        where=pl.DataFrame(
-            [
-                (numbers[name], rank)
-                for name, told in ranks.items()
-                if readings[name].roles or readings[name].kind is not None
-                for rank in told
-            ],
-            schema=WHERE,
-            orient="row",
-        ),
+        where=_where(readings, numbers, ranks),
         communications=_communications(document, readings, numbers, ranks, out, expectation),
         parts=pl.DataFrame(
             [
@@ -127,8 +112,44 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         readings=readings,
         not_understood=not_understood,
         certainty=Counter(str(reading.certainty) for reading in readings.values()),
-        overflow=too_much,
+        overflow=(*endless, *too_much),
     )
+
+
+def _read_all(document: Document) -> tuple[dict[str, Reading], tuple[str, ...]]:
+    """Return the reading of each node, and the nodes whose numbers were too many to be kept."""
+    readings: dict[str, Reading] = {}
+    endless = []
+    total = 0
+    for node in document.nodes:
+        if total > _MOST_NUMBERS:
+            readings[node.id] = Reading()
+            endless.append(node.id)
+            continue
+        reading = _read(node)
+        total += sum(map(len, reading.numbers.values()))
+        readings[node.id] = reading
+    return readings, tuple(endless)
+
+
+def _where(
+    readings: Mapping[str, Reading], numbers: Mapping[str, int], ranks: Mapping[str, tuple[int, ...]]
+) -> pl.DataFrame:
+    placed = [
+        (numbers[name], told)
+        for name, told in ranks.items()
+        if told and (readings[name].roles or readings[name].is_whole or readings[name].kind is not None)
+    ]
+    sets = {told: number for number, told in enumerate(dict.fromkeys(told for _, told in placed))}
+    keys = pl.DataFrame(
+        {"node": [node for node, _ in placed], "set": [sets[told] for _, told in placed]},
+        schema={"node": pl.Int64, "set": pl.Int64},
+    )
+    lists = pl.DataFrame(
+        {"set": list(sets.values()), "rank": [list(told) for told in sets]},
+        schema={"set": pl.Int64, "rank": pl.List(pl.Int32)},
+    )
+    return keys.join(lists.explode("rank", empty_as_null=False, keep_nulls=False), on="set").select(list(WHERE))
 
 
 def _read(node: DrawnNode) -> Reading:
@@ -150,7 +171,8 @@ def _read(node: DrawnNode) -> Reading:
             reading.numbers.setdefault(name, numbers)
         reading.phase = reading.phase or other.phase
         reading.everywhere = reading.everywhere or (other.everywhere and "ranks" not in reading.numbers)
-        if reading.kind is not None and reading.axis is None:
+        # What is in a pipeline stage does not communicate over the pipeline.
+        if reading.kind is not None and reading.axis is None and other.axis != "pp":
             reading.axis = other.axis
     if reading.certainty == "unknown" and node.shape in ("ellipse", "oval") and "communic" in node.label.lower():
         reading.kind, reading.certainty = "all-reduce", "inferred"
@@ -161,78 +183,6 @@ def _read(node: DrawnNode) -> Reading:
 def _read_once(text: str) -> Reading:
     """Read what many nodes share; nobody changes it."""
     return read_label(text)
-
-
-def _settle(readings: dict[str, Reading], into: Mapping[str, Sequence[str]], out: Mapping[str, Sequence[str]]) -> None:
-    """Settle by neighbours which norm, which residual and which communication a node is."""
-    for name, reading in readings.items():
-        before = _roles_near(name, into, readings)
-        after = _roles_near(name, out, readings)
-        if reading.roles == ("norm",):
-            reading.roles = (_which_norm(before, after),)
-        elif reading.roles == ("residual",):
-            late = before & {*_DENSE, *_EXPERT, "expert aggregation"}
-            reading.roles = ("feed-forward residual" if late else "attention residual",)
-        elif reading.kind is not None:
-            if reading.purpose is None:
-                reading.purpose = _which_purpose(reading, before, after)
-            if reading.purpose is not None:
-                reading.axis = reading.axis or _AXIS_OF.get(reading.purpose)
-            if reading.kind in _EXCHANGES and reading.purpose == "dense gradients":
-                reading.purpose = "activation gradients"
-
-
-def _roles_near(name: str, edges: Mapping[str, Sequence[str]], readings: Mapping[str, Reading]) -> set[str]:
-    """Return the roles of the nearest nodes with one, through communications and what has no role."""
-    found: set[str] = set()
-    seen = {name}
-    frontier = [name]
-    for _ in range(3):
-        following = [other for one in frontier for other in edges.get(one, ()) if other not in seen]
-        frontier = []
-        for other in itertools.islice(dict.fromkeys(following), 64):
-            seen.add(other)
-            if other in readings and readings[other].roles:
-                found.update(readings[other].roles)
-            else:
-                frontier.append(other)
-        if not frontier:
-            break
-    return found
-
-
-def _which_norm(before: set[str], after: set[str]) -> str:
-    if after & {"QKV projection", "Q projection", "K projection", "V projection", *_ATTENTION}:
-        return "attention norm"
-    if after & {"router", "top-k choice", *_DENSE, *_EXPERT}:
-        return "feed-forward norm"
-    if after & {"head"}:
-        return "final norm"
-    return "feed-forward norm" if before & {"attention residual", "output projection"} else "attention norm"
-
-
-def _which_purpose(reading: Reading, before: set[str], after: set[str]) -> str | None:
-    if reading.kind in _EXCHANGES:
-        return "activation gradients" if reading.phase == "backward" else "activations"
-    if reading.axis in ("dp", "edp"):
-        return "expert gradients" if reading.axis == "edp" else "dense gradients"
-    if reading.kind == "all-to-all":
-        if after & set(_EXPERT):
-            return "dispatch"
-        return "combine" if before & {*_EXPERT, "expert aggregation"} else "dispatch"
-    enters = reading.kind == "all-gather"
-    near = after if enters else before
-    if near & {"QKV projection", *_ATTENTION}:
-        return "attention input" if enters else "attention output"
-    if near & set(_EXPERT):
-        return "expert input" if enters else "expert output"
-    if near & set(_DENSE):
-        return "feed-forward input" if enters else "feed-forward output"
-    if before & {"embedding"}:
-        return "embedding"
-    if (before | after) & {"head"}:
-        return "head"
-    return None
 
 
 def _ranks_of(reading: Reading, world: int | None) -> tuple[int, ...]:
@@ -249,24 +199,30 @@ def _covers(
     numbers: Mapping[str, int],
     ranks: Mapping[str, tuple[int, ...]],
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[int, str | None, int, int, str | None, int, int]] = []
     too_much = []
     total = 0
     for node in document.nodes:
         reading = readings[node.id]
         layers = _layers_of(reading)
         experts = reading.numbers.get("experts", (-1,))
+        if not reading.roles and not reading.is_whole:
+            continue
         size = max(1, len(reading.roles)) * len(layers) * len(experts)
         total += size * max(1, len(ranks[node.id]))
-        if size > _MOST_COVERED or total > 8 * _MOST_COVERED:
+        if size > _MOST_COVERED or total > _MOST_TOLD:
             too_much.append(node.id)
             continue
         phase, batch, step = _pass_of(reading)
+        if reading.is_whole:
+            rows += [(numbers[node.id], None, layer, -1, phase, batch, step) for layer in layers]
+        if reading.is_ellipsis:  # what is behind dots is not shown
+            continue
         rows += [
             (numbers[node.id], role, layer, expert, phase, batch, step)
             for role in reading.roles
             for layer in layers
-            for expert in (experts if role in _EXPERT else (-1,))
+            for expert in (experts if role in EXPERT else (-1,))
         ]
     return pl.DataFrame(rows, schema=COVERS, orient="row"), tuple(too_much)
 
@@ -331,9 +287,9 @@ def _communications(
         phase, batch, step = _pass_of(reading)
         in_layer = reading.purpose not in ("activations", "activation gradients", "sampled tokens")
         layers = reading.numbers.get("layers", (-1,)) if in_layer else (-1,)
-        axis = "pp" if reading.kind in _EXCHANGES else reading.axis
-        kind = "message" if reading.kind in _EXCHANGES else reading.kind
-        if reading.kind in _EXCHANGES:
+        axis = "pp" if reading.kind in EXCHANGES else reading.axis
+        kind = "message" if reading.kind in EXCHANGES else reading.kind
+        if reading.kind in EXCHANGES:
             ends = [ranks[other] for other in out.get(node.id, ()) if readings[other].kind == "recv"]
             groups = list(_pairs(reading, ranks[node.id], ends, expectation))
         else:

@@ -298,13 +298,14 @@ inline const Call* find_call(Session& session, ThreadState& state, const OpenEve
 }
 
 // What an operator is to the recorder on the device of its tensors: one that is composite elsewhere may have a kernel of
-// its own there, and no other operator runs inside it then.
+// its own there, and no other operator runs inside it then. Tensors without memory (meta) stand for those of a CPU.
 inline OpClass kind_of(const OpEntry& op, c10::ArrayRef<const c10::IValue> inputs) {
   if (!op.has_cpu_kernel && !op.has_cuda_kernel) [[likely]] return op.kind;
   for (const auto& value : inputs) {
     if (!value.isTensor() || !value.toTensor().defined()) continue;
     const auto device = value.toTensor().device().type();
-    const bool has_kernel = (device == c10::kCPU && op.has_cpu_kernel) || (device == c10::kCUDA && op.has_cuda_kernel);
+    const bool has_kernel = ((device == c10::kCPU || device == c10::kMeta) && op.has_cpu_kernel) ||
+                            (device == c10::kCUDA && op.has_cuda_kernel);
     return has_kernel ? OpClass::kLeaf : op.kind;
   }
   return op.kind;

@@ -1,0 +1,32 @@
+"""Checks of what a drawing hides."""
+
+from __future__ import annotations
+
+from truedag.tracer.audit.catalogue.check import Check
+
+CHECKS = (
+    Check(
+        "honesty.ellipsis",
+        "Nothing behind an ellipsis",
+        "Dots hide what a reader must check; what is folded must say what it stands for and how many.",
+        "Nodes and labels with dots, 'etc.', 'and so on', 'similar'.",
+        "error",
+        "Draw what is hidden, or say how many nodes stand behind it and which.",
+    ),
+    Check(
+        "honesty.sampling",
+        "No representatives",
+        "Some GPUs, layers or experts drawn for all of them are not the deployment.",
+        "Labels that say 'representative', 'sample', 'example', and ranks, layers or experts that skip.",
+        "error",
+        "Draw all of them, or fold them and say which.",
+    ),
+    Check(
+        "honesty.node-count",
+        "As many nodes as the strategy implies",
+        "Fewer nodes than the strategy has operators cannot show them, unless each says what it stands for.",
+        "Number of nodes against operators x ranks of one pass, and against roles x layers where nodes are folded.",
+        "error",
+        "Draw every operator, or fold by rank class and say what each node stands for.",
+    ),
+)
