@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 import polars as pl
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -52,6 +53,14 @@ def render_critical_path(path: CriticalPath, *, title: str, top: int) -> Rendera
     if not path.stragglers.is_empty():
         parts += [_latecomers(path, top), _holders(path, top)]
     return Group(*parts)
+
+
+def write_html(path: CriticalPath, *, top: int = 10) -> str:
+    """Write the path as HTML for a notebook: what the terminal shows, in the notebook's own colours."""
+    console = Console(record=True, width=110, file=StringIO(), force_terminal=True)
+    console.print(render_critical_path(path, title="", top=top))
+    style = "font-family: monospace; line-height: 1.2; color: inherit; background: none; overflow-x: auto"
+    return console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
 
 
 def summarise(path: CriticalPath, *, top: int) -> dict[str, Any]:

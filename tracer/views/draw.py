@@ -21,6 +21,7 @@ from truedag.tracer.views.boxes import ACROSS, STEP, Box, make_boxes
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.layout import Page, Rectangle, lay_out
 from truedag.tracer.views.legend import draw_legend, group_colour, plan_legend, stage_colour, tint
+from truedag.tracer.views.notebook import Picture
 from truedag.tracer.views.render import render
 from truedag.tracer.views.routes import find_routes
 from truedag.tracer.views.ties import Ties, count_levels, sort_ties
@@ -33,7 +34,7 @@ _DARK, _GREY = "#3a3a3a", "#9a9a9a"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
+class Drawing(Picture):
     """What was drawn.
 
     Attributes:
