@@ -40,7 +40,8 @@ def render_critical_path(path: CriticalPath, *, title: str, top: int) -> Rendera
     """
     error = "unknown clock error" if path.error_ns is None else f"clock error ±{write_time(path.error_ns)}"
     step = "" if path.step is None else f" · step {path.step}"
-    head = Text(f"{title}{step} · critical path {write_time(path.length_ns)} ({error})", style="bold")
+    name = f"{title}{step} · critical path".lstrip(" ·")
+    head = Text(f"{name} {write_time(path.length_ns)} ({error})", style="bold")
     parts: list[RenderableType] = [head]
     if path.is_estimated:
         parts.append(Text("ESTIMATED: times of this graph are estimates, not measurements", style="bold red"))

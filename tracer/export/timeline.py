@@ -112,9 +112,7 @@ def _list_slices(graph: Graph, ranks: list[int], messages: pl.DataFrame) -> pl.D
         pl.concat([_operators(nodes, kernels), _kernels(kernels, nodes, told), _meetings(met_frame, messages)])
     )
     started = outer.with_columns(flow=pl.when(~pl.col("is_receive")).then("flow"))
-    both = pl.concat([started, _parts(outer)]).drop("last_ns", "done_ns")
-    none = [pl.when(pl.col(name) >= 0).then(pl.col(name)).alias(name) for name in NUMBERS]
-    return both.with_columns(*none).sort("is_inner", "start_ns", maintain_order=True)
+    return pl.concat([started, _parts(outer)]).select(*_SLICE)
 
 
 def _operators(nodes: pl.DataFrame, kernels: pl.DataFrame) -> pl.DataFrame:
@@ -193,24 +191,25 @@ def _as_slices(frame: pl.DataFrame) -> pl.DataFrame:
     name = pl.when(pl.col("timing") == "estimated").then(pl.format("{} (estimated)", "label")).otherwise("label")
     known = frame.with_columns(name=name, timing=pl.when(pl.col("timing") != "measured").then("timing"))
     schema = {**_SLICE, **dict.fromkeys(("last_ns", "done_ns"), pl.Int64)}
+    # Numbers that stand for none are none.
     return known.select(
         (pl.col(column) if column in known.columns else pl.lit(False if column.startswith("is_") else None))
         .cast(dtype)
         .alias(column)
         for column, dtype in schema.items()
-    )
+    ).with_columns(pl.when(pl.col(name) >= 0).then(pl.col(name)).alias(name) for name in NUMBERS)
 
 
 def _split_lanes(slices: pl.DataFrame) -> pl.DataFrame:
     """Put what overlaps on a track into further lanes of it, each a track of its own."""
     track = ["rank", "order", "track"]
-    ordered = slices.sort(*track, "start_ns", "end_ns", maintain_order=True)
-    ordered = ordered.with_columns(before=pl.col("end_ns").cum_max().shift().over(track))
-    ordered = ordered.with_columns(clash=(pl.col("start_ns") < pl.col("before")).any().over(track)).drop("before")
-    calm = ordered.filter(~pl.col("clash").fill_null(value=False)).drop("clash")
-    clashing = ordered.filter("clash").drop("clash")
-    if clashing.is_empty():
-        return calm
+    # Only what is needed is sorted: slices are many columns wide.
+    narrow = slices.select(*track, "start_ns", "end_ns").with_row_index("at").sort(*track, "start_ns", "end_ns", "at")
+    clash = pl.col("start_ns") < pl.col("end_ns").cum_max().shift().over(track)
+    tracks = narrow.with_columns(clash=clash).filter("clash").select(track).unique()
+    if tracks.is_empty():
+        return slices
+    clashing = narrow.join(tracks, on=track, how="semi", maintain_order="left")
     lanes: list[int] = []
     for part in clashing.partition_by(track, maintain_order=True):
         free: list[int] = []
@@ -221,8 +220,7 @@ def _split_lanes(slices: pl.DataFrame) -> pl.DataFrame:
             lane = heapq.heappop(free) if free else len(busy)
             heapq.heappush(busy, (end, lane))
             lanes.append(lane)
-    number = pl.Series("lane", lanes, pl.Int64)
-    split = clashing.with_columns(number).with_columns(
-        track=pl.when(pl.col("lane") > 0).then(pl.format("{} ({})", "track", pl.col("lane") + 1)).otherwise("track")
-    )
-    return pl.concat([calm, split.select(calm.columns)])
+    moved = clashing.select("at", lane=pl.Series(lanes, dtype=pl.Int64)).filter(pl.col("lane") > 0)
+    numbered = slices.with_row_index("at").join(moved, on="at", how="left", maintain_order="left")
+    name = pl.when(pl.col("lane") > 0).then(pl.format("{} ({})", "track", pl.col("lane") + 1)).otherwise("track")
+    return numbered.with_columns(track=name).select(slices.columns)
