@@ -133,6 +133,11 @@ def peer(graph: Graph, folder: Path) -> tuple[int, float] | None:
     return sum(map(len, rows)), time.process_time() - begin
 
 
+def print_row(name: str, number: int, seconds: float, spent: float, size: int) -> None:
+    """Print one line of the table."""
+    print(f"{name:15} {number:12,} {seconds:8.2f} {spent:8.2f} {number / seconds:12,.0f} {size / 1e6:8.1f}")
+
+
 def main() -> int:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,19 +160,13 @@ def main() -> int:
 
             seconds, spent = least(arguments.rounds, work)
             number = counts.get("num_slices") or counts["num_nodes"]
-            what = f"{number:,}"
-            print(
-                f"{name:15} {what:>12} {seconds:8.2f} {spent:8.2f} {number / seconds:12,.0f} {size_of(path) / 1e6:8.1f}"
-            )
+            print_row(name, number, seconds, spent, size_of(path))
         found = peer(graph, folder) if "perfetto" in arguments.formats else None
         if found is None:
             print("perfetto's own builder is not installed: pip install perfetto")
         else:
             number, seconds = found
-            size = (folder / "peer").stat().st_size / 1e6
-            print(
-                f"{'(peer) builder':15} {number:12,} {seconds:8.2f} {seconds:8.2f} {number / seconds:12,.0f} {size:8.1f}"
-            )
+            print_row("(peer) builder", number, seconds, seconds, size_of(folder / "peer"))
     return 0
 
 
