@@ -115,7 +115,9 @@ class Chromium:
             self._take(answer)
 
     def open(self, address: str) -> None:
-        """Go to an address and wait until the page says that it is ready."""
+        """Go to an address, as if for the first time, and wait until the page says that it is ready."""
+        self.send("Page.navigate", {"url": "about:blank"})
+        self.requests[:] = [one for one in self.requests if one != "about:blank"]
         self.send("Page.navigate", {"url": address})
         self.wait_for("document.documentElement?.dataset.ready && document.readyState === 'complete'")
 

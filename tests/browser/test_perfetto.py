@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from chromium import Chromium, find_chromium
+from chromium import Chromium
 from small_dag import SmallDag, pipeline
 
 from truedag.tracer.export.chrome import write_chrome
@@ -57,12 +57,9 @@ def address(traces: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium: install one (apt-get install chromium), or name it with CHROMIUM")
-    with Chromium(program) as chromium:
-        yield chromium
+def browser(chromium: Chromium) -> Chromium:
+    """The browser of all tests; unlike the page's, Perfetto's UI may look for its own server."""
+    return chromium
 
 
 def load(browser: Chromium, address: str, name: str) -> None:

@@ -25,11 +25,12 @@ FORWARD = {
     "graph": {"graph", "topology", "errors"},
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
+    "estimate": {"estimate", "errors"},
     "export": {"export", "graph", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
     "audit": {"audit", "analysis", "graph", "topology", "errors"},
     "dry": {"dry", "merge", "graph", "record", "errors"},
-    "views": {"views", "analysis", "graph", "errors"},
+    "views": {"views", "analysis", "graph", "topology", "errors"},
 }
 # The executor tells the tracer what no observer can see, as any program may.
 ANNOTATIONS = ("parallel", "truedag.tracer.annotate")

@@ -60,6 +60,7 @@ class Report:
     Attributes:
         steps_ns: for each recorded step the time from the first start to the last end over all ranks; a step without a
             measurement is not in it.
+        is_estimated: whether times are estimates, not measurements; num_estimated says of how many nodes.
         step_spread: of those; None without any.
         ranks: each rank's time in all steps.
         ranks_by_step: the same, step by step.
@@ -77,6 +78,7 @@ class Report:
     num_unmatched: int
     unmatched: tuple[str, ...]
     num_estimated: int
+    is_estimated: bool
     steps_ns: dict[int, int]
     step_spread: Spread | None
     communications: tuple[CommunicationTotals, ...]
@@ -144,6 +146,7 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         num_unmatched=int(meta["num_unmatched"]),
         unmatched=tuple(meta["unmatched"]),
         num_estimated=int((nodes["timing"] == "estimated").sum()),
+        is_estimated=bool((nodes["timing"] == "estimated").any()),
         steps_ns={step: end - start for step, (start, end) in windows.items()},
         step_spread=Spread.of([end - start for start, end in windows.values()]),
         communications=tuple(total_communications(nodes, participants, groups, messages, spans)),
