@@ -447,3 +447,18 @@ def test_rates_are_written_in_decimal_units() -> None:
     assert [write_rate(rate) for rate in (None, 12.0, 1234.0, 5.6e6, 2.345e11)] == [
         "unknown", "12 B/s", "1.23 kB/s", "5.6 MB/s", "234 GB/s",
     ]  # fmt: skip
+
+
+def test_a_table_of_very_many_ranks_says_which_it_shows() -> None:
+    dag = SmallDag(num_ranks=100)
+    for rank in range(100):
+        dag.node(rank=rank, time=(0, 200 - rank))
+        dag.node("parameter", rank, outputs="float32[10]")
+    shares, *_, memory = [one for one in list_sections(report_of(dag)) if one.name in ("shares", "memory")]
+    assert [row[0] for row in shares.rows] == [str(rank) for rank in range(99, 35, -1)]
+    assert "The 64 of 100 ranks with the least compute; report.json has all." in shares.note
+    assert [list(row) for row in memory.rows] == [["0-99", "40 B", "1 %", "0 B", "0 B", "- (no phase)"]]
+    dag.nodes[0]["timing"] = "none"
+    dag.nodes[0]["end_ns"] = None
+    shares = list_sections(report_of(dag))[0]
+    assert list(shares.rows[-1]) == ["0", "", *["unknown"] * 6]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from truedag.tracer.analysis.report import Report
 
 _TOP = 10
+_MOST_RANKS = 64  # rows of a table that has one for each rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +77,25 @@ def list_sections(report: Report) -> list[Section]:
 
 
 def _shares(report: Report) -> Section:
-    rows, bars = [], []
-    for one in report.ranks:
-        rows.append([str(one.rank), "-" if one.stage is None else str(one.stage), *_percent(one), _hidden(one)])
-        bars.append(one.fractions or ())
+    known = [one for one in report.ranks if one.fractions is not None]
+    unknown = [one.rank for one in report.ranks if one.fractions is None]
+    note = (
+        "Each moment counts once: compute, else exposed transfer, else waiting for a rank of the own stage, else for "
+        "another stage (bubble), else the host's own. hidden: transfer behind compute, of all transfer."
+    )
+    if len(known) > _MOST_RANKS:
+        note += f" The {_MOST_RANKS} of {len(known):,} ranks with the least compute; report.json has all."
+        known = sorted(known, key=lambda one: (one.compute_ns or 0, one.rank))[:_MOST_RANKS]
+    rows = [
+        [str(one.rank), "-" if one.stage is None else str(one.stage), *_percent(one), _hidden(one)] for one in known
+    ]
+    bars: list[Sequence[float]] = [one.fractions or () for one in known]
+    if unknown:
+        rows.append([write_runs(unknown), "", *["unknown"] * (len(PARTS) + 1)])
+        bars.append(())
     return Section(
-        name="shares",
-        title="Time of each rank",
-        note="Each moment counts once: compute, else exposed transfer, else waiting for a rank of the own stage, else "
-        "for another stage (bubble), else the host's own. hidden: transfer behind compute, of all transfer.",
-        columns=("rank", "stage", *PARTS, "hidden"), rows=rows, right=tuple(range(len(PARTS) + 3)), bars=bars,
+        name="shares", title="Time of each rank", note=note, columns=("rank", "stage", *PARTS, "hidden"), rows=rows,
+        right=tuple(range(len(PARTS) + 3)), bars=bars,
     )  # fmt: skip
 
 
@@ -232,19 +242,21 @@ def _generations(report: Report) -> list[Section]:
 
 def _memory(report: Report) -> Section:
     whole = sum(one.parameter_bytes for one in report.memory)
-    rows = [
-        [
-            str(one.rank), write_bytes(one.parameter_bytes),
-            f"{100 * one.parameter_bytes / whole:.1f} %" if whole else "-", write_bytes(one.state_bytes),
-            write_bytes(one.live_bytes), f"{one.peak_label or '-'} ({one.peak_phase or 'no phase'})",
-        ]
-        for one in report.memory
-    ]  # fmt: skip
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for one in report.memory:
+        share = f"{100 * one.parameter_bytes / whole:.2g} %" if whole else "-"
+        cells = (
+            write_bytes(one.parameter_bytes), share, write_bytes(one.state_bytes), write_bytes(one.live_bytes),
+            f"{one.peak_label or '-'} ({one.peak_phase or 'no phase'})",
+        )  # fmt: skip
+        alike.setdefault(cells, []).append(one.rank)
     return Section(
         name="memory",
         title="Memory",
-        note="What the data need at least: parameters, other tensors there before, results still to be read at most.",
-        columns=("rank", "parameters", "share", "state", "live at most", "after"), rows=rows, right=(0, 1, 2, 3, 4),
+        note="What the data of a rank need at least: parameters (and their share of all ranks'), other tensors there "
+        "before, results still to be read at most. Ranks that agree are one row.",
+        columns=("ranks", "parameters", "share", "state", "live at most", "after"),
+        rows=[[write_runs(ranks), *cells] for cells, ranks in alike.items()], right=(1, 2, 3, 4),
     )  # fmt: skip
 
 
