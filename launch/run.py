@@ -72,6 +72,8 @@ class RunResult:
     views: Path | None = None
     """The folder of the pictures."""
     pictures: list[Path] = field(default_factory=list)
+    page: Path | None = None
+    """The interactive page."""
     not_drawn: str = ""
     """Why there are no pictures, where there should be."""
     merge: Mapping[str, Any] = field(default_factory=dict)
@@ -239,6 +241,7 @@ def _bring(folder: RunFolder, state: RankState, home: Path) -> str:
 
 
 def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
+    from truedag.launch.page import make_page
     from truedag.launch.run_audit import audit_run
     from truedag.tracer.analysis.report import write_report
     from truedag.tracer.errors import DrawError
@@ -264,11 +267,13 @@ def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, sho
     write_report(folder.dag, folder.root)
     show("auditing")
     audited = audit_run(folder.dag, folder.root, deployment)
+    page = make_page(folder.root, folder.views, progress=show)
     return dataclasses.replace(
         result,
         dag=folder.dag,
         views=folder.views,
         pictures=pictures,
+        page=page.html,
         not_drawn=not_drawn,
         merge=dataclasses.asdict(merged),
         report=json.loads((folder.root / "report.json").read_text()),

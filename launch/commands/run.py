@@ -150,8 +150,8 @@ def _print_places(result: RunResult, dag: Path) -> None:
         f"{result.seconds:.0f} s in all. The DAG is in {shorten(dag)}, its pictures in {shorten(result.views)}."
     )
     opener = "open" if sys.platform == "darwin" else "xdg-open"
-    picture = result.pictures[0] if result.pictures else result.out / "report.md"
-    print_result(f"next: {opener} {shlex.quote(str(shorten(picture)))}")
+    assert result.page is not None
+    print_result(f"next: {opener} {shlex.quote(str(shorten(result.page)))}")
 
 
 def _print_parts(result: RunResult) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
 import pytest
 from command_line import truedag, write_small_deployment
 from graph_comparison import list_differences
+from hand_arithmetic import expect_gradients, expect_layer
 
+from truedag.launch.deployment_file import load_deployment
 from truedag.tracer.graph import Graph
 
 
@@ -43,9 +46,39 @@ def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_pa
     spans = parts.group_by("node").agg(pl.col("rank").sort(), pl.col("group").first(), pl.len())
     spans = spans.join(graph.groups.select("group", "ranks").collect(), on="group").filter(pl.col("len") > 1)
     assert len(spans) == graph.meta["num_collectives"]
+    _check_arithmetic(graph)
     assert (spans["rank"].cast(pl.List(pl.Int64)) == spans["ranks"].list.sort()).all(), (
         "all ranks of the group meet in it"
     )
+
+
+def _check_arithmetic(graph: Graph) -> None:
+    """Count the largest deployment's communications by hand, and find just these."""
+    _, deployment = load_deployment("moe-30b-ep64-tp8-pp2-dp2", ())
+    model, strategy = deployment.model, deployment.strategy
+    met = graph.nodes.filter(pl.col("kind") == "collective").select("node", "phase", "label", "layer")
+    sent = graph.participants.group_by("node").agg(pl.col("send_bytes").max())
+    found = met.join(sent, on="node").collect()
+    by_label = found.group_by("phase", "label", "layer", "send_bytes").len()
+    for layer in range(model.num_layers):
+        wanted = Counter(
+            {
+                (*key, size): groups * sizes.count(size)
+                for key, (groups, sizes) in expect_layer(model, strategy, num_tokens=1024).items()
+                for size in sizes
+            }
+        )
+        rows = by_label.filter(pl.col("layer") == layer).select("phase", "label", "send_bytes", "len").rows()
+        assert {(phase, label, size): number for phase, label, size, number in rows} == wanted, layer
+    reduced = by_label.filter((pl.col("phase") == "backward") & pl.col("label").str.contains("all-reduce e?dp"))
+    wanted = {
+        (label, size): groups * sizes.count(size)
+        for label, (groups, sizes) in expect_gradients(model, strategy).items()
+        for size in sizes
+    }
+    assert {
+        (label, size): number for label, size, number in reduced.select("label", "send_bytes", "len").rows()
+    } == wanted
 
 
 def _differences(tmp_path: Path, strategy: str, *options: str) -> tuple[Path, list[str]]:
@@ -105,6 +138,8 @@ def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
     done = truedag("dry", str(path), "--all-ranks", "--routing", "zipf:1.5", "--seed", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "routing zipf (alpha 1.5, seed 3)" in done.stdout
+    assert "Audit: Right" in done.stdout
+    assert (tmp_path / "truedag-out" / "small-dry" / "audit.md").is_file()
     graph = Graph.open(tmp_path / "truedag-out" / "small-dry")
     assert graph.meta["dry"]["routing"] == {"kind": "zipf", "alpha": 1.5, "seed": 3}
     assert graph.meta["num_unmatched"] == 0

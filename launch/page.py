@@ -1,0 +1,50 @@
+"""The flow of the interactive page: what an audit of the run found goes into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from truedag.launch.audit import Request, audit_subject
+from truedag.tracer.audit.report import to_json
+from truedag.tracer.errors import TruedagError
+from truedag.tracer.graph import Graph
+from truedag.tracer.views.page import Page, write_page
+
+_AUDITED_NODES = 1_000_000  # a graph of more takes minutes and gigabytes to audit
+
+
+def make_page(run: Path, views: Path, *, progress: Callable[[str], None]) -> Page:
+    """Write the page of a run's folder or a dataset into `views`; what was not and cannot be audited is shown without.
+
+    Raises:
+        TruedagError: there is no graph, or the page cannot be written.
+    """
+    graph = Graph.open(run)
+    audit = _read_audit(graph.path)
+    why_not = ""
+    if audit is None and int(graph.meta.get("num_nodes") or 0) > _AUDITED_NODES:
+        why_not = (
+            f"a graph of {int(graph.meta['num_nodes']):,} nodes is audited when asked: truedag audit RUN --out RUN"
+        )
+    elif audit is None:
+        request = Request(subject=run, deployment=None, overrides=(), against=None, mark=None, fix=None)
+        try:
+            audit = to_json(audit_subject(request, progress=progress))
+        except TruedagError as error:
+            why_not = str(error)
+    return write_page(graph, views, audit=audit, why_no_audit=why_not, progress=progress)
+
+
+def _read_audit(dag: Path) -> Mapping[str, Any] | None:
+    """Return the audit that lies in the run's folder, if it is one of this very graph."""
+    told = dag.parent / "audit.json"
+    try:
+        if told.stat().st_mtime < (dag / "meta.json").stat().st_mtime:
+            return None
+        audit = json.loads(told.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return audit if isinstance(audit, dict) and "findings" in audit and "verdict" in audit else None

@@ -1,0 +1,146 @@
+"""Pages of graphs that are made for it: estimates, unknown times, names that look like HTML, findings, data beside."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from chromium import Chromium
+from page_probe import box_of, facts, go, number_of_colours, state
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from small_dag import SmallDag, pipeline
+
+from truedag.tracer.graph import Graph
+from truedag.tracer.views.page import write_page
+from truedag.tracer.views.page.server import PageServer
+
+HOSTILE = '</script><img src=x onerror="document.title=1"><b>&amp;'
+FINDING = {
+    "check": "strategy.layers", "severity": "error", "title": f"A layer is missing {HOSTILE}", "expected": "2 layers",
+    "found": "1 layer", "fix": "draw it", "num_nodes": 1, "nodes": ["3 (send pp)"], "ranks": [1], "layers": [1],
+}  # fmt: skip
+AUDIT = {
+    "verdict": "Wrong: 1 error in 1 of 9 checks.", "against": "small", "findings": [FINDING],
+    "passed": [{"check": "structure.acyclic", "what": "40 edges"}], "unchecked": [],
+}  # fmt: skip
+
+
+def open_page(browser: Chromium, dag: SmallDag, folder: Path, **options: object) -> Path:
+    page = write_page(Graph.open(dag.write(folder / "dag")), folder / "views", **options)
+    browser.open(page.html.as_uri())
+    return page.html
+
+
+def timed(dag: SmallDag, timing: str) -> SmallDag:
+    for node in dag.nodes:
+        if node["timing"] == "measured":
+            node["timing"] = timing
+    return dag
+
+
+def test_estimates_look_different_in_every_view(browser: Chromium, tmp_path: Path) -> None:
+    pictures = {}
+    for timing in ("measured", "estimated"):
+        open_page(browser, timed(pipeline(), timing), tmp_path / timing)
+        for view in ("overview", "graph", "time", "time&lanes=1"):
+            go(browser, f"#view={view}")
+            canvas = f"document.querySelector('#view-{view.split('&')[0]} canvas').toDataURL()"
+            pictures[timing, view] = browser.evaluate(canvas)
+        go(browser, "#view=graph")
+        browser.click(*box_of(browser, "forward · stage 0"))
+        told = facts(browser)
+        assert told["Time on a rank, mean"].startswith("≈") == (timing == "estimated")
+        assert ("estimated" in told["Times are"]) == (timing == "estimated")
+        go(browser, "#view=path")
+        assert ("≈" in browser.evaluate("document.querySelector('#view-path').textContent")) == (timing == "estimated")
+    for view in ("overview", "graph", "time", "time&lanes=1"):
+        assert pictures["measured", view] != pictures["estimated", view], view
+
+
+def test_without_times_ranks_stand_over_the_order_and_nothing_is_claimed(browser: Chromium, tmp_path: Path) -> None:
+    dag = timed(pipeline(), "none")
+    for row in (*dag.nodes, *dag.participants):
+        row.update({name: None for name in ("start_ns", "end_ns", "arrive_ns") if name in row})
+    open_page(browser, dag, tmp_path)
+    assert facts(browser)["Time"] == "none was measured"
+    go(browser, "#view=graph")
+    browser.click(*box_of(browser, "forward · stage 0"))
+    assert facts(browser)["Time on a rank, mean"] == "unknown"
+    go(browser, "#view=time")
+    assert "not time" in browser.evaluate("document.querySelector('#view-time .note').textContent")
+    assert number_of_colours(browser, "#view-time canvas") > 4
+    for key in ("+", "-", "t", "ArrowLeft", "n", "0"):
+        browser.press(key)
+    go(browser, "#view=path")
+    assert "No critical path" in browser.evaluate("document.querySelector('#view-path').textContent")
+
+
+def test_names_are_text_whatever_they_hold(browser: Chromium, tmp_path: Path) -> None:
+    dag = pipeline()
+    for node in dag.nodes:
+        node["label"] = HOSTILE
+        node["module"] = HOSTILE
+    html = open_page(browser, dag, tmp_path, audit=AUDIT, note=HOSTILE)
+    for view in ("overview", "graph", "time", "traffic", "path", "findings"):
+        go(browser, f"#view={view}&select=finding.0")
+    assert browser.evaluate("document.querySelectorAll('img').length") == 0
+    assert HOSTILE not in html.read_text()
+    assert HOSTILE in browser.evaluate("document.querySelector('.finding h3').textContent")
+
+
+def test_a_finding_leads_to_its_place(browser: Chromium, tmp_path: Path) -> None:
+    open_page(browser, pipeline(), tmp_path, audit=AUDIT)
+    browser.press("6")
+    browser.press("ArrowDown")
+    assert state(browser)["selection"] == {"kind": "finding", "id": 0}
+    assert browser.evaluate("[...truedag.app.marks.ranks]") == [1]
+    browser.press("Enter")
+    told = state(browser)
+    assert (told["view"], told["selection"]["kind"]) == ("graph", "finding")
+    marked = browser.evaluate("[...truedag.app.views.graph.markedBoxes()].length")
+    assert marked > 0
+
+
+@pytest.fixture
+def served(tmp_path: Path):
+    dag = pipeline(num_microbatches=9)
+    graph = Graph.open(dag.write(tmp_path / "dag"))
+    page = write_page(graph, tmp_path / "views", most_slices=10)
+    assert page.slices is not None
+    with PageServer(tmp_path / "views") as server:
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+        try:
+            yield server, page, graph
+        finally:
+            server.stop()
+            thread.join()
+
+
+def test_slices_beside_the_page_are_read_by_byte_ranges(browser: Chromium, served) -> None:
+    import polars as pl
+
+    server, page, _ = served
+    browser.open(server.address + "#view=time&lanes=1")
+    browser.wait_for("truedag.model.slices")
+    browser.settle()
+    columns = ("rank", "lane", "node", "leaf", "microbatch", "start", "span", "wait")
+    table = pl.read_parquet(page.slices)
+    assert browser.evaluate("truedag.model.slices.length") == len(table) > 100
+    for name in columns:
+        assert browser.evaluate(f"Array.from(truedag.model.slices.{name})") == table[name].to_list(), name
+    assert number_of_colours(browser, "#view-time canvas") > 4
+    assert {one.rsplit("/", 1)[1].split("#")[0] for one in browser.requests} == {"index.html", "slices.parquet"}
+    go(browser, "#view=time&lanes=1&f.rank=1")
+    browser.wait_for("truedag.model.slices.lanes.every((lane) => lane.rank === 1)")
+    assert browser.evaluate("truedag.model.slices.length") == len(table.filter(pl.col("rank") == 1))
+
+
+def test_from_disk_the_page_says_where_its_slices_are(browser: Chromium, served) -> None:
+    _, page, _ = served
+    browser.open(page.html.as_uri() + "#view=time&lanes=1")
+    assert "truedag view RUN --serve" in browser.evaluate("document.querySelector('#view-time .note').textContent")
+    assert number_of_colours(browser, "#view-time canvas") > 4  # the heat map is in the page

@@ -1,0 +1,107 @@
+/** What an audit found: each finding leads to its place. */
+
+import { writeCount, writeRuns } from "./text.js";
+
+export class FindingsView {
+  /**
+   * @param {HTMLElement} place
+   * @param {import("./app.js").App} app
+   */
+  constructor(place, app) {
+    this.app = app;
+    const { audit, unmatched, num_unmatched: numUnmatched } = app.model.meta;
+    const list = document.createElement("div");
+    list.className = "findings";
+    place.append(list);
+    const verdict = Object.assign(document.createElement("p"), { className: "verdict" });
+    verdict.textContent = audit ? audit.verdict : `No audit: ${app.model.whyNoAudit || "none was made for this page"}.`;
+    if (audit) verdict.append(Object.assign(document.createElement("span"), { textContent: `Compared with ${audit.against}.` }));
+    list.append(verdict);
+    app.model.findings.forEach((/** @type {any} */ finding, /** @type {number} */ at) => list.append(this.card(finding, at)));
+    if (numUnmatched) {
+      const box = document.createElement("details");
+      box.append(Object.assign(document.createElement("summary"), { textContent: `${writeCount(numUnmatched)} communications could not be joined` }));
+      for (const text of unmatched) box.append(Object.assign(document.createElement("p"), { textContent: text }));
+      list.append(box);
+    }
+    if (audit?.passed.length) list.append(told(`${audit.passed.length} checks passed`, audit.passed, "what", !app.model.findings.length));
+    if (audit?.unchecked.length) list.append(told(`${audit.unchecked.length} checks could not be made`, audit.unchecked, "why"));
+  }
+
+  /** @param {any} finding @param {number} at */
+  card(finding, at) {
+    const { app } = this;
+    const card = document.createElement("article");
+    card.className = `finding ${finding.severity}`;
+    card.dataset.finding = String(at);
+    const head = document.createElement("h3");
+    head.append(Object.assign(document.createElement("span"), { className: "badge", textContent: finding.severity }), ` ${finding.title}`);
+    card.append(head);
+    const list = document.createElement("dl");
+    for (const [name, text] of [["expected", finding.expected], ["found", finding.found], ["do", finding.fix]]) {
+      list.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: text }));
+    }
+    const where = [];
+    if (finding.layers.length) where.push(`layers ${writeRuns(runsOf(finding.layers))}`);
+    if (finding.ranks.length) where.push(`ranks ${writeRuns(runsOf(finding.ranks))}`);
+    if (finding.num_nodes) where.push(`${writeCount(finding.num_nodes)} nodes`);
+    if (where.length) list.append(Object.assign(document.createElement("dt"), { textContent: "where" }), Object.assign(document.createElement("dd"), { textContent: where.join("; ") }));
+    card.append(list);
+    const row = document.createElement("div");
+    row.className = "places";
+    const selection = { kind: "finding", id: at };
+    if (finding.leaves.length || finding.layers.length) row.append(app.button("Show in the graph", "", () => app.goTo(selection, "graph")));
+    if (finding.ranks.length || finding.layers.length) row.append(app.button("Show in the overview", "", () => app.goTo(selection, "overview")));
+    if (finding.nodes.length && app.model.slices) row.append(app.button("Show in time", "", () => app.goTo(selection, "time")));
+    if (row.children.length) card.append(row);
+    card.addEventListener("click", (event) => { if (!(event.target instanceof HTMLButtonElement)) app.select(selection); });
+    return card;
+  }
+
+  draw() {
+    const { selection } = this.app.state;
+    for (const card of document.querySelectorAll(".finding")) {
+      card.classList.toggle("chosen", selection?.kind === "finding" && /** @type {HTMLElement} */ (card).dataset.finding === String(selection.id));
+    }
+  }
+
+  /** @param {KeyboardEvent} event */
+  key_(event) {
+    const { app } = this;
+    const count = app.model.findings.length;
+    const step = { ArrowDown: 1, n: 1, ArrowUp: -1, p: -1 }[event.key];
+    if (!count || (step === undefined && event.key !== "Enter")) return false;
+    const at = app.state.selection?.kind === "finding" ? app.state.selection.id : -1;
+    if (step === undefined) {
+      if (at >= 0) app.goTo({ kind: "finding", id: at }, "graph");
+      return at >= 0;
+    }
+    const next = Math.min(Math.max(at + step, 0), count - 1);
+    app.select({ kind: "finding", id: next });
+    document.querySelector(`.finding[data-finding="${next}"]`)?.scrollIntoView({ block: "nearest" });
+    return true;
+  }
+}
+
+/** @param {string} title @param {any[]} checks @param {string} column @param {boolean} [isOpen] */
+function told(title, checks, column, isOpen = false) {
+  const box = Object.assign(document.createElement("details"), { open: isOpen });
+  box.append(Object.assign(document.createElement("summary"), { textContent: title }));
+  const list = document.createElement("dl");
+  for (const check of checks) {
+    list.append(Object.assign(document.createElement("dt"), { textContent: check.check }), Object.assign(document.createElement("dd"), { textContent: check[column] }));
+  }
+  box.append(list);
+  return box;
+}
+
+/** @param {number[]} numbers */
+function runsOf(numbers) {
+  /** @type {number[]} */
+  const runs = [];
+  for (const number of [...numbers].sort((one, other) => one - other)) {
+    if (runs.length && runs[runs.length - 2] + runs[runs.length - 1] === number) runs[runs.length - 1]++;
+    else runs.push(number, 1);
+  }
+  return runs;
+}

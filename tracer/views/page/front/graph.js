@@ -1,0 +1,454 @@
+/** The folded graph: boxes that open, from stage to layer to module to operator. */
+
+import { Board, FONT, fit } from "./board.js";
+import { drawTies } from "./ties.js";
+import { layOut } from "./layout.js";
+import { stripes } from "./palette.js";
+import { writeBytes, writeCount, writeTime } from "./text.js";
+import { countRuns } from "./model.js";
+
+const SMALLEST = 0.02;
+const LARGEST = 3;
+const LEGIBLE = 0.33; // scale from which boxes have text
+
+export class GraphView {
+  /**
+   * @param {HTMLElement} place
+   * @param {import("./app.js").App} app
+   */
+  constructor(place, app) {
+    this.app = app;
+    this.tools = app.tools(place, [
+      app.metricChoice(),
+      app.checkbox("Parameters, inputs, outputs", () => app.state.ends, (on) => app.change((state) => { state.ends = on; state.camera = null; })),
+      app.button("Fit", "0", () => app.change((state) => { state.camera = null; })),
+      app.button("Close all", "", () => app.change((state) => { state.open.clear(); state.camera = null; })),
+    ]);
+    this.note = app.note(this.tools);
+    const holder = document.createElement("div");
+    holder.className = "board";
+    place.append(holder);
+    this.board = new Board(holder, "The folded graph", {
+      draw: () => this.draw(),
+      hover: (x, y) => this.hover(x, y),
+      click: (x, y) => this.click(x, y),
+      double: (x, y) => { const box = this.at(x, y); if (box) this.toggle(box.node); },
+      drag: (x, y, dx, dy) => this.pan(dx, dy),
+      wheel: (x, y, event) => this.wheel(x, y, event),
+    });
+    /** @type {import("./layout.js").Layout | null} */
+    this.layout = null;
+    this.key = "";
+    /** How long the last opening took until it was drawn, in ms. */
+    this.openingMs = 0;
+  }
+
+  /** Lay out again if what is open or filtered has changed. */
+  refresh() {
+    const { state, model, filter } = this.app;
+    const key = JSON.stringify([[...state.open].sort(), state.ends, state.filters]);
+    if (key === this.key && this.layout) return;
+    this.key = key;
+    this.passing = model.passing(filter, state.ends);
+    this.layout = layOut(model, state.open, this.passing);
+    this.most = this.largest();
+    this.note.textContent = this.count();
+  }
+
+  /** What is on screen of how much. */
+  count() {
+    const { model, state } = this.app;
+    const { tree, meta } = model;
+    const boxes = this.layout?.boxes ?? [];
+    let shown = 0;
+    for (const box of boxes) {
+      if (box.isOpen) continue;
+      const low = tree.low[box.node];
+      if (model.isLeaf[box.node]) shown += tree.num_nodes[box.node];
+      else {
+        for (let leaf = low; leaf < tree.high[box.node]; leaf++) {
+          if (this.passing?.[leaf]) shown += tree.num_nodes[model.leaves.node[leaf]];
+        }
+      }
+    }
+    const all = Object.values(meta.nodes).reduce((sum, count) => sum + count, 0);
+    const ends = state.ends ? 0 : ["parameter", "input", "output"].reduce((sum, kind) => sum + (meta.nodes[kind] ?? 0), 0);
+    const hidden = all - shown - ends;
+    this.shown = shown;
+    return `${writeCount(boxes.filter((box) => !box.isOpen).length)} boxes stand for ${writeCount(shown)} of ${writeCount(all)} nodes` +
+      (ends ? ` · ${writeCount(ends)} parameters, inputs and outputs not drawn` : "") +
+      (hidden > 0 ? ` · ${writeCount(hidden)} filtered out` : "");
+  }
+
+  draw() {
+    this.refresh();
+    const { board, app, layout } = this;
+    if (!layout) return;
+    const [x, y, scale] = this.camera();
+    const { context } = board;
+    context.save();
+    context.translate(x, y);
+    context.scale(scale, scale);
+    const sight = { left: -x / scale, top: -y / scale, right: (board.width - x) / scale, bottom: (board.height - y) / scale };
+    const marked = this.markedBoxes();
+    for (const box of layout.boxes) if (box.isOpen && isSeen(box, sight)) this.drawFrame(box, scale, marked);
+    drawTies(context, layout, sight, scale, app.colours, this.focus());
+    for (const box of layout.boxes) if (!box.isOpen && isSeen(box, sight)) this.drawBox(box, scale, marked);
+    context.restore();
+    if (!layout.boxes.length) app.sayOn(board, "Nothing passes the filters.");
+  }
+
+  /** @returns {[number, number, number]} */
+  camera() {
+    if (this.app.state.camera) return this.app.state.camera;
+    const { layout, board } = this;
+    if (!layout || !layout.width) return [0, 0, 1];
+    const scale = Math.min((board.width - 48) / layout.width, (board.height - 48) / layout.height, 1.15);
+    return [(board.width - layout.width * scale) / 2, Math.max(24, (board.height - layout.height * scale) / 2), scale];
+  }
+
+  /** @param {import("./layout.js").Box} box @param {number} scale @param {Set<number>} marked */
+  drawFrame(box, scale, marked) {
+    const { context } = this.board;
+    const { colours, state } = this.app;
+    const isSelected = this.isSelected(box.node);
+    context.beginPath();
+    context.roundRect(box.x, box.y, box.width, box.height, 8);
+    context.fillStyle = colours.open;
+    context.fill();
+    context.strokeStyle = isSelected || marked.has(box.node) ? colours.accent : colours.line;
+    context.lineWidth = (isSelected ? 2.5 : 1.2) / Math.min(scale, 1);
+    context.stroke();
+    if (scale < LEGIBLE / 2) return;
+    const size = Math.min(15, Math.max(13, 11 / scale));
+    context.font = `600 ${size}px ${FONT}`;
+    context.fillStyle = colours.ink;
+    context.textBaseline = "middle";
+    const name = `▾ ${this.nameOf(box.node)}`;
+    const title = fit(context, name, box.width - 20);
+    context.fillText(title, box.x + 12, box.y + 16);
+    const left = context.measureText(title).width + 26;
+    context.font = `${size - 1.5}px ${FONT}`;
+    context.fillStyle = colours.quiet;
+    context.fillText(fit(context, this.figureOf(box.node, state.metric), box.width - left - 10), box.x + left, box.y + 16);
+  }
+
+  /** @param {import("./layout.js").Box} box @param {number} scale @param {Set<number>} marked */
+  drawBox(box, scale, marked) {
+    const { context } = this.board;
+    const { model, colours, state } = this.app;
+    const category = model.categoryOf(box.node);
+    const isLeaf = model.isLeaf[box.node] === 1;
+    const kindColour = isLeaf ? colours.kinds[category] : colours.quiet;
+    outline(context, box, isLeaf ? category : "group");
+    context.fillStyle = colours.box;
+    context.fill();
+    context.save();
+    context.clip();
+    const { value, isEstimated } = model.amount(box.node, state.metric);
+    const share = value >= 0 && this.most ? Math.sqrt(value / this.most) : 0;
+    if (share > 0) {
+      const bar = isLeaf ? kindColour : colours.kinds[state.metric === "waiting" ? "waiting" : state.metric === "bytes" ? "transfer" : "compute"];
+      context.globalAlpha = isEstimated ? 1 : 0.3;
+      context.fillStyle = isEstimated ? stripes(context, bar, colours.box) : bar;
+      context.fillRect(box.x, box.y + box.height - 7, Math.max(2, box.width * share), 7);
+      context.globalAlpha = 1;
+    }
+    context.restore();
+    outline(context, box, isLeaf ? category : "group");
+    const isSelected = this.isSelected(box.node);
+    const isMarked = marked.has(box.node);
+    context.strokeStyle = isSelected || isMarked ? colours.accent : kindColour;
+    context.lineWidth = (isSelected ? 3 : isMarked ? 2.2 : 1.2) / Math.min(1, Math.max(scale, 0.35));
+    context.setLineDash(value >= 0 || !model.hasTimes ? [] : [4, 3]);
+    context.stroke();
+    context.setLineDash([]);
+    if (scale < LEGIBLE) {
+      if (scale < LEGIBLE / 2) return;
+      // From afar the name alone, as large as the box lets it be.
+      context.font = `600 ${Math.min(30, 9 / scale)}px ${FONT}`;
+      context.fillStyle = colours.ink;
+      context.textBaseline = "middle";
+      context.fillText(fit(context, shorten(this.nameOf(box.node)), box.width - 12), box.x + 8, box.y + box.height / 2 - 3);
+      return;
+    }
+    const inset = isLeaf && category !== "compute" && category !== "ends" ? 18 : 10;
+    const width = box.width - 2 * inset;
+    context.textBaseline = "middle";
+    context.fillStyle = colours.ink;
+    context.font = `600 13px ${FONT}`;
+    context.fillText(fit(context, (isLeaf ? "" : "▸ ") + this.nameOf(box.node), width), box.x + inset, box.y + 15);
+    context.font = `11px ${FONT}`;
+    context.fillStyle = colours.quiet;
+    context.fillText(fit(context, this.multiplicity(box.node), width), box.x + inset, box.y + 30);
+    if (!isLeaf) context.fillText(fit(context, this.figureOf(box.node, state.metric), width), box.x + inset, box.y + 45);
+  }
+
+  /** @param {number} node */
+  nameOf(node) {
+    const { model } = this.app;
+    const name = model.word(model.tree.name, node);
+    const parent = model.tree.parent[node];
+    if (model.isLeaf[node]) return name;
+    // One name in several parts, where another lies between them.
+    const same = model.children[parent < 0 ? model.numNodes : parent].filter((other) => model.word(model.tree.name, other) === name);
+    return same.length > 1 ? `${name} (${same.indexOf(node) + 1}/${same.length})` : name;
+  }
+
+  /** @param {number} node */
+  multiplicity(node) {
+    const { model, state } = this.app;
+    const ranks = countRuns(model.runs(model.tree.ranks, node));
+    const told = `×${writeCount(model.tree.num_nodes[node])} on ${ranks} rank${ranks === 1 ? "" : "s"}`;
+    if (!model.isLeaf[node]) return told;
+    const { value, isEstimated } = model.amount(node, state.metric);
+    if (!(value >= 0)) return told;
+    if (state.metric === "nodes") return told;
+    const text = state.metric === "bytes" ? writeBytes(value) : state.metric === "imbalance" ? `+${Math.round(100 * value)} %` : writeTime(value);
+    return `${told} · ${isEstimated ? "≈ " : ""}${text}`;
+  }
+
+  /** @param {number} node @param {string} metric */
+  figureOf(node, metric) {
+    const { tree } = this.app.model;
+    if (metric === "bytes") return `${writeBytes(tree.sent_bytes[node])} sent`;
+    if (metric === "nodes") return `${writeCount(tree.high[node] - tree.low[node])} operators`;
+    if (metric === "waiting") {
+      return tree.wait_mean_ns[node] >= 0
+        ? `waits ${writeTime(tree.wait_mean_ns[node])}, max ${writeTime(tree.wait_max_ns[node])} (rank ${tree.wait_rank[node]})` : "no waiting known";
+    }
+    const isMeasured = tree.mean_ns[node] >= 0;
+    const mean = isMeasured ? tree.mean_ns[node] : tree.estimated_mean_ns[node];
+    if (!(mean >= 0)) return "time unknown";
+    const most = isMeasured ? tree.max_ns[node] : tree.estimated_max_ns[node];
+    const worst = isMeasured ? tree.worst_rank[node] : tree.estimated_rank[node];
+    return `${isMeasured ? "" : "≈ "}${writeTime(mean)}, max ${writeTime(most)} (rank ${worst})`;
+  }
+
+  /** The largest amount among the closed boxes, that bars are drawn to. */
+  largest() {
+    let most = 0;
+    for (const box of this.layout?.boxes ?? []) {
+      if (box.isOpen) continue;
+      const { value } = this.app.model.amount(box.node, this.app.state.metric);
+      if (value > most) most = value;
+    }
+    return most;
+  }
+
+  /** Boxes that hold something marked. */
+  markedBoxes() {
+    const { marks, model, state } = this.app;
+    const found = new Set();
+    if (!state.selection || state.selection.kind === "node") return found;
+    for (const box of this.layout?.boxes ?? []) {
+      const low = model.tree.low[box.node];
+      const high = model.tree.high[box.node];
+      if (marks.leaves.some(([from, to]) => from < high && to > low)) found.add(box.node);
+    }
+    return found;
+  }
+
+  /** Which box's edges stand out; -1 none. */
+  focus() {
+    const { state } = this.app;
+    if (state.selection?.kind !== "node") return -1;
+    const at = this.layout?.boxOf.get(state.selection.id) ?? -1;
+    return this.layout?.boxes[at]?.isOpen ? -1 : at; // edges end at what is in an open box
+  }
+
+  /** @param {number} node */
+  isSelected(node) {
+    const { selection } = this.app.state;
+    return selection?.kind === "node" && selection.id === node;
+  }
+
+  /** The innermost box at a point. @param {number} x @param {number} y */
+  at(x, y) {
+    const [cx, cy, scale] = this.camera();
+    const px = (x - cx) / scale;
+    const py = (y - cy) / scale;
+    let found = null;
+    for (const box of this.layout?.boxes ?? []) {
+      if (px >= box.x && px <= box.x + box.width && py >= box.y && py <= box.y + box.height) found = box;
+    }
+    return found;
+  }
+
+  /** @param {number} x @param {number} y */
+  hover(x, y) {
+    const box = this.at(x, y);
+    if (!box) return null;
+    return box.isOpen ? "" : `${this.app.model.path(box.node).join(" / ")}\n${this.multiplicity(box.node)}\n${this.figureOf(box.node, this.app.state.metric)}`;
+  }
+
+  /** @param {number} x @param {number} y */
+  click(x, y) {
+    const box = this.at(x, y);
+    this.app.select(box ? { kind: "node", id: box.node } : null);
+    if (!box) return;
+    const [cx, , scale] = this.camera();
+    const caret = (x - cx) / scale - box.x < 26;
+    if (caret && !this.app.model.isLeaf[box.node]) this.toggle(box.node);
+  }
+
+  /**
+   * Open or close a node; what was under the pointer stays there.
+   * @param {number} node
+   */
+  toggle(node) {
+    const { app } = this;
+    if (app.model.isLeaf[node]) return;
+    const begin = performance.now();
+    const before = this.spot(node);
+    const wasFitted = !app.state.camera;
+    app.change((state) => {
+      const isOpen = state.open.has(node);
+      // What has one box in it opens and closes with that one.
+      for (let at = node, inner; ; at = inner[0]) {
+        if (isOpen) state.open.delete(at);
+        else state.open.add(at);
+        inner = app.model.children[at];
+        if (inner.length !== 1 || app.model.isLeaf[inner[0]]) break;
+      }
+      state.selection = { kind: "node", id: node };
+    }, { now: false });
+    this.refresh();
+    const after = this.layout?.boxes[this.layout.boxOf.get(node) ?? -1];
+    if (after && before && !(wasFitted && this.camera()[2] > 0.6)) {
+      const scale = Math.max(before.scale, 0.6);
+      const x = Math.max(24, Math.min(before.x, this.board.width - Math.min(after.width * scale, this.board.width - 48) - 24));
+      const y = after.height * scale > this.board.height - before.y ? 24 : before.y;
+      app.state.camera = [x - after.x * scale, y - after.y * scale, scale];
+    }
+    app.renderNow();
+    this.openingMs = performance.now() - begin;
+  }
+
+  /** Where a node's box is on screen. @param {number} node */
+  spot(node) {
+    const box = this.layout?.boxes[this.layout.boxOf.get(node) ?? -1];
+    const [x, y, scale] = this.camera();
+    return box ? { x: x + box.x * scale, y: y + box.y * scale, scale } : null;
+  }
+
+  /** Open what a node is in and bring it into sight. @param {number} node */
+  reveal(node) {
+    const { app } = this;
+    const { tree, isEnd } = app.model;
+    app.change((state) => {
+      for (let at = tree.parent[node]; at >= 0; at = tree.parent[at]) state.open.add(at);
+      if (isEnd[tree.low[node]]) state.ends = true;
+      state.selection = { kind: "node", id: node };
+      state.view = "graph";
+    }, { now: false });
+    app.showView();
+    this.refresh();
+    this.centre(node);
+    app.renderNow();
+  }
+
+  /** @param {number} node */
+  centre(node) {
+    const box = this.layout?.boxes[this.layout.boxOf.get(node) ?? -1];
+    if (!box) return;
+    const { clientWidth: width, clientHeight: height } = /** @type {HTMLElement} */ (this.board.canvas.parentElement);
+    const scale = Math.max(0.8, Math.min(1, (width - 60) / box.width, (height - 60) / box.height));
+    this.app.state.camera = [width / 2 - (box.x + box.width / 2) * scale, Math.max(24 - box.y * scale, height / 2 - (box.y + box.height / 2) * scale), scale];
+  }
+
+  /** @param {number} dx @param {number} dy */
+  pan(dx, dy) {
+    const [x, y, scale] = this.camera();
+    this.app.change((state) => { state.camera = [x + dx, y + dy, scale]; });
+  }
+
+  /** @param {number} x @param {number} y @param {number} factor */
+  zoom(x, y, factor) {
+    const [cx, cy, scale] = this.camera();
+    const next = Math.min(LARGEST, Math.max(SMALLEST, scale * factor));
+    this.app.change((state) => { state.camera = [x - ((x - cx) * next) / scale, y - ((y - cy) * next) / scale, next]; });
+  }
+
+  /** @param {number} x @param {number} y @param {WheelEvent} event */
+  wheel(x, y, event) {
+    if (event.shiftKey) this.pan(-event.deltaY - event.deltaX, 0);
+    else this.zoom(x, y, Math.exp(-event.deltaY * 0.0016));
+  }
+
+  /** @param {KeyboardEvent} event @returns {boolean} whether it was for here */
+  key_(event) {
+    const { app } = this;
+    const selected = app.state.selection?.kind === "node" ? app.state.selection.id : -1;
+    const middle = [this.board.width / 2, this.board.height / 2];
+    if (event.key === "+" || event.key === "=") this.zoom(middle[0], middle[1], 1.25);
+    else if (event.key === "-") this.zoom(middle[0], middle[1], 0.8);
+    else if (event.key === "0") app.change((state) => { state.camera = null; });
+    else if ((event.key === "Enter" || event.key === " ") && selected >= 0) this.toggle(selected);
+    else if (event.key === "Backspace" && selected >= 0) {
+      const parent = app.model.tree.parent[selected];
+      if (app.state.open.has(selected)) this.toggle(selected);
+      else if (parent >= 0) this.toggle(parent);
+    } else if (event.key.startsWith("Arrow")) this.step(event.key.slice(5), selected);
+    else return false;
+    return true;
+  }
+
+  /** Select the nearest box in a direction. @param {string} direction @param {number} from */
+  step(direction, from) {
+    const boxes = this.layout?.boxes ?? [];
+    const own = boxes[this.layout?.boxOf.get(from) ?? -1];
+    const [dx, dy] = { Up: [0, -1], Down: [0, 1], Left: [-1, 0], Right: [1, 0] }[direction] ?? [0, 0];
+    let best = own ? null : boxes.find((box) => !box.isOpen);
+    let least = Infinity;
+    for (const box of own ? boxes : []) {
+      if (box === own || box.isOpen) continue;
+      const x = box.x + box.width / 2 - (own.x + own.width / 2);
+      const y = box.y + (dy && box.isOpen ? 0 : box.height / 2) - (own.y + own.height / 2);
+      const along = x * dx + y * dy;
+      if (along <= 4) continue;
+      const cost = along + 2.5 * Math.abs(x * dy + y * dx);
+      if (cost < least) [best, least] = [box, cost];
+    }
+    if (!best) return;
+    this.app.select({ kind: "node", id: best.node });
+    const spot = this.spot(best.node);
+    const { width, height } = this.board;
+    if (spot && (spot.x < 0 || spot.y < 0 || spot.x + best.width * spot.scale > width || spot.y + best.height * spot.scale > height)) {
+      this.centre(best.node);
+      this.app.render();
+    }
+  }
+}
+
+/** A name for a box that is seen from afar. @param {string} name */
+function shorten(name) {
+  return name.replace("stage ", "s").replace("forward", "fwd").replace("backward", "bwd").replace("optimizer", "opt").replace(" · ", " ");
+}
+
+/**
+ * Ellipses are communication, parallelograms routing, rectangles computation.
+ * @param {CanvasRenderingContext2D} context
+ * @param {import("./layout.js").Box} box
+ * @param {string} form
+ */
+function outline(context, box, form) {
+  const { x, y, width, height } = box;
+  context.beginPath();
+  if (form === "transfer") context.roundRect(x, y, width, height, height / 2);
+  else if (form === "routing") {
+    context.moveTo(x + 12, y);
+    context.lineTo(x + width, y);
+    context.lineTo(x + width - 12, y + height);
+    context.lineTo(x, y + height);
+    context.closePath();
+  } else context.roundRect(x, y, width, height, form === "group" ? 8 : 2);
+}
+
+/**
+ * @param {import("./layout.js").Box} box
+ * @param {{ left: number, top: number, right: number, bottom: number }} sight
+ */
+function isSeen(box, sight) {
+  return box.x < sight.right && box.x + box.width > sight.left && box.y < sight.bottom && box.y + box.height > sight.top;
+}

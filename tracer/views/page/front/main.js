@@ -1,0 +1,49 @@
+/** Starts the page. */
+
+import { App } from "./app.js";
+import { listenToKeys } from "./keys.js";
+import { Model } from "./model.js";
+import { readPayload } from "./payload.js";
+import { Search } from "./search.js";
+import { Slices } from "./slices.js";
+import { Remote } from "./remote.js";
+
+const begun = performance.now();
+
+async function start() {
+  const text = /** @type {HTMLElement} */ (document.getElementById("payload"));
+  const payload = await readPayload(text.textContent ?? "");
+  text.remove();
+  const model = new Model(payload);
+  const { slices, pairs } = payload.tables;
+  if (slices) model.slices = new Slices(slices, model.meta.tick_ns, pairs);
+  const app = new App(model);
+  app.pairs = pairs;
+  if (model.meta.slices_file) app.remote = new Remote(app);
+  const search = new Search(app);
+  listenToKeys(app, search);
+  const { meta } = model;
+  /** @type {HTMLElement} */ (document.getElementById("subtitle")).textContent = [meta.note, app.summary()].filter(Boolean).join(" · ");
+  legend();
+  app.renderNow();
+  Object.assign(window, { truedag: { app, model, loadMs: performance.now() - begun, openedMs: performance.now() } });
+  document.documentElement.dataset.ready = "1";
+}
+
+/** How measured, estimated and unknown look, in every view. */
+function legend() {
+  const place = /** @type {HTMLElement} */ (document.getElementById("legend"));
+  for (const [kind, name] of [["compute", "compute"], ["transfer", "communication"], ["waiting", "waiting"], ["routing", "routing"], ["idle", "idle"]]) {
+    place.append(Object.assign(document.createElement("i"), { className: `swatch ${kind}` }), ` ${name} `);
+  }
+  place.append(Object.assign(document.createElement("i"), { className: "swatch measured" }), " measured ");
+  place.append(Object.assign(document.createElement("i"), { className: "swatch estimated" }), " ≈ estimated ");
+  place.append(Object.assign(document.createElement("i"), { className: "swatch unknown" }), " unknown");
+}
+
+start().catch((error) => {
+  document.documentElement.dataset.ready = "failed";
+  const told = Object.assign(document.createElement("p"), { className: "empty", textContent: `This page could not be opened: ${error}. It needs a browser of 2023 or newer.` });
+  document.getElementById("views")?.append(told);
+  throw error;
+});

@@ -1,0 +1,254 @@
+/** The data behind the views: the tree with its leaves, ranks, groups, slices, and what a selection is about. */
+
+import { Filter } from "./state.js";
+
+/** @typedef {import("./payload.js").Payload} Payload */
+/**
+ * What a selection marks in every view.
+ * @typedef {{ ranks: Set<number>, leaves: [number, number][], nodes: Set<number>, window: [number, number] | null }} Marks
+ */
+
+/** Kinds of leaves that nothing runs in. */
+const ENDS = new Set(["parameter", "input", "output"]);
+const COMMUNICATIONS = new Set(["collective", "send", "recv"]);
+
+export class Model {
+  /** @param {Payload} payload */
+  constructor(payload) {
+    const { tables, documents } = payload;
+    this.meta = documents.meta;
+    this.findings = documents.findings;
+    this.steps = documents.steps;
+    this.whyNoAudit = documents.why_no_audit;
+    this.tree = tables.tree;
+    this.leaves = tables.leaves;
+    this.edges = tables.edges;
+    this.ranks = tables.ranks;
+    this.groups = tables.groups;
+    this.cells = tables.cells;
+    this.messages = tables.messages;
+    this.collectives = tables.collectives;
+    this.heat = tables.heat ?? null;
+    this.pieces = tables.pieces ?? null;
+    this.stragglers = tables.stragglers ?? null;
+    /** @type {import("./slices.js").Slices | null} */
+    this.slices = null;
+    this.numLeaves = this.leaves?.length ?? 0;
+    this.numNodes = this.tree?.length ?? 0;
+    /** @type {number[][]} children of each node; the last is the top's */
+    this.children = Array.from({ length: this.numNodes + 1 }, () => []);
+    for (let node = 0; node < this.numNodes; node++) {
+      const parent = this.tree.parent[node];
+      this.children[parent < 0 ? this.numNodes : parent].push(node);
+    }
+    /** @type {Map<number, number>} */
+    this.rowOfRank = new Map();
+    for (let row = 0; row < this.ranks.length; row++) this.rowOfRank.set(this.ranks.rank[row], row);
+    this.isLeaf = new Uint8Array(this.numNodes);
+    for (let leaf = 0; leaf < this.numLeaves; leaf++) this.isLeaf[this.leaves.node[leaf]] = 1;
+    this.isEnd = new Uint8Array(this.numLeaves);
+    this.isCommunication = new Uint8Array(this.numLeaves);
+    for (let leaf = 0; leaf < this.numLeaves; leaf++) {
+      const kind = this.word(this.leaves.kind, leaf);
+      this.isEnd[leaf] = ENDS.has(kind) ? 1 : 0;
+      this.isCommunication[leaf] = COMMUNICATIONS.has(kind) ? 1 : 0;
+    }
+    this.hasTimes = this.meta.window_ns !== null;
+    this.edgeBegins = this._indexEdges();
+  }
+
+  /**
+   * A string of a column of codes.
+   * @param {any} column
+   * @param {number} row
+   * @returns {string}
+   */
+  word(column, row) {
+    return column.names[column[row]];
+  }
+
+  /**
+   * @param {any} column
+   * @param {number} row
+   * @returns {number[]} first and count, in turn
+   */
+  runs(column, row) {
+    return column.runs[column[row]];
+  }
+
+  /** @param {number} node */
+  path(node) {
+    const names = [];
+    for (let at = node; at >= 0; at = this.tree.parent[at]) names.unshift(this.word(this.tree.name, at));
+    return names;
+  }
+
+  /**
+   * How a node of the tree is: group, or its leaf's kind.
+   * @param {number} node
+   */
+  kindOf(node) {
+    return this.isLeaf[node] ? this.word(this.leaves.kind, this.tree.low[node]) : "group";
+  }
+
+  /** @param {number} node */
+  categoryOf(node) {
+    const leaf = this.tree.low[node];
+    if (this.isEnd[leaf]) return "ends";
+    if (this.isCommunication[leaf]) return "transfer";
+    return this.word(this.leaves.category, leaf) === "routing" ? "routing" : "compute";
+  }
+
+  /**
+   * A node's amount by metric; NaN is unknown.
+   * @param {number} node
+   * @param {string} metric
+   * @returns {{ value: number, isEstimated: boolean }}
+   */
+  amount(node, metric) {
+    const { tree } = this;
+    if (metric === "waiting") return { value: tree.wait_mean_ns[node], isEstimated: false };
+    if (metric === "bytes") return { value: tree.sent_bytes[node], isEstimated: false };
+    if (metric === "nodes") return { value: tree.num_nodes[node], isEstimated: false };
+    const isMeasured = tree.mean_ns[node] >= 0;
+    const mean = isMeasured ? tree.mean_ns[node] : tree.estimated_mean_ns[node];
+    const most = isMeasured ? tree.max_ns[node] : tree.estimated_max_ns[node];
+    if (metric === "imbalance") return { value: mean > 0 ? most / mean - 1 : NaN, isEstimated: !isMeasured };
+    return { value: mean, isEstimated: !isMeasured && mean >= 0 };
+  }
+
+  /**
+   * Which leaves pass a filter.
+   * @param {Filter} filter
+   * @param {boolean} withEnds
+   */
+  passing(filter, withEnds) {
+    const passing = new Uint8Array(this.numLeaves);
+    const rankOk = matchRuns(this.tree.ranks.runs, filter.ranks);
+    const batchOk = matchRuns(this.tree.microbatches.runs, filter.microbatches);
+    for (let leaf = 0; leaf < this.numLeaves; leaf++) {
+      const node = this.leaves.node[leaf];
+      passing[leaf] = Number(
+        (withEnds || !this.isEnd[leaf]) &&
+        rankOk[this.tree.ranks[node]] && batchOk[this.tree.microbatches[node]] &&
+        (!filter.layers || filter.layers.has(this.leaves.layer[leaf])) &&
+        (!filter.phase || this.word(this.leaves.phase, leaf) === filter.phase));
+    }
+    return passing;
+  }
+
+  /**
+   * The node that is a leaf, or its nearest closed one above.
+   * @param {number} leaf
+   */
+  nodeOfLeaf(leaf) {
+    return this.leaves.node[leaf];
+  }
+
+  /**
+   * @param {import("./state.js").Selection | null} selection
+   * @returns {Marks}
+   */
+  marks(selection) {
+    /** @type {Marks} */
+    const marks = { ranks: new Set(), leaves: [], nodes: new Set(), window: null };
+    if (!selection) return marks;
+    const { kind, id } = selection;
+    const one = (/** @type {number} */ leaf) => { if (leaf >= 0) marks.leaves.push([leaf, leaf + 1]); };
+    if (kind === "node" && id < this.numNodes) {
+      marks.leaves.push([this.tree.low[id], this.tree.high[id]]);
+      eachRun(this.runs(this.tree.ranks, id), (rank) => marks.ranks.add(rank));
+    } else if (kind === "rank") {
+      marks.ranks.add(id);
+    } else if (kind === "group" && id < this.groups.length) {
+      eachRun(this.runs(this.groups.ranks, id), (rank) => marks.ranks.add(rank));
+    } else if (kind === "slice" && this.slices && id < this.slices.length) {
+      const found = this.slices;
+      one(found.leaf[id]);
+      marks.nodes.add(found.node[id]);
+      for (const other of found.partners(id)) marks.ranks.add(found.rank[other]);
+      const begin = (found.start[id] - found.wait[id]) * found.tick;
+      marks.window = [begin, (found.start[id] + found.span[id]) * found.tick];
+    } else if (kind === "piece" && this.pieces && id < this.pieces.length) {
+      one(this.pieces.leaf[id]);
+      marks.ranks.add(this.pieces.rank[id]);
+      marks.nodes.add(this.pieces.node[id]);
+      marks.window = [this.pieces.start_ns[id], this.pieces.end_ns[id]];
+    } else if (kind === "straggler" && this.stragglers && id < this.stragglers.length) {
+      one(this.stragglers.leaf[id]);
+      marks.ranks.add(this.stragglers.rank[id]);
+      marks.nodes.add(this.stragglers.node[id]);
+      if (this.stragglers.held_node[id] >= 0) marks.nodes.add(this.stragglers.held_node[id]);
+      marks.window = this._windowOf(this.stragglers.node[id]);
+    } else if (kind === "finding" && id < this.findings.length) {
+      const finding = this.findings[id];
+      for (const rank of finding.ranks) marks.ranks.add(rank);
+      for (const leaf of finding.leaves) one(leaf);
+      for (const node of finding.nodes) marks.nodes.add(node);
+      if (!finding.leaves.length && finding.layers.length) {
+        const layers = new Set(finding.layers);
+        for (let leaf = 0; leaf < this.numLeaves; leaf++) if (layers.has(this.leaves.layer[leaf])) one(leaf);
+      }
+    } else if (kind === "cell" && id < this.cells.length) {
+      const phase = this.word(this.cells.phase, id);
+      for (let leaf = 0; leaf < this.numLeaves; leaf++) {
+        if (this.leaves.stage[leaf] === this.cells.stage[id] && this.leaves.layer[leaf] === this.cells.layer[id] &&
+            this.word(this.leaves.phase, leaf) === phase && !this.isEnd[leaf]) one(leaf);
+      }
+    }
+    return marks;
+  }
+
+  /**
+   * When a node of the graph ran, over all its ranks.
+   * @param {number} node
+   * @returns {[number, number] | null}
+   */
+  _windowOf(node) {
+    const found = this.slices?.ofNode(node) ?? [];
+    if (!this.slices || !found.length) return null;
+    let low = Infinity;
+    let high = 0;
+    for (const at of found) {
+      low = Math.min(low, (this.slices.start[at] - this.slices.wait[at]) * this.slices.tick);
+      high = Math.max(high, (this.slices.start[at] + this.slices.span[at]) * this.slices.tick);
+    }
+    return [low, high];
+  }
+
+  /** Where the edges of each leaf begin; they are sorted by src. */
+  _indexEdges() {
+    const begins = new Uint32Array(this.numLeaves + 1);
+    for (let edge = 0; edge < this.edges.length; edge++) begins[this.edges.src[edge] + 1]++;
+    for (let leaf = 0; leaf < this.numLeaves; leaf++) begins[leaf + 1] += begins[leaf];
+    return begins;
+  }
+}
+
+/**
+ * @param {ArrayLike<number>} runs
+ * @param {(number: number) => void} take
+ */
+export function eachRun(runs, take) {
+  for (let i = 0; i < runs.length; i += 2) for (let k = 0; k < runs[i + 1]; k++) take(runs[i] + k);
+}
+
+/** @param {ArrayLike<number>} runs */
+export function countRuns(runs) {
+  let count = 0;
+  for (let i = 1; i < runs.length; i += 2) count += runs[i];
+  return count;
+}
+
+/**
+ * @param {number[][]} lists
+ * @param {Set<number> | null} wanted
+ */
+function matchRuns(lists, wanted) {
+  return lists.map((runs) => {
+    if (!wanted) return true;
+    let hit = false;
+    eachRun(runs, (number) => { hit = hit || wanted.has(number); });
+    return hit;
+  });
+}

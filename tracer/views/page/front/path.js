@@ -1,0 +1,232 @@
+/** The critical path and the stragglers, as lists that lead to their places. */
+
+import { Board, FONT, fit } from "./board.js";
+import { writeCount, writeTime } from "./text.js";
+
+const PAGE = 200; // rows at a time
+
+export class PathView {
+  /**
+   * @param {HTMLElement} place
+   * @param {import("./app.js").App} app
+   */
+  constructor(place, app) {
+    this.app = app;
+    this.tools = app.tools(place, []);
+    this.note = app.note(this.tools);
+    this.shown = PAGE;
+    this.key = "";
+    this.frame = { left: 0, perNs: 1 };
+    const { pieces, meta } = app.model;
+    if (!pieces) {
+      const why = document.createElement("p");
+      why.className = "empty";
+      why.textContent = `No critical path: ${meta.no_path || "nothing has a time"}.`;
+      place.append(why);
+      return;
+    }
+    const strip = document.createElement("div");
+    strip.className = "board strip";
+    place.append(strip);
+    this.board = new Board(strip, "The critical path over time and ranks", {
+      draw: () => this.draw(),
+      hover: (x) => { const piece = this.at(x); return piece < 0 ? null : this.tell(piece); },
+      click: (x) => { const piece = this.at(x); app.select(piece < 0 ? null : { kind: "piece", id: piece }); },
+    });
+    const panels = document.createElement("div");
+    panels.className = "panels lists";
+    place.append(panels);
+    this.totals = app.panel(panels, "Where the step's time went", "list");
+    this.list = app.panel(panels, "Longest pieces of the path", "list");
+    this.late = app.panel(panels, "Stragglers: who came last", "list");
+  }
+
+  fill() {
+    this.fillTotals();
+    this.fillPieces();
+    this.fillStragglers();
+    const { model } = this.app;
+    const { steps } = model;
+    this.note.textContent = steps.map((/** @type {any} */ step) => {
+      const error = step.error_ns === null ? "clock error unknown" : `± ${writeTime(step.error_ns)}`;
+      const mark = step.is_estimated ? "≈ " : "";
+      return `${step.step === null ? "" : `step ${step.step}: `}${mark}${writeTime(step.end_ns - step.start_ns)} ${error}`;
+    }).join(" · ") + ` · ${writeCount(model.pieces.length)} pieces`;
+  }
+
+  fillTotals() {
+    const { app } = this;
+    const { pieces, leaves } = app.model;
+    const totals = new Map();
+    let whole = 0;
+    for (let at = 0; at < pieces.length; at++) {
+      if (!this.passes(pieces.leaf[at], pieces.rank[at])) continue;
+      const spent = app.model.word(pieces.spent, at);
+      const key = `${spent} · ${spent === "host" ? "before operators" : app.model.word(leaves.label, pieces.leaf[at])}`;
+      const span = pieces.end_ns[at] - pieces.start_ns[at];
+      totals.set(key, (totals.get(key) ?? 0) + span);
+      whole += span;
+    }
+    const table = document.createElement("table");
+    table.append(app.row(["Spent on", "Time", "Share"], "th"));
+    for (const [key, span] of [...totals].sort((one, other) => other[1] - one[1]).slice(0, 40)) {
+      const row = app.row([key, this.mark() + writeTime(span), `${((100 * span) / whole).toFixed(1)} %`], "td", 0);
+      row.cells[0].prepend(app.swatch(key.split(" ")[0]));
+      table.append(row);
+    }
+    this.totals?.body.replaceChildren(table);
+  }
+
+  /** A wave where times are estimates. */
+  mark() {
+    return this.app.model.meta.is_estimated ? "≈ " : "";
+  }
+
+  fillPieces() {
+    const { app } = this;
+    const { pieces, leaves } = app.model;
+    const order = Array.from({ length: pieces.length }, (_, at) => at).filter((at) => this.passes(pieces.leaf[at], pieces.rank[at]))
+      .sort((one, other) => (pieces.end_ns[other] - pieces.start_ns[other]) - (pieces.end_ns[one] - pieces.start_ns[one]));
+    const table = document.createElement("table");
+    table.append(app.row(["At", "Rank", "What", "Time"], "th"));
+    for (const at of order.slice(0, this.shown)) {
+      const row = app.row([
+        writeTime(pieces.start_ns[at]), String(pieces.rank[at]),
+        `${app.model.word(pieces.spent, at) === "host" ? "host, before " : ""}${app.model.word(leaves.label, pieces.leaf[at])} · ${app.shortPlace(pieces.leaf[at])}`,
+        this.mark() + writeTime(pieces.end_ns[at] - pieces.start_ns[at]),
+      ], "td", 2);
+      row.cells[2].prepend(app.swatch(app.model.word(pieces.spent, at)));
+      row.dataset.piece = String(at);
+      app.makeChoice(row, () => app.select({ kind: "piece", id: at }), () => app.goTo({ kind: "piece", id: at }, "time"));
+      table.append(row);
+    }
+    const { list } = this;
+    list?.body.replaceChildren(table);
+    if (list && order.length > this.shown) {
+      list.body.append(app.button(`${PAGE} more of ${writeCount(order.length)}`, "", () => { this.shown += PAGE; this.fillPieces(); app.render(); }));
+    }
+  }
+
+  fillStragglers() {
+    const { app } = this;
+    const { stragglers } = app.model;
+    const table = document.createElement("table");
+    table.append(app.row(["Last", "Communication", "All waited", "Held up by"], "th"));
+    for (let at = 0; at < (stragglers?.length ?? 0) && table.rows.length <= PAGE; at++) {
+      if (!this.passes(stragglers.leaf[at], stragglers.rank[at])) continue;
+      const held = stragglers.held_rank[at] >= 0
+        ? `${app.model.word(stragglers.held_spent, at)} ${app.model.word(stragglers.held_label, at)}${stragglers.held_rank[at] === stragglers.rank[at] ? "" : ` on rank ${stragglers.held_rank[at]}`}, ${writeTime(stragglers.held_ns[at])}`
+        : "–";
+      const row = app.row([
+        `rank ${stragglers.rank[at]}`, `${app.model.word(stragglers.label, at)} · ${app.shortPlace(stragglers.leaf[at])}`,
+        writeTime(stragglers.waited_ns[at]), held,
+      ], "td", 1);
+      row.cells[3].className = "words";
+      row.dataset.straggler = String(at);
+      app.makeChoice(row, () => app.select({ kind: "straggler", id: at }), () => app.goTo({ kind: "straggler", id: at }, "time"));
+      table.append(row);
+    }
+    this.late?.body.replaceChildren(table);
+    if (!stragglers?.length) this.late?.body.append(app.empty("Nobody waited for anybody."));
+  }
+
+  /** @param {number} leaf @param {number} rank */
+  passes(leaf, rank) {
+    const { filter } = this.app;
+    return !filter.isOn || (Boolean(this.app.leavesPassing()[leaf]) && (!filter.ranks || filter.ranks.has(rank)));
+  }
+
+  draw() {
+    const { app } = this;
+    if (!this.board) return;
+    const key = JSON.stringify(app.state.filters);
+    if (key !== this.key) {
+      this.key = key;
+      this.fill();
+    }
+    for (const row of document.querySelectorAll("tr[data-piece], tr[data-straggler]")) {
+      const data = /** @type {HTMLElement} */ (row).dataset;
+      const { selection } = app.state;
+      row.classList.toggle("chosen", (selection?.kind === "piece" && data.piece === String(selection.id)) ||
+        (selection?.kind === "straggler" && data.straggler === String(selection.id)));
+    }
+    const { context, width, height } = this.board;
+    const { pieces, meta, ranks } = app.model;
+    const { colours, state, marks } = app;
+    const left = 92;
+    const span = meta.window_ns[1];
+    const perNs = (width - left - 10) / span;
+    const line = (height - 22) / Math.max(1, ranks.length);
+    this.frame = { left, perNs };
+    context.font = `11px ${FONT}`;
+    context.textBaseline = "middle";
+    context.fillStyle = colours.open;
+    context.fillRect(left, 6, width - left - 10, height - 22);
+    context.textAlign = "right";
+    const every = Math.max(1, Math.ceil(13 / line));
+    for (let row = 0; row < ranks.length; row += every) {
+      context.fillStyle = marks.ranks.has(ranks.rank[row]) ? colours.ink : colours.quiet;
+      context.fillText(`rank ${ranks.rank[row]}`, left - 8, 6 + (row + 0.5) * line);
+    }
+    context.textAlign = "left";
+    let before = -1;
+    for (let at = 0; at < pieces.length; at++) {
+      const row = app.model.rowOfRank.get(pieces.rank[at]) ?? 0;
+      const x = left + pieces.start_ns[at] * perNs;
+      const w = Math.max(0.7, (pieces.end_ns[at] - pieces.start_ns[at]) * perNs);
+      if (before >= 0 && before !== row) {
+        context.strokeStyle = colours.quiet;
+        context.globalAlpha = 0.5;
+        context.beginPath();
+        context.moveTo(x, 6 + (before + 0.5) * line);
+        context.lineTo(x, 6 + (row + 0.5) * line);
+        context.stroke();
+        context.globalAlpha = 1;
+      }
+      before = row;
+      context.fillStyle = colours.kinds[app.model.word(pieces.spent, at)] ?? colours.quiet;
+      context.fillRect(x, 6 + row * line + Math.min(2, line * 0.15), w, Math.max(1.5, line * 0.7));
+      if (state.selection?.kind === "piece" && state.selection.id === at) {
+        context.strokeStyle = colours.accent;
+        context.lineWidth = 2;
+        context.strokeRect(x - 1, 6 + row * line, Math.max(4, w) + 2, Math.max(4, line));
+        context.lineWidth = 1;
+      }
+    }
+    context.fillStyle = colours.quiet;
+    context.fillText(fit(context, "The path through time, on which rank it runs; gaps between ranks are where one waited for another.", width - left), left, height - 7);
+  }
+
+  /** @param {number} x @returns {number} */
+  at(x) {
+    const { pieces } = this.app.model;
+    if (!this.frame || x < this.frame.left) return -1;
+    const time = (x - this.frame.left) / this.frame.perNs;
+    let low = 0;
+    let high = pieces.length - 1;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (pieces.end_ns[middle] < time) low = middle + 1;
+      else high = middle;
+    }
+    return time <= (pieces.end_ns[low] ?? -1) ? low : -1;
+  }
+
+  /** @param {number} piece */
+  tell(piece) {
+    const { pieces, leaves } = this.app.model;
+    return `${this.app.model.word(pieces.spent, piece)} on rank ${pieces.rank[piece]}, ${writeTime(pieces.end_ns[piece] - pieces.start_ns[piece])}\n${this.app.model.word(leaves.label, pieces.leaf[piece])} · ${this.app.shortPlace(pieces.leaf[piece])}`;
+  }
+
+  /** @param {KeyboardEvent} event */
+  key_(event) {
+    const { app } = this;
+    if (!app.model.pieces) return false;
+    const at = app.state.selection?.kind === "piece" ? app.state.selection.id : -1;
+    const step = { ArrowRight: 1, n: 1, ArrowLeft: -1, p: -1 }[event.key];
+    if (step !== undefined) app.select({ kind: "piece", id: Math.min(Math.max(at + step, 0), app.model.pieces.length - 1) });
+    else if (event.key === "Enter" && app.state.selection) app.goTo(app.state.selection, "time");
+    else return false;
+    return true;
+  }
+}

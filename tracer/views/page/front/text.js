@@ -1,0 +1,87 @@
+/** How numbers are written for people. What is estimated begins with a wave, what is unknown says so. */
+
+/**
+ * A duration with three digits.
+ * @param {number} ns NaN is unknown
+ */
+export function writeTime(ns) {
+  if (!(ns >= 0)) return "unknown";
+  for (const [size, unit] of /** @type {[number, string][]} */ ([[1e9, "s"], [1e6, "ms"], [1e3, "µs"]])) {
+    if (ns >= 0.9995 * size) return `${digits(ns / size)} ${unit}`;
+  }
+  return `${Math.round(ns)} ns`;
+}
+
+/**
+ * Measured if it is, else estimated, else unknown.
+ * @param {number} measured
+ * @param {number} estimated
+ */
+export function writeEither(measured, estimated) {
+  if (measured >= 0) return writeTime(measured);
+  return estimated >= 0 ? `≈ ${writeTime(estimated)} (estimated)` : "unknown";
+}
+
+/** @param {number} count */
+export function writeBytes(count) {
+  if (!(count >= 0)) return "unknown";
+  for (const [power, unit] of /** @type {[number, string][]} */ ([[40, "TiB"], [30, "GiB"], [20, "MiB"], [10, "KiB"]])) {
+    const size = 2 ** power;
+    if (count >= size) return `${digits(count / size)} ${unit}`;
+  }
+  return `${Math.round(count)} B`;
+}
+
+/** @param {number} count */
+export function writeCount(count) {
+  return Math.round(count).toLocaleString("en-US");
+}
+
+/** @param {number} flops */
+export function writeFlops(flops) {
+  if (!(flops > 0)) return flops === 0 ? "0" : "unknown";
+  for (const [size, unit] of /** @type {[number, string][]} */ ([[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])) {
+    if (flops >= size) return `${digits(flops / size)} ${unit}FLOP`;
+  }
+  return `${Math.round(flops)} FLOP`;
+}
+
+/**
+ * Numbers as runs: 0-3,8.
+ * @param {ArrayLike<number>} runs first and count, in turn
+ * @param {number} [most] how many runs are written
+ */
+export function writeRuns(runs, most = 8) {
+  const parts = [];
+  for (let i = 0; i < runs.length; i += 2) {
+    if (parts.length === most) {
+      parts.push("…");
+      break;
+    }
+    parts.push(runs[i + 1] === 1 ? `${runs[i]}` : `${runs[i]}-${runs[i] + runs[i + 1] - 1}`);
+  }
+  return parts.length ? parts.join(",") : "none";
+}
+
+/**
+ * What a person typed: 0-3,8; null is everything, or nothing that can be read.
+ * @param {string} text
+ * @returns {Set<number> | null}
+ */
+export function parseRuns(text) {
+  const found = new Set();
+  for (const part of text.split(/[,\s]+/)) {
+    const match = /^(\d+)(?:-(\d+))?$/.exec(part);
+    if (!match) continue;
+    const low = Number(match[1]);
+    const high = Math.min(Number(match[2] ?? match[1]), low + 100000);
+    for (let number = low; number <= high; number++) found.add(number);
+  }
+  return found.size ? found : null;
+}
+
+/** @param {number} value */
+function digits(value) {
+  if (value >= 999.5) return Math.round(value).toLocaleString("en-US");
+  return value.toPrecision(3);
+}

@@ -1,0 +1,116 @@
+"""What was found out elsewhere, brought to places in the page: the critical path, stragglers, an audit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from truedag.tracer.analysis.critical_path import CriticalPath, find_critical_path
+from truedag.tracer.errors import GraphError
+from truedag.tracer.graph import Graph
+from truedag.tracer.views.page.leaves import Leaves
+
+MOST_NODES = 3_000_000  # above, the critical path takes minutes: `truedag critical-path` says it
+_MOST_STRAGGLERS = 500
+_MOST_SHOWN_NODES = 40
+_NUMBER = re.compile(r"^(\d+)\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    """Critical paths of all recorded steps.
+
+    Attributes:
+        steps: step, start_ns, end_ns, error_ns, is_estimated.
+        pieces: step, start_ns, end_ns, spent, rank, node, leaf; what follows on one rank, leaf and kind is one piece.
+        stragglers: node, leaf, label, group, phase, layer, rank, late_ns, waited_ns, held_spent, held_ns, held_rank,
+            held_node, held_label.
+        why_not: why there is none; "" if there is.
+    """
+
+    steps: list[dict[str, Any]]
+    pieces: pl.DataFrame
+    stragglers: pl.DataFrame
+    why_not: str
+
+
+def find_paths(graph: Graph, leaves: Leaves) -> Paths:
+    """Find them, where there are times and the graph is not too large for that."""
+    if len(leaves.node) > MOST_NODES:
+        return _none(
+            f"not computed for this page, which has {len(leaves.node):,} nodes: truedag critical-path prints it"
+        )
+    told = leaves.table["step"].unique().sort().to_list()
+    steps: list[int | None] = [step for step in told if step is not None and step >= 0] or [None]
+    found: list[CriticalPath] = []
+    try:
+        found += [find_critical_path(graph, step) for step in steps]
+    except GraphError as error:
+        return _none(str(error))
+    rows = [
+        {"step": path.step, "start_ns": path.start_ns, "end_ns": path.end_ns, "error_ns": path.error_ns,
+         "is_estimated": path.is_estimated, "num_untimed": path.num_untimed}
+        for path in found
+    ]  # fmt: skip
+    return Paths(
+        steps=rows,
+        pieces=pl.concat([_join_pieces(path, leaves) for path in found]),
+        stragglers=pl.concat([_stragglers(path, leaves) for path in found]),
+        why_not="",
+    )
+
+
+def place_findings(audit: Mapping[str, Any] | None, leaves: Leaves) -> Sequence[Mapping[str, Any]]:
+    """Return an audit's findings (`audit.report.to_json`), each with the leaves and nodes that it is about."""
+    findings = [] if audit is None else audit["findings"]
+    placed = []
+    for finding in findings:
+        told = [int(found[1]) for name in finding["nodes"] if (found := _NUMBER.match(str(name)))]
+        nodes = [node for node in told if _has(leaves, node)]
+        placed.append(
+            {key: finding[key] for key in ("check", "severity", "title", "expected", "found", "fix", "num_nodes")}
+            | {"ranks": finding["ranks"], "layers": finding["layers"], "nodes": nodes[:_MOST_SHOWN_NODES]}
+            | {"leaves": sorted({int(_leaf_of(leaves, [node])[0]) for node in nodes})}
+        )
+    return placed
+
+
+def _has(leaves: Leaves, node: int) -> bool:
+    place = int(np.searchsorted(leaves.node, node))
+    return place < len(leaves.node) and int(leaves.node[place]) == node
+
+
+def _leaf_of(leaves: Leaves, nodes: Sequence[int] | pl.Series) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return leaves.leaf[np.searchsorted(leaves.node, np.asarray(nodes, np.int64))]
+
+
+def _join_pieces(path: CriticalPath, leaves: Leaves) -> pl.DataFrame:
+    pieces = path.pieces.select("start_ns", "end_ns", "spent", "rank", "node").with_columns(
+        leaf=pl.Series(_leaf_of(leaves, path.pieces["node"])), step=pl.lit(-1 if path.step is None else path.step)
+    )
+    return (
+        pieces.with_columns(run=pl.struct("leaf", "rank", "spent").rle_id())
+        .group_by("run", maintain_order=True)
+        .agg(
+            pl.col("step", "spent", "rank", "node", "leaf").first(),
+            pl.col("start_ns").min(),
+            pl.col("end_ns").max(),
+        )
+        .drop("run")
+    )
+
+
+def _stragglers(path: CriticalPath, leaves: Leaves) -> pl.DataFrame:
+    most = path.stragglers.head(_MOST_STRAGGLERS)
+    columns = ("node", "label", "group", "phase", "layer", "rank", "late_ns", "waited_ns", "held_spent", "held_ns",
+               "held_rank", "held_node", "held_label")  # fmt: skip
+    return most.select(columns).with_columns(leaf=pl.Series(_leaf_of(leaves, most["node"])))
+
+
+def _none(why: str) -> Paths:
+    return Paths(steps=[], pieces=pl.DataFrame(), stragglers=pl.DataFrame(), why_not=why)
