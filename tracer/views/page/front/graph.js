@@ -39,6 +39,8 @@ export class GraphView {
     /** @type {import("./layout.js").Layout | null} */
     this.layout = null;
     this.key = "";
+    this.wanted = "";
+    this.passing = new Uint8Array(0);
     /** How long the last opening took until it was drawn, in ms. */
     this.openingMs = 0;
   }
@@ -49,7 +51,9 @@ export class GraphView {
     const key = JSON.stringify([[...state.open].sort(), state.ends, state.filters]);
     if (key === this.key && this.layout) return;
     this.key = key;
-    this.passing = model.passing(filter, state.ends);
+    const wanted = JSON.stringify([state.ends, state.filters]);
+    if (wanted !== this.wanted) this.passing = model.passing(filter, state.ends);
+    this.wanted = wanted;
     this.layout = layOut(model, state.open, this.passing);
     this.most = this.largest();
     this.note.textContent = this.count();
@@ -67,7 +71,7 @@ export class GraphView {
       if (model.isLeaf[box.node]) shown += tree.num_nodes[box.node];
       else {
         for (let leaf = low; leaf < tree.high[box.node]; leaf++) {
-          if (this.passing?.[leaf]) shown += tree.num_nodes[model.leaves.node[leaf]];
+          if (this.passing[leaf]) shown += tree.num_nodes[model.leaves.node[leaf]];
         }
       }
     }
@@ -186,13 +190,7 @@ export class GraphView {
 
   /** @param {number} node */
   nameOf(node) {
-    const { model } = this.app;
-    const name = model.word(model.tree.name, node);
-    const parent = model.tree.parent[node];
-    if (model.isLeaf[node]) return name;
-    // One name in several parts, where another lies between them.
-    const same = model.children[parent < 0 ? model.numNodes : parent].filter((other) => model.word(model.tree.name, other) === name);
-    return same.length > 1 ? `${name} (${same.indexOf(node) + 1}/${same.length})` : name;
+    return this.app.model.title(node);
   }
 
   /** @param {number} node */
