@@ -54,7 +54,7 @@ def audit_subject(request: Request, *, progress: Callable[[str], None]) -> Audit
     if subject.is_dir():
         progress("reading and checking the graph")
         if request.mark is not None or request.fix is not None:
-            raise LaunchError("--mark and --fix are for drawings; truedag view draws a graph")
+            raise LaunchError("--mark and --fix are for drawings; truedag draw draws a graph")
         deployment = _deployment_of(request) or _deployment_of_run(subject)
         return audit_graph(subject, deployment, name=str(subject))
     deployment = _deployment_of(request)
@@ -101,8 +101,8 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
     assert deployment is not None
     if deployment.world_size > _MOST_DRY_RANKS:
         raise LaunchError(
-            f"--fix would execute {deployment.world_size} ranks, which takes its time: run truedag dry "
-            f"{request.deployment} --all-ranks --out DIR once, and name it with --against DIR"
+            f"--fix would draw {deployment.world_size} ranks, which takes minutes: if that is wanted, run truedag dry "
+            f"{request.deployment} --out DIR, and name it with --against DIR"
         )
     with TemporaryDirectory(prefix="truedag-") as folder:
         dry = Path(folder) / "dry"
@@ -113,8 +113,10 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
             replace=True,
             routing="balanced",
             seed=0,
-            all_ranks=True,
+            all_ranks=False,
             expand=False,
+            device=None,
+            gpus_per_node=8,
             num_verified=0,
             jobs=None,
             command=("truedag", "audit"),

@@ -84,6 +84,12 @@ def _load_critical_path() -> Command:
     )
 
 
+def _load_draw() -> Command:
+    from truedag.launch.commands import draw
+
+    return Command(description=draw.__doc__ or "", configure=draw.configure, execute=draw.execute)
+
+
 def _load_view() -> Command:
     from truedag.launch.commands import view
 
@@ -116,6 +122,7 @@ COMMANDS: Mapping[str, Entry] = {
     "audit": Entry(summary="Say what a graph, a drawing or a claim shows of a strategy.", load=_load_audit),
     "report": Entry(summary="Say what a run was and how it spent its time.", load=_load_report),
     "critical-path": Entry(summary="Say what a step's time was spent on, across all ranks.", load=_load_critical_path),
+    "draw": Entry(summary="Draw a run's graph: the strategy, every GPU, every operator.", load=_load_draw),
     "view": Entry(summary="Draw a run's graph.", load=_load_view),
     "prove": Entry(summary="Execute a recorded program again from its graph alone.", load=_load_prove),
     "deployments": Entry(summary="List the deployments that ship with truedag.", load=_load_deployments),

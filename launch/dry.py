@@ -17,6 +17,7 @@ import numpy as np
 from truedag.launch.children import Outcome, call_in_children
 from truedag.launch.deployment import Deployment
 from truedag.launch.deployment_file import load_deployment
+from truedag.launch.device_file import load_device
 from truedag.launch.errors import LaunchError, RunError
 from truedag.launch.nodes import TorchrunOptions, place_ranks
 from truedag.launch.run import build_recorder, describe_run
@@ -26,7 +27,9 @@ from truedag.parallel.errors import DataError, RoutingError
 from truedag.parallel.rank_classes import GroupRole, RankClass, find_rank_classes, places_on
 from truedag.parallel.routing import Routing, parse_routing
 from truedag.parallel.strategy import AXES
+from truedag.parallel.training import TrainingConfig
 from truedag.tracer.dry.world import World
+from truedag.tracer.estimate.estimate import Estimate, estimate
 
 # What a dry run cannot know, and how it goes on; written beside the graph.
 ASSUMED = (
@@ -86,6 +89,8 @@ class DryResult:
     """Of the graph: verdict, num_faults and the file that says more; None: it is too large to be audited unasked."""
     is_expanded: bool
     """Whether all its nodes and edges are written out."""
+    estimate: Estimate | None
+    """What it would take on a device; None: nobody asked."""
     seconds: float
 
     @property
@@ -104,6 +109,8 @@ def run_dry(
     seed: int,
     all_ranks: bool,
     expand: bool,
+    device: str | None,
+    gpus_per_node: int,
     num_verified: int,
     jobs: int | None,
     command: Sequence[str],
@@ -120,6 +127,8 @@ def run_dry(
         seed: of routings that are drawn.
         all_ranks: execute every rank, and merge their graph; else one of each class.
         expand: write all nodes and edges of all ranks, not the class graph.
+        device: what times are estimated for, by name or file; None: none are.
+        gpus_per_node: where communications cross nodes, for the estimates.
         num_verified: random other ranks that are executed as well, and must have their class's program.
         jobs: ranks that are executed at a time; None: as many as there are cores.
         command: the command line.
@@ -128,7 +137,7 @@ def run_dry(
     Raises:
         DeploymentError: the deployment or an override is wrong.
         FolderError: the output folder is in the way.
-        LaunchError: the routing is none, or not that of the deployment.
+        LaunchError: the routing is none, or not that of the deployment; or the device is none.
         RunError: a rank failed, or a rank has not the program of its class.
     """
     started = time.monotonic()
@@ -137,6 +146,7 @@ def run_dry(
         chosen = None if deployment.model.num_experts is None else parse_routing(routing, seed=seed)
     except RoutingError as error:
         raise LaunchError(str(error)) from error
+    hardware = None if device is None else load_device(device).device()
     folder = RunFolder(root=(out if out is not None else Path("truedag-out") / f"{deployment.name}-dry").absolute())
     folder.check_free(replace=replace)
     show("building the recorder")
@@ -145,6 +155,7 @@ def run_dry(
     folder.claim(describe_run(source, deployment, overrides, command, nodes), nodes.node, replace=replace)
     classes = find_rank_classes(deployment.strategy, deployment.workload)
     verified: list[int] = []
+    estimated: Estimate | None = None
     try:
         done = Runs(deployment, folder, chosen, jobs or os.cpu_count() or 1, show)
         if all_ranks:
@@ -165,6 +176,11 @@ def run_dry(
             merged = _merge(deployment, folder, told, show)
         else:
             merged = _build_classes(deployment, classes, done.groups, folder, told, show)
+            if hardware is not None:
+                show("estimating times")
+                estimated = estimate(
+                    folder.dag, hardware, gpus_per_node=gpus_per_node, num_tokens=_count_tokens(deployment)
+                )
         if expand:
             _expand(folder, show)
         audited = _audit(deployment, folder, show) if merged["num_nodes"] <= _AUDITED_NODES else None
@@ -183,6 +199,7 @@ def run_dry(
         merge=merged,
         audit=audited,
         is_expanded=all_ranks or expand,
+        estimate=estimated,
         seconds=time.monotonic() - started,
     )
 
@@ -329,6 +346,14 @@ def _build_classes(
         strategy=deployment.strategy.describe(),
         told=told,
     )
+
+
+def _count_tokens(deployment: Deployment) -> int:
+    """Return how many tokens a step trains on, or a generation makes."""
+    workload = deployment.workload
+    if isinstance(workload, TrainingConfig):
+        return workload.global_batch_size * workload.sequence_length
+    return workload.num_prompts * (workload.decode_steps + 1)
 
 
 def _expand(folder: RunFolder, show: Callable[[str], None]) -> None:

@@ -259,10 +259,10 @@ def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, sho
     )
     show("drawing")
     try:
-        draw(folder.dag, folder.views)
+        pictures = [one.svg for one in draw(folder.dag, folder.views, progress=show)]
         not_drawn = ""
     except DrawError as error:  # the graph is there all the same
-        not_drawn = str(error)
+        pictures, not_drawn = [], str(error)
     show("reporting")
     write_report(folder.dag, folder.root)
     show("auditing")
@@ -272,7 +272,7 @@ def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, sho
         result,
         dag=folder.dag,
         views=folder.views,
-        pictures=sorted(folder.views.glob("*.svg")),
+        pictures=pictures,
         page=page.html,
         not_drawn=not_drawn,
         merge=dataclasses.asdict(merged),

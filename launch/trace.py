@@ -77,6 +77,9 @@ class WindowResult:
     traces: Path
     dag: Path | None
     """None: not merged."""
+    pictures: list[Path] = field(default_factory=list)
+    not_drawn: str = ""
+    """Why there are none, where there is a graph."""
 
     merge: Mapping[str, Any] = field(default_factory=dict)
     audit: Mapping[str, Any] = field(default_factory=dict)
@@ -256,7 +259,9 @@ def _merge(
     if not merges:
         return WindowResult(first_step=first_step, traces=traces, dag=None)
     from truedag.launch.run_audit import audit_run
+    from truedag.tracer.errors import DrawError
     from truedag.tracer.merge.merging import Resources, merge_traces
+    from truedag.tracer.views.draw import draw
 
     dag = window / "dag"
     name = program.name if deployment is None else deployment.name
@@ -269,9 +274,22 @@ def _merge(
         progress=progress.show,
         resources=Resources.of_machine(),
     )
+    progress.show("drawing")
+    try:
+        pictures = [drawing.svg for drawing in draw(dag, window / "views", progress=progress.show)]
+        not_drawn = ""
+    except DrawError as error:  # the graph is there all the same
+        pictures, not_drawn = [], str(error)
     progress.show("auditing")
-    audited = audit_run(dag, window, deployment)
-    return WindowResult(first_step=first_step, traces=traces, dag=dag, merge=asdict(merged), audit=audited)
+    return WindowResult(
+        first_step=first_step,
+        traces=traces,
+        dag=dag,
+        pictures=pictures,
+        not_drawn=not_drawn,
+        merge=asdict(merged),
+        audit=audit_run(dag, window, deployment),
+    )
 
 
 def _describe_end(exit_code: int) -> str:

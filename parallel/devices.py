@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
 
 import torch
 from megatron.core.tensor_parallel import random
+from torch import distributed
 
-from truedag.parallel.cpu import CpuAdapter
+from truedag.parallel.cpu import CpuAdapter, even_parts, replace
 from truedag.parallel.dry import DryAdapter
+from truedag.parallel.host_messages import through_host
 
 
 class DeviceAdapter(Protocol):
@@ -29,10 +31,16 @@ class DeviceAdapter(Protocol):
 
 
 class CudaAdapter:
-    """What megatron-core was written for."""
+    """What megatron-core was written for, under NCCL; under gloo, what gloo lacks."""
+
+    def __init__(self) -> None:
+        self._installed = ExitStack()
 
     def install(self) -> None:
-        """Nothing to do."""
+        """Under gloo, send messages through the host, and gather and scatter uneven parts one by one."""
+        if distributed.get_backend() == "gloo":
+            replace(self._installed, through_host())
+            replace(self._installed, even_parts())
 
     def seed(self, seed: int) -> None:
         """Seed the generators of the tensor-parallel ranks."""
@@ -43,7 +51,8 @@ class CudaAdapter:
         return nullcontext()
 
     def remove(self) -> None:
-        """Nothing to do."""
+        """Undo `install`."""
+        self._installed.close()
 
 
 def adapter_of(device: torch.device) -> DeviceAdapter:

@@ -18,6 +18,8 @@ from pydantic import TypeAdapter
 
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
+from truedag.launch.errors import LaunchError
+from truedag.tracer.estimate.estimate import Estimate
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +49,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expand", action="store_true", help="write all nodes and edges of all ranks, not only those of each class"
     )
+    parser.add_argument(
+        "--device", metavar="NAME", help="estimate times for this GPU: h100, h200, a100, or the path of a device file"
+    )
+    parser.add_argument("--gpus-per-node", type=_count, default=8, metavar="N", help="for the estimates (default: 8)")
     parser.add_argument("--jobs", type=_count, metavar="N", help="ranks executed at a time (default: one a core)")
 
 
@@ -60,6 +66,8 @@ def _count(text: str) -> int:
 def execute(arguments: argparse.Namespace) -> int:
     """Run it."""
     with Progress() as progress:
+        if arguments.device is not None and arguments.all_ranks:
+            raise LaunchError("--device estimates times of classes of ranks: leave out --all-ranks")
         result = run_dry(
             arguments.deployment,
             arguments.overrides,
@@ -69,6 +77,8 @@ def execute(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             all_ranks=arguments.all_ranks,
             expand=arguments.expand and not arguments.all_ranks,
+            device=arguments.device,
+            gpus_per_node=arguments.gpus_per_node,
             num_verified=arguments.verify,
             jobs=arguments.jobs,
             command=sys.argv,
@@ -107,12 +117,31 @@ def _print_result(result: DryResult) -> None:
         print_result(
             f"  from {counts['num_class_nodes']:,} nodes and {counts['num_class_edges']:,} edges of the classes, {how}"
         )
+    if result.estimate is not None:
+        _print_estimate(result.estimate)
     out = shlex.quote(str(shorten(result.out)))
     if result.audit is not None:
         print_audited(result.audit)
-        print_result(f"next: truedag view {out}")
+        print_result(f"next: truedag draw {out}")
     else:
         print_result(f"next: truedag audit {out}")
+
+
+def _print_estimate(found: Estimate) -> None:
+    print_result(f"Estimated, not measured, on {found.device} with {found.gpus_per_node} GPUs a node:")
+    if found.prefill_ns is None:
+        print_result(f"  a step {found.step_ns / 1e6:,.1f} ms, {found.tokens_per_s:,.0f} tokens/s")
+    else:
+        print_result(
+            f"  time to first token {found.prefill_ns / 1e6:,.1f} ms, all tokens {found.step_ns / 1e6:,.1f} ms, "
+            f"{found.tokens_per_s:,.0f} tokens/s"
+        )
+    print_result(
+        f"  {found.flops_utilization:.1%} of the peak FLOP/s; GPUs compute {found.compute_share:.0%} of the time, only "
+        f"communicate {found.exposed_communication_share:.0%}, idle {found.idle_share:.0%}"
+    )
+    for line in found.assumptions:
+        print_result(f"  assumed: {line}")
 
 
 def _say_routing(result: DryResult) -> str:

@@ -133,4 +133,5 @@ def _describe(window: WindowResult) -> str:
         f"unmatched communications: {found['num_unmatched']}, "
         + (f"without {list_ranks(missing)}" if missing else "no rank missing")
         + f": {shorten(window.dag)}"
+        + (f"; nothing was drawn: {window.not_drawn}" if window.not_drawn else "")
     )

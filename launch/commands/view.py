@@ -1,8 +1,8 @@
-"""Draw a run's graph, and write its interactive page: one file that opens from disk, without a network.
+"""Write a run's interactive page, index.html: one file that opens from disk, without a network, and shows all of it.
 
-RUN is a run's folder, or a dataset that truedag merge wrote. The pictures show it at layer level, as DOT, SVG and PNG.
-The page, index.html, shows all of it. A graph with more than some hundred thousand timed operators leaves these in a
-Parquet file beside the page: --serve gives both to a browser on this machine, and to nobody else.
+RUN is a run's folder, or a dataset that truedag merge wrote. A graph with more than some hundred thousand timed
+operators leaves these in a Parquet file beside the page: --serve gives both to a browser on this machine, and to nobody
+else.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from truedag.launch.console import Progress, print_json, print_result, shorten
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or a dataset")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the pictures go (default: views beside the dataset)"
-    )
-    parser.add_argument("--page", action="store_true", help="write the page alone, no pictures")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: views beside the dataset)")
     parser.add_argument("--serve", action="store_true", help="write the page and serve it until interrupted")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of --serve (default: a free one)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -33,22 +30,14 @@ def execute(arguments: argparse.Namespace) -> int:
 
     from truedag.launch.page import make_page
     from truedag.tracer.graph import Graph
-    from truedag.tracer.views.draw import draw
 
     dag = Graph.open(arguments.run).path
     views = arguments.out if arguments.out is not None else dag.absolute().parent / "views"
-    drawing = None
     with Progress() as progress:
-        if not (arguments.page or arguments.serve):
-            drawing = draw(dag, views, progress=progress.show)
         page = make_page(arguments.run, views, progress=progress.show)
     if arguments.json:
-        print_json(({} if drawing is None else asdict(drawing)) | {"page": asdict(page)})
+        print_json(asdict(page))
     else:
-        if drawing is not None:
-            print_result(
-                f"{drawing.num_shown:,} nodes drawn, which stand for {drawing.num_nodes:,} of {drawing.num_total:,}"
-            )
         print_result(
             f"page: {shorten(page.html.absolute())}, {page.num_bytes / 1e6:.1f} MB, {page.num_nodes:,} nodes folded "
             f"to {page.num_shown:,} operators"

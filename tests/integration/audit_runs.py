@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def run(folder: Path, values: dict[str, Any]) -> Path:
     out = folder / values["name"]
     result = truedag("run", str(file), "--out", str(out), cwd=folder)
     assert result.returncode == 0, result.stderr
+    assert "Audit: Right" in result.stdout
+    assert json.loads((out / "audit.json").read_text())["faults"] == 0
     return out
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
+import pytest
 from command_line import truedag, write_small_deployment
+from graph_comparison import list_differences
+from hand_arithmetic import expect_gradients, expect_layer
 
+from truedag.launch.deployment_file import load_deployment
 from truedag.tracer.graph import Graph
 
 
@@ -27,12 +32,114 @@ def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_pa
     assert classes["routing"] == {"kind": "balanced"}
     assert sum(one["num_ranks"] for one in classes["classes"]) == 2048
 
+    graph = Graph.open(tmp_path / "out")
+    assert graph.meta["form"] == "classes"
+    counted = graph.nodes.select(pl.len(), last=pl.col("node").max()).collect(engine="streaming").row(0)
+    assert counted == (graph.meta["num_nodes"], graph.meta["num_nodes"] - 1), "numbers are dense"
+    edges = graph.edges.select(pl.len(), wrong=(pl.col("src") >= pl.col("dst")).sum())
+    assert edges.collect(engine="streaming").row(0) == (graph.meta["num_edges"], 0), "each leads to a higher number"
+    some = graph.subgraph(ranks=[5, 1030])
+    experts = some.nodes.filter(pl.col("expert") >= 0).select("rank", "expert").unique().sort("rank")
+    assert experts.filter(pl.col("rank") >= 0).collect().rows() == [(5, 0), (1030, 0)]
+    assert graph.subgraph(ranks=1535).nodes.filter(pl.col("expert") >= 0).collect()["expert"].unique().to_list() == [63]
+    parts = graph.whole.participants.collect()
+    spans = parts.group_by("node").agg(pl.col("rank").sort(), pl.col("group").first(), pl.len())
+    spans = spans.join(graph.groups.select("group", "ranks").collect(), on="group").filter(pl.col("len") > 1)
+    assert len(spans) == graph.meta["num_collectives"]
+    _check_arithmetic(graph)
+    assert (spans["rank"].cast(pl.List(pl.Int64)) == spans["ranks"].list.sort()).all(), (
+        "all ranks of the group meet in it"
+    )
+
+
+def _check_arithmetic(graph: Graph) -> None:
+    """Count the largest deployment's communications by hand, and find just these."""
+    _, deployment = load_deployment("moe-30b-ep64-tp8-pp2-dp2", ())
+    model, strategy = deployment.model, deployment.strategy
+    met = graph.nodes.filter(pl.col("kind") == "collective").select("node", "phase", "label", "layer")
+    sent = graph.participants.group_by("node").agg(pl.col("send_bytes").max())
+    found = met.join(sent, on="node").collect()
+    by_label = found.group_by("phase", "label", "layer", "send_bytes").len()
+    for layer in range(model.num_layers):
+        wanted = Counter(
+            {
+                (*key, size): groups * sizes.count(size)
+                for key, (groups, sizes) in expect_layer(model, strategy, num_tokens=1024).items()
+                for size in sizes
+            }
+        )
+        rows = by_label.filter(pl.col("layer") == layer).select("phase", "label", "send_bytes", "len").rows()
+        assert {(phase, label, size): number for phase, label, size, number in rows} == wanted, layer
+    reduced = by_label.filter((pl.col("phase") == "backward") & pl.col("label").str.contains("all-reduce e?dp"))
+    wanted = {
+        (label, size): groups * sizes.count(size)
+        for label, (groups, sizes) in expect_gradients(model, strategy).items()
+        for size in sizes
+    }
+    assert {
+        (label, size): number for label, size, number in reduced.select("label", "send_bytes", "len").rows()
+    } == wanted
+
+
+def _differences(tmp_path: Path, strategy: str, *options: str) -> tuple[Path, list[str]]:
+    """Execute ranks of classes and all ranks; return the folder of the first, and what differs."""
+    path = write_small_deployment(tmp_path)
+    overrides = (f"strategy={strategy}", "workload.global_batch_size=8", "model.num_attention_heads=4")
+    for name, more in (("classes", ()), ("all", ("--all-ranks",))):
+        done = truedag("dry", str(path), *overrides, *options, *more, "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    found = list_differences(Graph.open(tmp_path / "classes"), Graph.open(tmp_path / "all"))
+    # Classes are told apart by what they run, those of all ranks by the names of experts too.
+    return tmp_path / "classes", [line for line in found if not line.startswith("ranks: ")]
+
+
+def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> None:
+    folder, differences = _differences(tmp_path, "EP2-TP2-PP2")
+    assert differences == []
+    classes = json.loads((folder / "classes.json").read_text())["classes"]
+    assert [one["num_ranks"] for one in classes] == [2, 2, 2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("TP2-PP2-DP2-EP2-ETP1", ("workload.distributed_optimizer=true",)),
+        ("PP2-VPP2-DP4-EP2-ETP1", ("model.num_layers=4",)),
+        ("EP2-TP2-PP2-DP2", ("--routing", "zipf:1.2")),
+        ("EP2-TP2-PP2-DP2", ("--expand",)),
+    ],
+)
+def test_the_graph_of_classes_is_that_of_all_ranks_for_any_strategy(
+    strategy: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert _differences(tmp_path, strategy, *options)[1] == []
+
+
+def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
+    path = write_small_deployment(tmp_path)
+    done = truedag("dry", str(path), "--expand", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lazy, written = Graph.open(tmp_path / "out" / "classes"), Graph.open(tmp_path / "out")
+    assert "form" not in written.meta
+    for table in ("nodes", "edges", "participants"):
+        assert getattr(lazy, table).collect().equals(getattr(written, table).collect()), table
+    part = lazy.subgraph(ranks=1)
+    assert part.edges.collect().equals(written.subgraph(ranks=1).edges.collect())
+    assert (
+        part.border.sort(pl.all().exclude("shape"))
+        .collect()
+        .equals(written.subgraph(ranks=1).border.sort(pl.all().exclude("shape")).collect())
+    )
+
 
 def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
     path = write_small_deployment(tmp_path)
     done = truedag("dry", str(path), "--all-ranks", "--routing", "zipf:1.5", "--seed", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "routing zipf (alpha 1.5, seed 3)" in done.stdout
+    assert "Audit: Right" in done.stdout
+    assert (tmp_path / "truedag-out" / "small-dry" / "audit.md").is_file()
     graph = Graph.open(tmp_path / "truedag-out" / "small-dry")
     assert graph.meta["dry"]["routing"] == {"kind": "zipf", "alpha": 1.5, "seed": 3}
     assert graph.meta["num_unmatched"] == 0

@@ -57,6 +57,8 @@ def test_a_plain_program_is_recorded_and_merged(programs: Path) -> None:
     said = result.stdout.splitlines()
     assert said[0] == "['--out', 'mine', '--m', '--', '-h'] "
     assert "no rank missing: truedag-out/plain/dag" in said[1]
+    assert said[2].startswith("Audit: Right")
+    assert json.loads((programs / "truedag-out" / "plain" / "audit.json").read_text())["faults"] == 0
     assert said[-1] == "next: truedag report truedag-out/plain"
     report = truedag("report", "truedag-out/plain", cwd=programs)
     assert report.returncode == 0, report.stderr

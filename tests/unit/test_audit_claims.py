@@ -104,6 +104,35 @@ def test_a_claim_that_is_none_is_refused(told: object) -> None:
         read_claim(told, name="claim")
 
 
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"num_layer": 3}, "did you mean num_layers"),
+        ({"layers": 3, "num_layers": 3}, "stated twice"),
+        ({"gpus": -4}, "no count"),
+        ({"gpus": float("nan")}, "no count"),
+        ({"gpus": [[1] * 9] * 9}, "a number is needed"),
+        ({"name": [["x"] * 9] * 9}, "no text"),
+        ({"strategy": "fancy"}, "names no axis"),
+    ],
+)
+def test_what_is_wrong_with_a_claim_is_said(told: dict[str, object], why: str) -> None:
+    with pytest.raises(ClaimError, match=why):
+        read_claim(told, name="claim")
+
+
+def test_the_names_of_other_tools_are_known() -> None:
+    assert read_claim({"num_hidden_layers": None, "hidden_size": 64, "world_size": 8}, name="claim").numbers == {
+        "hidden": 64,
+        "gpus": 8,
+    }
+
+
+def test_memory_is_compared_with_all_that_training_keeps() -> None:
+    (finding,) = claimed(memory_per_gpu="1 GB")
+    assert "weights, gradients and optimizer state alone take" in finding.title
+
+
 def test_a_title_is_a_claim() -> None:
     claim = claim_of_text("EP8-TP4-PP2-DP4 on 256 GPUs (30B MoE), all communications shown", name="title")
     assert claim is not None

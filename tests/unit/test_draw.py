@@ -18,13 +18,24 @@ from truedag.tracer.views import render
 from truedag.tracer.views.blocks import fold_blocks
 from truedag.tracer.views.boxes import STEP, make_boxes
 from truedag.tracer.views.captions import write_ranks, write_shapes
-from truedag.tracer.views.draw import MAX_PIXELS, draw
+from truedag.tracer.views.draw import draw
+from truedag.tracer.views.scope import find_scope
+from truedag.tracer.views.sheet import MAX_PIXELS
+
+
+def simplified(dag, views):
+    (drawing,) = draw(dag, views, views=["simplified"])
+    return drawing
+
+
+def fold(dag):
+    return fold_blocks(find_scope(Graph.open(dag)), alike=False)
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return draw(pipeline().write(folder / "dag"), folder / "views")
+    return simplified(pipeline().write(folder / "dag"), folder / "views")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +89,7 @@ def test_every_node_states_shapes_ranks_times_and_operators(graph):
     for node in titled(graph, "router"):
         lines = node.attr["label"].strip("<>").split("<BR/>")
         assert lines[1] == "f32[2,4] → [2,4]"
-        assert re.fullmatch(r"rank \d · 1 op x 2", lines[2])
+        assert re.fullmatch(r"GPU \d · 1 op x 2", lines[2])
         assert lines[3] == "60 ns, max 60 ns"
 
 
@@ -94,16 +105,16 @@ def test_stages_are_clusters_of_their_own_colour(graph):
 
 
 def test_microbatches_fold_and_are_compared(tmp_path):
-    alike = fold_blocks(Graph.open(pipeline(num_microbatches=3).write(tmp_path / "a")))
+    alike = fold(pipeline(num_microbatches=3).write(tmp_path / "a"))
     assert (alike.num_microbatches, alike.num_unlike) == (3, 0)
     dag = pipeline(num_microbatches=3)
     dag.node(rank=0, after=(0,), time=(0, 5), module="decoder.layers.0.extra", phase="probe", microbatch=2, layer=0)
-    other = fold_blocks(Graph.open(dag.write(tmp_path / "b")))
+    other = fold(dag.write(tmp_path / "b"))
     assert (other.num_microbatches, other.num_unlike) == (3, 1)
 
 
 def test_communications_never_fold_into_computation(tmp_path):
-    blocks = fold_blocks(Graph.open(pipeline().write(tmp_path / "dag")))
+    blocks = fold(pipeline().write(tmp_path / "dag"))
     kinds = blocks.fold.members.join(blocks.nodes.select("node", "kind"), on="node").group_by("fold").agg("kind")
     assert all(len(set(found)) == 1 for found in kinds["kind"].to_list())
 
@@ -119,7 +130,7 @@ def test_steps_stay_apart_where_folding_them_would_make_a_cycle(tmp_path):
                     phase="forward", microbatch=0, step=step,
                 ),
             )  # fmt: skip
-    blocks = fold_blocks(Graph.open(dag.write(tmp_path / "dag")))
+    blocks = fold(dag.write(tmp_path / "dag"))
     assert blocks.folded == "ranks and microbatches of a step"
     assert len(blocks.fold.nodes) == 4
 
@@ -133,17 +144,17 @@ def test_a_program_that_told_nothing_is_drawn(tmp_path):
         dag.meet(reduce, group, rank, (10, 12, 20))
         dag.node(rank=rank, after=(reduce,), time=(20, 30))
     path = dag.write(tmp_path / "dag")
-    graph = Graph.open(path)
-    boxes = make_boxes(graph, fold_blocks(graph))
+    scope = find_scope(Graph.open(path))
+    boxes = make_boxes(scope, fold_blocks(scope, alike=False))
     assert {box.panel for box in boxes} == {STEP}
-    assert draw(path, tmp_path / "views").num_nodes == 5
+    assert simplified(path, tmp_path / "views").num_nodes == 5
 
 
 def test_unknown_times_are_written_as_unknown(tmp_path):
     dag = SmallDag()
     dag.node()
-    dot = draw(dag.write(tmp_path / "dag"), tmp_path / "views").dot.read_text()
-    assert "unknown, max unknown" in dot
+    dot = simplified(dag.write(tmp_path / "dag"), tmp_path / "views").dot.read_text()
+    assert "not timed" in dot
 
 
 def test_the_same_graph_gives_the_same_bytes(tmp_path):

@@ -25,6 +25,7 @@ FORWARD = {
     "graph": {"graph", "topology", "errors"},
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
+    "estimate": {"estimate", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
     "audit": {"audit", "analysis", "graph", "topology", "errors"},
     "dry": {"dry", "merge", "graph", "record", "errors"},

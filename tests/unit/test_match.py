@@ -61,6 +61,13 @@ def test_two_groups_over_the_same_ranks_stay_apart() -> None:
     assert matched.unmatched == []
 
 
+def test_a_rank_alone_in_its_group_began_at_one_point_with_itself() -> None:
+    alone = [dataclasses.replace(record("c10d::allreduce_", (3,), order), from_barrier=False) for order in range(2)]
+    matched = match_communications({3: alone})
+    assert [collective.order for collective in matched.collectives] == [0, 1]
+    assert matched.unmatched == []
+
+
 def test_a_missing_record_is_named_with_the_ranks_that_lack_it() -> None:
     whole = [record("c10d::allreduce_", (0, 1, 2), order) for order in range(3)]
     matched = match_communications({0: whole, 1: whole[:2], 2: whole})

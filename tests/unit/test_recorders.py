@@ -9,6 +9,7 @@ from recorder_comparison import assert_same_graph
 from torch import nn
 
 from truedag.tracer import annotate
+from truedag.tracer.dry.recording import record_dry
 from truedag.tracer.merge.rank_graph import RankGraph, build_rank_graph
 from truedag.tracer.record import recording as recording_module
 from truedag.tracer.record.recording import RecorderName, record
@@ -106,6 +107,13 @@ def test_both_recorders_see_the_same(program: Program, tmp_path: Path) -> None:
 def test_a_kernel_of_its_own_makes_an_operator(tmp_path: Path) -> None:
     ops = trace_of(tmp_path / "native", composite_elsewhere, "native").nodes.op
     assert {"aten::silu_backward", "aten::mish_backward", "aten::native_channel_shuffle"} <= set(ops)
+
+
+def test_without_memory_it_is_an_operator_as_well(tmp_path: Path) -> None:
+    with torch.device("meta"), record_dry(tmp_path / "dry"):
+        torch.nn.functional.silu(torch.ones(2, 3, requires_grad=True)).sum().backward()
+    trace = read_trace(tmp_path / "dry")
+    assert "aten::silu_backward" in {trace.ops[int(event["op"])]["name"] for event in trace.threads[0].events}
 
 
 def test_a_training_step_has_the_same_operators_edges_and_labels(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class Report:
     Attributes:
         steps_ns: for each recorded step the time from the first start to the last end over all ranks; a step without a
             measurement is not in it.
+        is_estimated: whether times are estimates, not measurements.
     """
 
     deployment: str | None
@@ -73,6 +74,7 @@ class Report:
     num_unmatched: int
     unmatched: tuple[str, ...]
     steps_ns: dict[int, int]
+    is_estimated: bool
     communications: tuple[CommunicationTotals, ...]
     ranks: tuple[RankShares, ...]
     experts: tuple[ExpertPlace, ...]
@@ -105,6 +107,7 @@ def make_report(dag_dir: Path) -> Report:
         num_unmatched=int(meta["num_unmatched"]),
         unmatched=tuple(meta["unmatched"]),
         steps_ns={step: end - start for step, (start, end) in measure_steps(nodes, participants).items()},
+        is_estimated=bool((nodes["timing"] == "estimated").any()),
         communications=tuple(_total_communications(nodes, participants, groups)),
         ranks=tuple(share_time(nodes, participants, ranks)),
         experts=tuple(_place_experts(nodes)),

@@ -95,6 +95,7 @@ def _facts(report: Report) -> list[str]:
         f"{sum(report.edges.values()):,} edges: {_counts(report.edges)}",
         f"unmatched communications: {report.num_unmatched:,}"
         + (f"; {missing} ranks recorded nothing" if missing else ""),
+        *(["ESTIMATED: times of this graph are estimates, not measurements"] if report.is_estimated else []),
         f"time of step {steps}",
     ]
 

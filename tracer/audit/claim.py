@@ -25,7 +25,8 @@ MEASURED = ("tokens_per_second", "tokens_per_second_per_gpu", "time_to_first_tok
 """Those of `NUMBERS` that only a run can tell."""
 _ALIASES = {
     "num_gpus": "gpus", "world_size": "gpus", "num_parameters": "parameters", "params": "parameters",
-    "num_layers": "layers", "hidden_size": "hidden", "num_heads": "heads", "num_attention_heads": "heads",
+    "num_layers": "layers",
+    "num_hidden_layers": "layers", "hidden_size": "hidden", "num_heads": "heads", "num_attention_heads": "heads",
     "num_kv_heads": "kv_heads", "num_query_groups": "kv_heads", "num_key_value_heads": "kv_heads",
     "ffn_hidden_size": "ffn", "intermediate_size": "ffn", "num_experts": "experts", "num_local_experts": "experts",
     "expert_hidden_size": "expert_hidden", "moe_intermediate_size": "expert_hidden", "vocab_size": "vocabulary",

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from truedag.tracer.dry.memory import weigh_kept
 from truedag.tracer.dry.quotient import ClassPart, Quotient, join_classes
 from truedag.tracer.dry.world import Ints, Teams, World
 from truedag.tracer.errors import CycleError, MergeError
@@ -106,7 +107,8 @@ def build_class_graph(
         "kernels": pl.DataFrame(schema=KERNEL_SCHEMA),
     }
     counts = _count(world, teams, quotient, frames)
-    meta = _describe(world, parts, counts, deployment, strategy, told)
+    kept = [{"rank_class": number, **weigh_kept(traces[rank])} for number, rank in enumerate(parts)]
+    meta = _describe(world, parts, counts, deployment, strategy, {**told, "memory": kept})
     finish_folder(begin_folder(out_dir), out_dir, frames, meta)
     return counts
 
@@ -243,7 +245,8 @@ def _participants(
     }
     schema = {"node": pl.Int64, "rank_class": pl.Int32, "team": pl.Int32}
     schema |= dict.fromkeys(("seq", "send_bytes", "recv_bytes"), pl.Int64)
-    return pl.DataFrame(columns, schema=schema).sort("node", "rank_class")
+    never = [pl.lit(None, pl.Int64).alias(name) for name in ("arrive_ns", "start_ns", "end_ns")]
+    return pl.DataFrame(columns, schema=schema).with_columns(never).sort("node", "rank_class")
 
 
 def _groups(world: World, teams: Teams, quotient: Quotient) -> pl.DataFrame:

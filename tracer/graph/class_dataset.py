@@ -29,7 +29,7 @@ FORM = "classes"  # of `meta.json`
 
 _ROWS_AT_ONCE = 1 << 18
 _OWN = {"nodes": ("rank_class", "team", "num"), "edges": ("rank_class", "team", "place")}
-_NO_TIMES = ("arrive_ns", "start_ns", "end_ns", "waited_ns")
+_SAID = ("seq", "arrive_ns", "start_ns", "end_ns", "send_bytes", "recv_bytes")  # of participants, by each class
 _PARTICIPANTS: dict[str, Any] = {
     "node": pl.Int64, "rank": pl.Int32, "group": pl.Int32, "seq": pl.Int64, "arrive_ns": pl.Int64,
     "start_ns": pl.Int64, "end_ns": pl.Int64, "send_bytes": pl.Int64, "recv_bytes": pl.Int64, "waited_ns": pl.Int64,
@@ -59,7 +59,7 @@ class ClassDataset:
             "edges": lambda columns: self._edges(self._want(ranks), columns, owned=False),
             "participants": lambda columns: self._participants(self._want(ranks), columns),
         }[table]
-        return _lazily(make, self._schema(table), table)
+        return _lazily(make, self._schema(table))
 
     def scan_classes(self, table: str) -> pl.LazyFrame:
         """Return the class graph's own rows; of nodes, `num` says how many each stands for.
@@ -129,10 +129,8 @@ class ClassDataset:
                 "rank": rank,
                 "group": group[begins[team[row]] + world.turn[team[row], rank]],
             }
-            told = rows.select("seq", "send_bytes", "recv_bytes")[row.astype(np.uint32)]
-            frame = told.with_columns(
-                *(pl.Series(name, column) for name, column in values.items()),
-                *(pl.lit(None, pl.Int64).alias(name) for name in _NO_TIMES),
+            frame = rows.select(_SAID)[row.astype(np.uint32)].with_columns(
+                *(pl.Series(name, column) for name, column in values.items()), waited_ns=pl.lit(None, pl.Int64)
             )
             frame = frame.select(pl.col(name).cast(dtype) for name, dtype in _PARTICIPANTS.items())
             yield frame.sort("node", "rank").select(columns)
@@ -267,7 +265,7 @@ def _is_repeated(is_shared: Bools, src: Ints, dst: Ints, rank: Ints) -> Bools:
     return found
 
 
-def _lazily(make: Maker, schema: dict[str, Any], table: str) -> pl.LazyFrame:
+def _lazily(make: Maker, schema: dict[str, Any]) -> pl.LazyFrame:
     """Return a frame that is made when it is collected: only the columns that are used, batch by batch."""
 
     def read(
@@ -284,4 +282,4 @@ def _lazily(make: Maker, schema: dict[str, Any], table: str) -> pl.LazyFrame:
             if rows_left == 0:
                 return
 
-    return register_io_source(read, schema=schema, explain_name=f"class graph: {table}")
+    return register_io_source(read, schema=schema)

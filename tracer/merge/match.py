@@ -169,7 +169,8 @@ def _stream_of(
 def _by_place(stream: _Stream) -> bool:
     """Whether places in the recordings must do: some end has no numbers, and all recordings began at one point."""
     numbered = {end for record, end in zip(stream.records, stream.end, strict=True) if record.number is not None}
-    return numbered != set(stream.end) and all(record.from_barrier for record in stream.records)
+    began_as_one = len(stream.ends) == 1 or all(record.from_barrier for record in stream.records)
+    return numbered != set(stream.end) and began_as_one
 
 
 def _collect(

@@ -1,8 +1,9 @@
 """Give messages and gradient accumulation the microbatch of the data they carry.
 
-A message carries what its producer made, so it belongs to that microbatch and phase; the receive to the send's. An
-operator of autograd's engine without a forward operator (it adds a finished gradient to a parameter's) belongs to the
-microbatch of what it adds, not of what it adds to. A collective, if its participants do not say otherwise, too.
+A message carries what its producer made, so it belongs to that microbatch and phase; the receive to the send's. So do
+copies that nobody labelled, from which a message is sent or into which it goes. An operator of autograd's engine
+without a forward operator (it adds a finished gradient to a parameter's) belongs to the microbatch of what it adds, not
+of what it adds to. A collective, if its participants do not say otherwise, too.
 """
 
 from __future__ import annotations

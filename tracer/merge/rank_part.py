@@ -323,12 +323,18 @@ def _unlabelled(
     is_update: NDArray[np.bool_],
     kind: NDArray[np.int8],
 ) -> Columns:
-    """What may take its microbatch from its data: messages, and operators of the backward pass of unknown microbatch.
+    """What may take its microbatch from its data, of what has none.
 
-    Each with what it reads, but for what it updates and what was there before the recording.
+    Messages, copies from which one is sent or into which one goes (a GPU's memory, through the host's), and operators
+    of the backward pass. Each with what it reads, but for what it updates and what was there before the recording.
     """
+    beside = np.zeros(len(kind), bool)
+    beside[src[kind[dst] == SEND]] = True
+    beside[dst[kind[src] == RECV]] = True
+    copying = [number for number, op in nodes.trace.ops.items() if op["name"] == "aten::copy_"]
+    unknown = nodes.belonging.columns["microbatch"] == UNKNOWN
     wanted = np.zeros(len(kind), bool)
-    wanted[: len(nodes)] = nodes.in_backward & (nodes.belonging.columns["microbatch"] == UNKNOWN)
+    wanted[: len(nodes)] = unknown & (nodes.in_backward | (beside[: len(nodes)] & np.isin(nodes.op_number, copying)))
     wanted[(kind == SEND) | (kind == RECV)] = True
     alone = np.flatnonzero(wanted)
     # Of a collective another rank may want to know.

@@ -5,6 +5,8 @@ told to route or belongs to the module that exchanges tokens over the expert axi
 inside it, everything else is `computation`. Axes, experts, layers and phases were told by the program; what it did not
 tell is drawn as computation.
 
+Layers that follow each other in a stage and are alike can be drawn once (`alike`).
+
 Ranks of a stage and microbatches run the same blocks (a block is a layer in a phase), so their segments are folded
 together: by block, role, and how many communications and changes of role the program has passed in it. Whether the
 microbatches really are alike is looked at, not assumed. Where that fold has a cycle, steps and then microbatches are
@@ -20,8 +22,10 @@ import numpy as np
 import polars as pl
 
 from truedag.tracer.errors import GraphError
-from truedag.tracer.graph import Graph
 from truedag.tracer.graph.fold import COMMUNICATIONS, Fold, coarsen, fold
+from truedag.tracer.views.alike import find_alike, fold_alike
+from truedag.tracer.views.experts import ExpertMap
+from truedag.tracer.views.scope import Scope, weigh
 
 BLOCK = ("stage", "phase", "is_microbatch", "layer", "where")
 _CALL = ("step", "decode_step", "microbatch")
@@ -48,6 +52,10 @@ class Blocks:
         folded: what is folded together, in words.
         num_microbatches: how many microbatches are folded together.
         num_unlike: how many of them pass other folded nodes or edges than the first.
+        layers: for each stage and layer that is drawn, the layers that it stands for.
+        repeats: for each of those, edges and bytes from one of its layers to another, which are not drawn.
+        later: edges and bytes from a decode step to a later one, which are not drawn.
+        weights: node and weight: how many nodes of the graph each node that was read stands for.
     """
 
     fold: Fold
@@ -56,14 +64,23 @@ class Blocks:
     folded: str
     num_microbatches: int
     num_unlike: int
+    layers: dict[tuple[int, int], tuple[int, ...]]
+    repeats: dict[tuple[int, int], tuple[int, int]]
+    later: tuple[int, int]
+    weights: pl.DataFrame
 
 
-def fold_blocks(graph: Graph) -> Blocks:
+def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
     """Fold the graph for the layer-level drawing.
+
+    Args:
+        scope: what is read of the graph.
+        alike: draw layers that follow each other and pass the same folded nodes and edges once.
 
     Raises:
         GraphError: the dataset is broken.
     """
+    graph = scope.graph
     participants = graph.participants.collect()
     groups = graph.groups.select(pl.col("group").cast(pl.Int64), "axis").collect()
     all_edges = graph.edges.collect()
@@ -77,28 +94,72 @@ def fold_blocks(graph: Graph) -> Blocks:
         .join(groups, on="group", how="left")
         .with_columns(lead=pl.coalesce("lead", pl.col("rank").cast(pl.Int64)))
     )
-    nodes = _add_parts(_add_where(_add_role(nodes)), all_edges)
+    nodes = _add_parts(_add_where(_add_role(nodes)), all_edges, scope)
     fine = fold(nodes, edges, participants, [*_CALL, *_PART, "group", "lead"])
     # What ran outside all phases is of one part only if it is of the same operators.
     of_ops = pl.when(pl.col("phase").is_null() & pl.col("what").is_null()).then(pl.col("ops").list.join(" "))
     segments = fine.nodes.with_columns(
         what=of_ops.otherwise("what"), occurrence=pl.int_range(pl.len()).over("kind", *_CALL, *_PART, "group", "lead")
     )
-    folded, coarse = _coarsen(replace(fine, nodes=segments))
-    times = _communication_times(coarse, participants)
+    fine = replace(fine, nodes=segments)
+    folded, coarse, later = _coarsen(fine)
+    layers: dict[tuple[int, int], tuple[int, ...]] = {
+        (stage, layer): (layer,) for stage, layer in coarse.nodes.select("stage", "layer").unique().iter_rows()
+    }
+    repeats: dict[tuple[int, int], tuple[int, int]] = {}
+    if alike:
+        layers = find_alike(coarse)
+        fine, repeats = fold_alike(fine, layers)
+        folded, coarse, later = _coarsen(fine)
+    weights = weigh(scope, nodes, participants)
+    times = _communication_times(coarse, participants, scope)
     coarse = replace(coarse, nodes=coarse.nodes.join(times, on="fold", how="left").sort("fold"))
     num, num_unlike = _compare_microbatches(nodes, edges, coarse) if "microbatches" in folded else (0, 0)
-    return Blocks(fold=coarse, nodes=nodes, edges=edges, folded=folded, num_microbatches=num, num_unlike=num_unlike)
+    return Blocks(
+        fold=coarse,
+        nodes=nodes,
+        edges=edges,
+        folded=folded,
+        num_microbatches=num,
+        num_unlike=num_unlike,
+        layers=layers,
+        repeats=repeats,
+        later=later,
+        weights=weights,
+    )
 
 
-def _coarsen(fine: Fold) -> tuple[str, Fold]:
-    """Fold as much together as still makes a DAG; say what that is."""
-    for folded, by in _LADDER:
+def _coarsen(fine: Fold) -> tuple[str, Fold, tuple[int, int]]:
+    """Fold as much together as still makes a DAG.
+
+    Returns:
+        what is folded together, the fold, and edges and bytes from one call to a later one that had to be taken out.
+    """
+    try:
+        return _LADDER[0][0], coarsen(fine, _LADDER[0][1]), (0, 0)
+    except GraphError:
+        cut, num, size = _cut_calls(fine)
+    for folded, by, one in (
+        ("ranks, microbatches and decode steps", _LADDER[0][1], cut),
+        *((folded, by, fine) for folded, by in _LADDER[1:]),
+    ):
         try:
-            return folded, coarsen(fine, by)
+            return folded, coarsen(one, by), (num, size) if one is cut else (0, 0)
         except GraphError:
             continue
-    return "nothing but a rank's segments", fine
+    return "nothing but a rank's segments", fine, (0, 0)
+
+
+def _cut_calls(fine: Fold) -> tuple[Fold, int, int]:
+    """Take out the edges that lead from a microbatch or decode step to another one of the same phase."""
+    ends = fine.nodes.filter(pl.col("decode_step") >= 0).select("fold", "phase", call=pl.struct(*_CALL))
+    later = (
+        fine.edges.join(ends.rename({"fold": "src"}), on="src")
+        .join(ends.rename({"fold": "dst"}), on="dst", suffix="_b")
+        .filter((pl.col("phase") == pl.col("phase_b")) & (pl.col("call") != pl.col("call_b")))
+    )
+    kept = fine.edges.join(later.select("src", "dst", "kind"), on=["src", "dst", "kind"], how="anti")
+    return replace(fine, edges=kept), int(later["num_edges"].sum()), int(later["bytes"].sum())
 
 
 def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:
@@ -128,7 +189,7 @@ def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:
 def _add_where(nodes: pl.DataFrame) -> pl.DataFrame:
     """Say of what is in no layer whether it ran before, after or between its rank's layers."""
     layered = nodes.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(["parameter", "input", "output"]))
-    near = ("lead", "step", "phase", "microbatch")
+    near = ("lead", "step", "phase", "decode_step", "microbatch")
     call = layered.group_by(near).agg(low=pl.col("node").min(), high=pl.col("node").max())
     step = layered.group_by(near[:2]).agg(step_low=pl.col("node").min(), step_high=pl.col("node").max())
     low, high = pl.coalesce("low", "step_low"), pl.coalesce("high", "step_high")
@@ -147,7 +208,7 @@ def _add_where(nodes: pl.DataFrame) -> pl.DataFrame:
     return joined.with_columns(where=where).drop("low", "high", "step_low", "step_high")
 
 
-def _add_parts(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
+def _add_parts(nodes: pl.DataFrame, edges: pl.DataFrame, scope: Scope) -> pl.DataFrame:
     """Add what folds together: what and place (communications), experts, passed communications of the block."""
     is_communication = pl.col("role") == "communication"
     held = (
@@ -156,11 +217,21 @@ def _add_parts(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
         .agg(held=pl.col("expert").unique().sort().cast(pl.String).implode().list.join(","))
         .with_columns(role=pl.lit("experts"))
     )
+    if scope.is_folded:
+        held = _spread_experts(held, ExpertMap(scope))
     nodes = nodes.join(held, on=["lead", "layer", "role"], how="left").rename({"held": "experts"})
     nodes = nodes.with_columns(
         what=pl.when(is_communication).then("label"), place=pl.when(is_communication).then("module")
     )
     return nodes.sort("node").with_columns(passed=_count_passed(nodes.sort("node"), edges))
+
+
+def _spread_experts(held: pl.DataFrame, experts: ExpertMap) -> pl.DataFrame:
+    """Name the experts of all ranks of a class where the one that was read stands for them."""
+    told = [
+        ",".join(map(str, experts.of_class(lead, layer))) for lead, layer in held.select("lead", "layer").iter_rows()
+    ]
+    return held.with_columns(held=pl.Series(told, dtype=pl.String))
 
 
 def _count_passed(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.Series:
@@ -185,19 +256,21 @@ def _count_passed(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.Series:
     return pl.Series(passed, dtype=pl.Int64)
 
 
-def _communication_times(coarse: Fold, participants: pl.DataFrame) -> pl.DataFrame:
+def _communication_times(coarse: Fold, participants: pl.DataFrame, scope: Scope) -> pl.DataFrame:
     """Mean and longest waiting and transfer over the participants of each folded communication; null is unknown."""
     wait, transfer = pl.col("start_ns") - pl.col("arrive_ns"), pl.col("end_ns") - pl.col("start_ns")
+    num = pl.Series([scope.weight(rank) for rank in participants["rank"]], dtype=pl.Int64)
     return (
-        participants.join(coarse.members, on="node")
+        participants.with_columns(num=num)
+        .join(coarse.members, on="node")
         .group_by("fold")
         .agg(
             wait_ns=wait.mean(),
             max_wait_ns=wait.max(),
             transfer_ns=transfer.mean(),
             max_transfer_ns=transfer.max(),
-            send_bytes=pl.col("send_bytes").sum(),
-            recv_bytes=pl.col("recv_bytes").sum(),
+            send_bytes=(pl.col("send_bytes") * pl.col("num")).sum(),
+            recv_bytes=(pl.col("recv_bytes") * pl.col("num")).sum(),
         )
     )
 
@@ -222,8 +295,10 @@ def _compare_microbatches(nodes: pl.DataFrame, edges: pl.DataFrame, coarse: Fold
     )
     numbers = inside["microbatch"].unique().sort().to_list()
     pictures = [
-        (parts.filter(pl.col("microbatch") == number).drop("microbatch").rows(),
-         links.filter(pl.col("microbatch") == number).drop("microbatch").rows())
+        (
+            parts.filter(pl.col("microbatch") == number).drop("microbatch").rows(),
+            links.filter(pl.col("microbatch") == number).drop("microbatch").rows(),
+        )
         for number in numbers
-    ]  # fmt: skip
+    ]
     return len(numbers), sum(picture != pictures[0] for picture in pictures)

@@ -14,9 +14,10 @@ from typing import Any
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
-from truedag.tracer.graph import Graph
 from truedag.tracer.views import captions
 from truedag.tracer.views.blocks import Blocks
+from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.scope import Scope
 
 STEP, ACROSS = "step", "across"
 Column = tuple[int, int]  # (0, 0) before the layers, (1, layer), (2, 0) after them
@@ -56,26 +57,29 @@ class Box:
     num_nodes: int
 
 
-def make_boxes(graph: Graph, blocks: Blocks) -> list[Box]:
+def make_boxes(scope: Scope, blocks: Blocks) -> list[Box]:
     """Describe every folded node but what goes in and out of the program, in topological order."""
     folded = blocks.fold.nodes.filter(~pl.col("kind").is_in(_ENDS))
     stages = folded.filter(pl.col("stage") >= 0)["stage"].n_unique()
     falling = _falling_phases(folded)
     panels = {row["fold"]: _panel(row, stages > 0) for row in folded.to_dicts()}
-    calls = _calls(blocks)
-    groups = _groups(graph, blocks)
+    calls = _calls(scope, blocks)
+    stood = _stood_for(blocks)
+    groups = _groups(scope, blocks)
     parts = _parts(blocks)
     shapes_in, shapes_out = _shapes(blocks, panels)
     boxes = []
     sides = _sides_of_experts(folded, falling)
     for row in folded.to_dicts():
         number = row["fold"]
-        called = calls[number]
+        called, ranks = calls[number], scope.spread(row["ranks"])
         texts = [captions.write_shapes(found.get(number, ())) for found in (shapes_in, shapes_out)]
         if row["role"] == "communication":
-            text = _describe_communication(row, groups.get(number, []), texts, sides.get(number, ""))
+            text = _describe_communication(
+                row, stood[number], ranks, groups.get(number, ""), texts, sides.get(number, "")
+            )
         else:
-            text = _describe_computation(row, parts[number], called, texts, sides.get(number, ""))
+            text = _describe_computation(row, parts[number], called, ranks, texts, sides.get(number, ""))
         boxes.append(
             Box(
                 fold=number,
@@ -87,11 +91,11 @@ def make_boxes(graph: Graph, blocks: Blocks) -> list[Box]:
                 panel=panels[number],
                 column=_column(row, falling) if panels[number] not in (STEP, ACROSS) else None,
                 text=tuple(text),
-                ranks=tuple(row["ranks"]),
+                ranks=ranks,
                 experts=row["experts"] or "",
                 level=row["passed"],
                 time_ns=row["transfer_ns"] if row["role"] == "communication" else called["mean_ns"],
-                num_nodes=row["num_nodes"],
+                num_nodes=stood[number],
             )
         )
     return boxes
@@ -136,34 +140,54 @@ def _sides_of_experts(folded: pl.DataFrame, falling: set[str]) -> dict[int, str]
     }
 
 
-def _calls(blocks: Blocks) -> dict[int, dict[str, Any]]:
+def _stood_for(blocks: Blocks) -> dict[int, int]:
+    """Count the graph's nodes that each folded node stands for."""
+    rows = blocks.fold.members.join(blocks.weights, on="node").group_by("fold").agg(pl.col("weight").sum())
+    return {fold: round(weight) for fold, weight in rows.iter_rows()}
+
+
+def _calls(scope: Scope, blocks: Blocks) -> dict[int, dict[str, Any]]:
     """Count each folded node's calls (a rank in a step and microbatch) and their mean and longest measured time."""
     duration = pl.when(pl.col("timing") == "measured").then(pl.col("end_ns") - pl.col("start_ns"))
     per_call = (
         blocks.nodes.join(blocks.fold.members, on="node")
-        .group_by("fold", "rank", "step", "decode_step", "microbatch")
+        .group_by("fold", "rank", "layer", "step", "decode_step", "microbatch")
         .agg(num=pl.len(), known=duration.is_not_null().all(), time=duration.sum())
         .with_columns(time=pl.when("known").then("time"))
     )
-    rows = per_call.group_by("fold").agg(
-        num_calls=pl.len(), num_ops=pl.col("num").sum(), mean_ns=pl.col("time").mean(), max_ns=pl.col("time").max()
+    times = pl.Series([scope.weight(rank) for rank in per_call["rank"]], dtype=pl.Int64)
+    rows = (
+        per_call.with_columns(times=times)
+        .group_by("fold")
+        .agg(
+            num_calls=pl.col("times").sum(),
+            num_ops=(pl.col("num") * pl.col("times")).sum(),
+            mean_ns=pl.col("time").mean(),
+            max_ns=pl.col("time").max(),
+        )
     )
     return {row["fold"]: row for row in rows.to_dicts()}
 
 
-def _groups(graph: Graph, blocks: Blocks) -> dict[int, list[list[int]]]:
+def _groups(scope: Scope, blocks: Blocks) -> dict[int, str]:
+    """Name the process groups of each folded communication."""
+    met = scope.graph.participants.select("node", "rank", "group").collect()
     rows = (
-        graph.participants.select("node", "group")
-        .collect()
-        .join(blocks.fold.members, on="node")
-        .select("fold", "group")
+        met.join(blocks.fold.members, on="node")
+        .select("fold", "rank", "group")
         .unique()
-        .join(graph.groups.select("group", "ranks").collect(), on="group")
-        .sort("fold", pl.col("ranks").list.first())
-        .group_by("fold")
-        .agg("ranks")
+        .join(scope.whole.groups.select("group", "ranks").collect(), on="group")
+        .sort("fold", pl.col("ranks").list.first(), "rank")
     )
-    return {row["fold"]: row["ranks"] for row in rows.to_dicts()}
+    if not scope.is_folded:
+        unique = rows.select("fold", "ranks").unique(maintain_order=True).group_by("fold").agg("ranks")
+        return {fold: captions.write_groups(ranks) for fold, ranks in unique.iter_rows()}
+    found: dict[int, str] = {}
+    for fold, ranks, groups in rows.group_by("fold", maintain_order=True).agg("rank", "ranks").iter_rows():
+        num = round(sum(scope.weight(rank) / len(group) for rank, group in zip(ranks, groups, strict=True)))
+        first = f"{{{write_gpus(groups[0]).partition(' ')[2]}}}"
+        found[fold] = first if num <= 1 else f"{num:,} groups of {len(groups[0])}, the first {first}"
+    return found
 
 
 def _parts(blocks: Blocks) -> dict[int, list[tuple[str | None, str]]]:
@@ -172,12 +196,18 @@ def _parts(blocks: Blocks) -> dict[int, list[tuple[str | None, str]]]:
         blocks.nodes.filter(~pl.col("kind").is_in(_ENDS))
         .join(blocks.fold.members, on="node")
         .sort("node")
-        .select("fold", "module", "op")
+        .select("fold", "module", "layer", "op")
         .unique(maintain_order=True)
         .group_by("fold", maintain_order=True)
-        .agg("module", "op")
+        .agg("module", "layer", "op")
     )
-    return {row["fold"]: list(zip(row["module"], row["op"], strict=True)) for row in rows.to_dicts()}
+    return {
+        fold: [
+            (None if module is None else captions.relative_module(module, layer), op)
+            for module, layer, op in zip(modules, layers, ops, strict=True)
+        ]
+        for fold, modules, layers, ops in rows.iter_rows()
+    }
 
 
 Shapes = dict[int, set[tuple[str, tuple[int, ...]]]]
@@ -228,20 +258,20 @@ def _told_shapes(blocks: Blocks) -> tuple[Shapes, Shapes]:
 
 
 def _describe_communication(
-    row: Mapping[str, Any], groups: Sequence[Sequence[int]], texts: Sequence[list[str]], side: str
+    row: Mapping[str, Any], num: int, ranks: Sequence[int], groups: str, texts: Sequence[list[str]], side: str
 ) -> list[str]:
     kind = row["kind"]
     moved = row["recv_bytes"] if kind == "recv" else row["send_bytes"]
-    calls = captions.count(row["num_nodes"], "message" if kind != "collective" else "call")
-    who = captions.write_ranks(row["ranks"]) if kind != "collective" else captions.write_groups(groups)
+    calls = captions.count(num, "message" if kind != "collective" else "call")
+    who = write_gpus(ranks) if kind != "collective" else groups
     module = side or ("" if row["place"] is None else row["place"].rpartition(".")[2])
     return [
         row["what"],
         f"{module} · {calls}" if module else calls,
         _in_out(texts),
         f"{who} · {write_bytes(moved)}",
-        f"{write_time(row['transfer_ns'])}, max {write_time(row['max_transfer_ns'])}",
-        f"wait {write_time(row['wait_ns'])}, max {write_time(row['max_wait_ns'])}",
+        _time(row["transfer_ns"], row["max_transfer_ns"]),
+        "" if row["wait_ns"] is None else f"wait {_time(row['wait_ns'], row['max_wait_ns'])}",
     ]
 
 
@@ -249,13 +279,14 @@ def _describe_computation(
     row: Mapping[str, Any],
     parts: Sequence[tuple[str | None, str]],
     called: Mapping[str, Any],
+    ranks: Sequence[int],
     texts: Sequence[list[str]],
     side: str,
 ) -> list[str]:
     if row["experts"]:
         title = f"experts {write_runs(int(one) for one in row['experts'].split(','))}"
     else:
-        title = captions.name_computation(parts, row["layer"]) + (f": {side}" if side else "")
+        title = captions.name_computation(parts) + (f": {side}" if side else "")
         if row["phase"] is not None and not row["is_microbatch"]:
             title = f"{row['phase']}: {title}"
     ops, calls = called["num_ops"], called["num_calls"]
@@ -263,9 +294,13 @@ def _describe_computation(
     return [
         title,
         _in_out(texts),
-        f"{captions.write_ranks(row['ranks'])} · {each}",
-        f"{write_time(called['mean_ns'])}, max {write_time(called['max_ns'])}",
+        f"{write_gpus(ranks)} · {each}",
+        _time(called["mean_ns"], called["max_ns"]),
     ]
+
+
+def _time(mean_ns: float | None, max_ns: float | None) -> str:
+    return "not timed" if mean_ns is None else f"{write_time(mean_ns)}, max {write_time(max_ns)}"
 
 
 def _in_out(texts: Sequence[list[str]]) -> str:

@@ -64,17 +64,15 @@ def relative_module(module: str, layer: int) -> str:
     return ".".join(names[1:] if names[0] == "model" and len(names) > 1 else names)
 
 
-def name_computation(parts: Sequence[tuple[str | None, str]], layer: int) -> str:
+def name_computation(parts: Sequence[tuple[str | None, str]]) -> str:
     """Name a stretch of operators by the modules they ran in, in order; a layer's own operators by what they are.
 
     Args:
-        parts: (module, operator) in order.
-        layer: the layer they are in, -1 for none.
+        parts: (module inside its layer, operator) in order; a module may be None or '', the layer's own.
     """
     names: dict[str, list[str]] = {}
     own: Counter[str] = Counter()
-    for module, op in parts:
-        path = relative_module(module, layer) if module is not None else ""
+    for path, op in parts:
         if path:
             names.setdefault(path.split(".")[0], []).append(path)
         else:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
 from truedag.tracer.views.fonts import FAMILY
-from truedag.tracer.views.layout import FONT_SIZE, Rectangle
+from truedag.tracer.views.layout import Rectangle
+from truedag.tracer.views.layout_text import FONT_SIZE
 from truedag.tracer.views.routes import Point, round_corners
 
 _POINTS_PER_INCH = 72.0
@@ -37,7 +38,17 @@ class Dot:
         }
         self.lines.append(f"  {_quote(name)} {_attributes(given)};")
 
-    def words(self, name: str, at: Point, text: str, *, size: float, bold: bool = False, align: str = "c") -> None:
+    def words(
+        self,
+        name: str,
+        at: Point,
+        text: str,
+        *,
+        size: float,
+        bold: bool = False,
+        align: str = "c",
+        **attributes: object,
+    ) -> None:
         """Add text alone; `at` is its middle, or its left end with align l."""
         label = f"<B>{escape(text)}</B>" if bold else escape(text)
         x = at[0]
@@ -55,8 +66,20 @@ class Dot:
             "height": "0",
             "fontsize": f"{size:g}",
             "label": f"<{label}>",
+            **attributes,
         }
         self.lines.append(f"  {_quote(name)} {_attributes(given)};")
+
+    def spline(self, src: str, dst: str, points: Sequence[Point], **attributes: object) -> None:
+        """Add an edge along a cubic B-spline of 3n + 1 points, the last of which is the arrow's tip."""
+        *way, last, end = points
+        position = " ".join(f"{self._point(point)}" for point in (*way, last, _before(last, end)))
+        given = {"pos": f"e,{self._point(end)} {position}", **attributes}
+        self.lines.append(f"  {_quote(src)} -> {_quote(dst)} {_attributes(given)};")
+
+    def hidden(self, src: str, dst: str, **attributes: object) -> None:
+        """Add an edge that is not drawn: what stands for it says so."""
+        self.lines.append(f"  {_quote(src)} -> {_quote(dst)} {_attributes({'style': 'invis', **attributes})};")
 
     def line(self, src: str, dst: str, points: Sequence[Point], **attributes: object) -> None:
         """Add an edge that takes the way of `points`."""

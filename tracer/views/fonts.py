@@ -13,9 +13,6 @@ FAMILY = "IBM Plex Sans Condensed"
 _PACKAGE = "fontpkg_ibm_plex_sans_condensed"
 _REGULAR, _BOLD = "IBMPlexSansCondensed-Regular.ttf", "IBMPlexSansCondensed-Bold.ttf"
 
-# Mean advance over the letters and digits of the family's regular style, in em; rounded up so that text fits.
-MEAN_WIDTH_EM = 0.46
-
 
 def write_fontconfig(folder: Path) -> Path:
     """Write a fontconfig file that knows the carried family alone, so that every machine draws alike.
@@ -45,6 +42,15 @@ def embed_font(svg: bytes) -> bytes:
     ]
     head, begin, body = svg.partition(b"<g id=")
     return head + f"<style>{''.join(styles)}</style>\n".encode() + begin + body
+
+
+def font_file(*, bold: bool) -> Path:
+    """Return where the regular or the bold style lies.
+
+    Raises:
+        DrawError: the font is not installed.
+    """
+    return _folder() / (_BOLD if bold else _REGULAR)
 
 
 def _folder() -> Path:

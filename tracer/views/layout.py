@@ -12,24 +12,20 @@ from dataclasses import dataclass, field
 from math import sqrt
 
 from truedag.tracer.views.boxes import ACROSS, STEP, Box, Column
-from truedag.tracer.views.fonts import MEAN_WIDTH_EM
+from truedag.tracer.views.fitting import fit_text
 
-FONT_SIZE = 8.0
-LINE_HEIGHT = 9.8
 BOX_WIDTH = 130.0
 PITCH = 160.0  # from one column to the next
 _ROW_GAP = 13.0
 _STEP_ROW_GAP = 52.0
 _PANEL_GAP = 24.0
 _PANEL_PAD = 14.0
-_PANEL_HEAD = 34.0
+_PANEL_HEAD = 38.0
 _STAGE_PAD = 10.0
 _STAGE_HEAD = 34.0
-_MAX_BAND_COLUMNS = 20
-_MIN_STEP_COLUMNS = 5
+_MAX_BAND_COLUMNS = 24
+_MIN_STEP_COLUMNS = 3
 _STEP_ROW = 110.0  # about what a row of a step's panel takes
-# How much of its width a shape leaves to text.
-_TEXT_SHARE = {"box": 0.95, "parallelogram": 0.78, "ellipse": 0.86}
 
 
 @dataclass(slots=True)
@@ -90,11 +86,9 @@ def lay_out(boxes: Sequence[Box], levels: Mapping[int, int], *, top: float) -> P
     page = Page()
     for box in boxes:
         width = _half_width() if box.experts else BOX_WIDTH
-        title = wrap(box.text[:1], _characters(box.shape, width))
-        page.num_title[box.fold] = len(title)
-        page.lines[box.fold] = title + wrap(box.text[1:], _characters(box.shape, width))
-        height = LINE_HEIGHT * len(page.lines[box.fold]) + {"ellipse": 18.0, "parallelogram": 7.0}.get(box.shape, 7.0)
-        page.boxes[box.fold] = Rectangle(0.0, 0.0, width, height)
+        fitted = fit_text(box.text, box.shape, width)
+        page.num_title[box.fold], page.lines[box.fold] = fitted.num_title, fitted.lines
+        page.boxes[box.fold] = Rectangle(0.0, 0.0, width, fitted.height)
     by_stage: dict[int, list[Box]] = {}
     for box in boxes:
         if box.panel != ACROSS:
@@ -110,36 +104,8 @@ def lay_out(boxes: Sequence[Box], levels: Mapping[int, int], *, top: float) -> P
     return page
 
 
-def wrap(text: Sequence[str], width: int) -> list[str]:
-    """Break lines at spaces, and words that are too long at dots, commas and plus signs, so that none is wider."""
-    lines: list[str] = []
-    for line in text:
-        current = ""
-        for word in line.split(" "):
-            if current and len(current) + 1 + len(word) > width:
-                lines.append(current)
-                current = ""
-            current = f"{current} {word}" if current else word
-            while len(current) > width:
-                cut = max((current.rfind(sign, 0, width) + 1 for sign in ".,_"), default=0) or width
-                lines.append(current[:cut])
-                current = current[cut:]
-        if current:
-            lines.append(current)
-    return lines
-
-
-def text_width(text: str, size: float = FONT_SIZE) -> float:
-    """Estimate how wide a text is, in points."""
-    return len(text) * size * MEAN_WIDTH_EM
-
-
 def _half_width() -> float:
     return (BOX_WIDTH - 6.0) / 2
-
-
-def _characters(shape: str, width: float) -> int:
-    return int(width * _TEXT_SHARE[shape] / (FONT_SIZE * MEAN_WIDTH_EM))
 
 
 def _columns(boxes: Sequence[Box]) -> list[Column]:

@@ -13,6 +13,7 @@ Point = tuple[float, float]
 _NUM_LANES = 4
 _LANE = 2.6
 _CLEAR = 5.0
+_FAR = 400.0  # stages below each other
 _RADIUS = 5.0
 
 
@@ -41,7 +42,8 @@ def find_routes(ties: Sequence[Tie], boxes: Sequence[Box], page: Page) -> list[R
         a, b = page.boxes[tie.src], page.boxes[tie.dst]
         is_aside = False
         if tie.kind == "p2p":
-            points = _sideways(a, b)
+            is_far = abs(src.stage - dst.stage) != 1 or abs(a.y - b.y) > _FAR
+            points = _below(a, b, page.panels[src.stage, src.panel]) if is_far else _sideways(a, b)
         elif src.column is None or dst.column is None:
             is_across = ACROSS in (src.panel, dst.panel)
             points = (
@@ -132,6 +134,13 @@ def _sideways(a: Rectangle, b: Rectangle) -> tuple[Point, ...]:
     start, end = ((a.right, a.y), (b.left, b.y)) if b.x > a.x else ((a.left, a.y), (b.right, b.y))
     middle = (start[0] + end[0]) / 2
     return (start, end) if a.y == b.y else (start, (middle, a.y), (middle, b.y), end)
+
+
+def _below(a: Rectangle, b: Rectangle, panel: Rectangle) -> tuple[Point, ...]:
+    """Take the foot of the panel to a column that is far away, and the gutter beside it up."""
+    foot = panel.bottom - 6.0
+    side, aside = (b.right, b.right + 9.0) if a.x > b.x else (b.left, b.left - 9.0)
+    return ((a.x, a.bottom), (a.x, foot), (aside, foot), (aside, b.y), (side, b.y))
 
 
 def _across(a: Rectangle, b: Rectangle, panel: Rectangle) -> tuple[Point, ...]:

@@ -60,10 +60,10 @@ def check_drawn(subject: Subject, plan: Plan, audit: Audit) -> None:
 
 def _finding(
     check: str, title: str, expected: str, found: str, *, ranks: Sequence[int] = (), layers: Sequence[int] = (),
-    nodes: tuple[str, ...] = (), num_nodes: int = 0,
+    nodes: tuple[str, ...] = (), num_nodes: int = 0, fix: str | None = None,
 ) -> Finding:  # fmt: skip
     return Finding(
-        check=check, title=title, expected=expected, found=found, fix=CHECKS[check].fix,
+        check=check, title=title, expected=expected, found=found, fix=fix or CHECKS[check].fix,
         severity=CHECKS[check].severity, ranks=tuple(ranks), layers=tuple(layers), nodes=nodes, num_nodes=num_nodes,
     )  # fmt: skip
 
@@ -118,24 +118,26 @@ def _judge_roles(subject: Subject, plan: Plan, audit: Audit) -> None:
 
 def _roles(wanted: dict[str, tuple[int, ...]], by_role: dict[str, set[int]], check: str) -> Iterator[Finding]:
     """Yield one finding for all roles of a check that are nowhere, or in some layers only."""
-    states: dict[tuple[int, int], list[str]] = {}
+    states: dict[tuple[int, int, tuple[int, ...]], list[str]] = {}
     missing: set[int] = set()
     for role, layers in wanted.items():
         there = by_role.get(role, set())
         lost = set() if there == {-1} or (layers == (-1,) and there) else set(layers) - there
         if lost:
-            states.setdefault((len(layers) - len(lost), len(layers)), []).append(role)
+            states.setdefault((len(layers) - len(lost), len(layers), tuple(sorted(lost))), []).append(role)
             missing |= lost - {-1}
     if not states:
         return
-    parts = []
-    for (number, of), roles in sorted(states.items()):
+    parts, fixes = [], []
+    for (number, of, lost_layers), roles in sorted(states.items()):
         everywhere = wanted[roles[0]] == (-1,)
         parts.append(f"{_join(roles)}: " + ("not drawn" if everywhere else f"drawn in {number} of {of} layers"))
+        fixes.append(_join(roles) + ("" if everywhere else f" in layers {write_runs(lost_layers)}"))
     yield _finding(
         check, _capital("; ".join(parts)), "; ".join(dict.fromkeys(
             "one on its stage" if layers == (-1,) else f"in layers {write_runs(layers)}" for layers in wanted.values()
         )), f"missing in layers {write_runs(missing)}" if missing else "none", layers=sorted(missing),
+        fix=f"Draw {'; '.join(fixes)}.",
     )  # fmt: skip
 
 
@@ -215,10 +217,12 @@ def _purpose(needed: pl.DataFrame, found: pl.DataFrame, check: str) -> Iterator[
     over = f"over {str(first['axis']).upper()}" if first["kind"] != "message" else "between stages"
     noun = "messages" if first["kind"] == "message" else "groups"
     grid = (f"{len(layers)} layers, " if layers else "") + f"{groups:,} {noun}"
+    members = sorted(set(pairs["members"]), key=read_members)
+    inside = f" in layers {write_runs(layers)}" if layers else ""
     if found.is_empty():
         yield _finding(
             check, f"No {first['purpose']} {kinds} {over} is drawn: 0 of {len(pairs):,}", f"{grid}", "none",
-            layers=layers,
+            layers=layers, fix=f"Draw {first['purpose']} {kinds} {over}{inside}: {_write_lost(members)}.",
         )  # fmt: skip
         return
     told = found.select("layer", "members").unique()

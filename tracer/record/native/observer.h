@@ -11,8 +11,10 @@
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
-#include <torch/csrc/autograd/node.h>
+
+#include <type_traits>
 
 #include "frees.h"
 #include "slots.h"
@@ -21,7 +23,15 @@ namespace truedag {
 
 // Travels with autograd's and c10d's thread-local state to the thread where a communication's work runs.
 constexpr std::string_view kCommInfoName = "TRUEDAG_COMM";
-inline const c10::DebugInfoKind kCommInfo(&kCommInfoName);
+template <typename Kind>
+Kind own_info_kind() {
+  if constexpr (std::is_enum_v<Kind>) {
+    return static_cast<Kind>(0xDA);  // PyTorch before 2.13 has kinds by number, and none as high as this
+  } else {
+    return Kind(&kCommInfoName);
+  }
+}
+inline const auto kCommInfo = own_info_kind<c10::DebugInfoKind>();
 struct CommInfo : public c10::DebugInfoBase {
   CommInfo(uint64_t generation, uint32_t id) : generation(generation), id(id) {}
   uint64_t generation;

@@ -1,0 +1,340 @@
+"""The three drawings: every GPU, layer, operator and expert is on a sheet, all text fits, all links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import networkx as nx
+import polars as pl
+import pygraphviz
+import pytest
+from dag_source import as_graph
+from hypothesis import given
+from hypothesis import strategies as st
+from small_dag import SmallDag, pipeline
+from svg_texts import links, overhangs
+
+from truedag.tracer.errors import DrawError
+from truedag.tracer.graph import Graph
+from truedag.tracer.views.blocks import fold_blocks
+from truedag.tracer.views.boxes import make_boxes
+from truedag.tracer.views.draw import VIEWS, Choice, draw
+from truedag.tracer.views.engine import Problem, by_depth, lay_out_layers
+from truedag.tracer.views.experts import ExpertMap
+from truedag.tracer.views.font_metrics import text_width
+from truedag.tracer.views.fonts import FAMILY, write_fontconfig
+from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.scope import find_scope
+from truedag.tracer.views.world import read_world
+
+
+def replicas(*, num_layers: int = 2, num_experts: int = 2) -> SmallDag:
+    """Two stages of two ranks, which are replicas of each other; layers of `num_experts` experts, tokens in, a loss."""
+    dag = SmallDag(num_ranks=4)
+    dag.stages = {0: 0, 1: 0, 2: 1, 3: 1}
+    pp, dp = [dag.group("pp", [0, 2]), dag.group("pp", [1, 3])], [dag.group("dp", [0, 1]), dag.group("dp", [2, 3])]
+    for rank in range(4):
+        last = ()
+        stage = dag.stages[rank]
+        if stage == 0:
+            tokens = dag.node("input", rank, outputs="int64[3,4]")
+            last = (
+                dag.node(rank=rank, after=(tokens,), module="model.embedding", phase="forward", microbatch=0),
+            )  # fmt: skip
+    for rank in (0, 1, 2, 3):
+        stage, replica = dag.stages[rank], rank % 2
+        last = [row["node"] for row in dag.nodes if row["rank"] == rank][-1:] if stage == 0 else []
+        if stage == 1:
+            recv = dag.node("recv", rank, label="receive pp", category="communication", phase="forward", microbatch=0)
+            dag.meet(recv, pp[replica], rank, (None, None, None), send_bytes=0)
+            send = next(row["node"] for row in dag.nodes if row["kind"] == "send" and row["rank"] == rank - 2)
+            dag.edges.append({"src": send, "dst": recv, "kind": "p2p", "bytes": 32, "dtype": "float32", "shape": [2]})
+            last = [recv]
+        for layer in range(stage * num_layers, (stage + 1) * num_layers):
+            name, told = f"decoder.layers.{layer}", {"phase": "forward", "microbatch": 0, "layer": layer}
+            weight = dag.node("parameter", rank, label=f"{name}.norm.weight", module=f"{name}.norm", layer=layer)
+            norm = dag.node(
+                rank=rank, after=[*last, weight], module=f"{name}.norm", op="aten::mul", label="mul", **told
+            )
+            gate = dag.node(rank=rank, after=[norm], module=f"{name}.mlp.router", category="routing", **told)
+            pick = dag.node(
+                rank=rank, after=[gate], module=f"{name}.mlp.router", category="routing", **told, label="topk"
+            )
+            outs = []
+            for expert in range(num_experts):
+                module = f"{name}.mlp.experts.{expert}.fc"
+                one = dag.node(rank=rank, after=[pick], module=module, op="aten::mm", label="mm", expert=expert, **told)
+                outs.append(dag.node(rank=rank, after=[one], module=module, label="gelu", expert=expert, **told))
+            last = [dag.node(rank=rank, after=[*outs, norm], module=name, op="aten::add", label="add", **told)]
+        if stage == 0:
+            send = dag.node(
+                "send", rank, last, label="send pp", category="communication", phase="forward", microbatch=0
+            )  # fmt: skip
+            dag.meet(send, pp[replica], rank, (None, None, None), recv_bytes=0)
+    for stage in (0, 1):
+        both = [2 * stage, 2 * stage + 1]
+        before = [max(row["node"] for row in dag.nodes if row["rank"] == rank) for rank in both]
+        sync = dag.node("collective", -1, before, label="all-reduce dp", category="communication", phase="optimizer")
+        dag.nodes[sync]["stage"] = stage
+        for rank in both:
+            dag.meet(sync, dp[stage], rank, (None, None, None))
+            dag.node(rank=rank, after=[sync], phase="optimizer", label="step")
+    return dag
+
+
+def with_places(dag: SmallDag) -> Graph:
+    """A graph whose ranks say where they stand, and of which class they are."""
+    graph = as_graph(dag)
+    ranks = graph._source.frames["ranks"]
+    graph._source.frames["ranks"] = ranks.with_columns(
+        dp=pl.col("rank") % 2, pp=pl.col("rank") // 2, rank_class=pl.col("rank") // 2
+    )
+    graph._source.meta |= {"num_nodes": len(dag.nodes)}
+    return graph
+
+
+def folded(graph: Graph) -> Graph:
+    """The same as a class graph: one rank of each class is read for all."""
+    graph._source.meta |= {"form": "classes"}
+    return graph
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    dag = replicas()
+    path = dag.write(folder / "dag")
+    with_places(dag)._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+    draw(path, folder / "views")
+    return folder / "views"
+
+
+def sheets(views: Path, suffix: str) -> list[Path]:
+    return sorted(views.rglob(f"*.{suffix}"))
+
+
+def test_every_view_has_its_first_sheet_in_three_formats(views):
+    names = {f"{view}.{suffix}" for view in VIEWS for suffix in ("dot", "svg", "png")}
+    assert names <= {path.name for path in views.iterdir()}
+
+
+def test_all_text_fits_its_box(views):
+    for path in sheets(views, "svg"):
+        too_wide = [(said, by) for said, by in overhangs(path) if by > 0.5]
+        assert not too_wide, path.name
+
+
+def test_links_lead_to_sheets_that_are_there_and_reach_all(views):
+    reached = {views / "simplified.svg"}
+    todo = list(reached)
+    for path in todo:
+        for way in links(path):
+            goal = (path.parent / way).resolve()
+            assert goal.exists(), f"{path.name} leads to {way}"
+            if goal not in reached:
+                reached.add(goal)
+                todo.append(goal)
+    assert {path.resolve() for path in sheets(views, "svg")} == {path.resolve() for path in reached}
+
+
+def test_every_dot_file_is_read_by_graphviz_and_networkx_as_a_dag_of_true_edges(views):
+    for path in sheets(views, "dot"):
+        graph = pygraphviz.AGraph(filename=str(path))
+        flows = [edge for edge in graph.edges() if edge.attr["num_edges"]]
+        assert nx.is_directed_acyclic_graph(nx.DiGraph((str(a), str(b)) for a, b in flows)), path.name
+        assert len(nx.nx_agraph.from_agraph(graph)) == graph.number_of_nodes()
+
+
+def test_every_gpu_stands_on_the_map_of_its_stage(views):
+    graph = pygraphviz.AGraph(filename=str(views / "comprehensive.dot"))
+    for stage, ranks in ((0, {"0", "1"}), (1, {"2", "3"})):
+        cluster = graph.get_subgraph(f"cluster stage {stage}")
+        assert {str(node) for node in cluster.nodes() if str(node).startswith("gpu")} == {f"gpu{one}" for one in ranks}
+
+
+def test_the_batch_is_split_over_replicas_and_merged(views):
+    text = (views / "comprehensive.dot").read_text()
+    assert "6 sequences, 24 tokens" in text
+    assert text.count("3 sequences, 12 tokens") == 2
+    assert "gradients of 6 sequences, merged" in text
+
+
+def test_every_layer_is_a_box_that_leads_to_its_operators(views):
+    graph = pygraphviz.AGraph(filename=str(views / "detailed.dot"))
+    labels = {node.attr["label"]: node.attr["URL"] for node in graph.nodes() if node.attr["stands_for"]}
+    for layer in range(4):
+        (way,) = [url for label, url in labels.items() if f"layer {layer}: forward" in label]
+        assert (views / way).exists()
+    assert {"send pp", "receive pp"} <= {word for label in labels for word in re.findall(r"<B>(\w+ pp)</B>", label)}
+
+
+def test_operators_and_all_experts_are_on_the_sheet_of_their_layers(views):
+    path = views / "detailed" / "stage-0.layers-0,1.forward.dot"
+    graph = pygraphviz.AGraph(filename=str(path))
+    own = [node for node in graph.nodes() if node.attr["stands_for"]]
+    assert len(own) == 4 + 2 * 2
+    assert {int(node.attr["stands_for"]) for node in own} == {4}, "two layers on two ranks"
+    assert sorted(one.name for one in graph.subgraphs() if one.name.startswith("cluster expert")) == [
+        "cluster expert 0",
+        "cluster expert 1",
+    ]
+    assert "reads norm.weight" in path.read_text()
+    dashed = [edge for edge in graph.edges() if edge.attr["style"] == "dashed"]
+    gate = [[graph.get_node(end).attr["label"] for end in edge] for edge in dashed if edge.attr["num_edges"]]
+    assert len(gate) == 1, "gate selection"
+    assert "router" in gate[0][0]
+    assert "topk" in gate[0][1]
+
+
+def test_one_layer_alone_is_drawn_for_itself(tmp_path):
+    path = replicas().write(tmp_path / "dag")
+    (drawing,) = draw(path, tmp_path / "views", views=["detailed"], choice=Choice(layers=(1,)))
+    assert {one.stem for one in drawing.sheets} == {"detailed", "stage-0.layer-1.forward"}
+
+
+@pytest.mark.parametrize("choice", [Choice(layers=(9,)), Choice(stages=(7,)), Choice(rank=5)])
+def test_a_choice_that_is_not_in_the_graph_is_said(tmp_path, choice):
+    path = replicas().write(tmp_path / "dag")
+    with pytest.raises(DrawError, match="is not in the graph"):
+        draw(path, tmp_path / "views", views=["detailed"], choice=choice)
+
+
+def test_one_rank_of_each_class_stands_for_the_others():
+    dag = replicas()
+    whole, part = find_scope(with_places(dag)), find_scope(folded(with_places(dag)))
+    assert (whole.is_folded, part.is_folded) == (False, True)
+    assert part.read == [0, 2]
+    pictures = []
+    for scope in (whole, part):
+        blocks = fold_blocks(scope, alike=True)
+        boxes = make_boxes(scope, blocks)
+        pictures.append([(box.text[0], box.num_nodes, box.ranks, box.experts) for box in boxes])
+    assert pictures[0] == pictures[1]
+    worlds = [read_world(scope) for scope in (whole, part)]
+    assert worlds[0].num_nodes == worlds[1].num_nodes
+    assert [one.calls for one in worlds[0].traffic] == [one.calls for one in worlds[1].traffic]
+    assert worlds[0].parts == worlds[1].parts
+    assert ExpertMap(whole).held == ExpertMap(part).held
+
+
+def test_alike_layers_are_drawn_once_and_others_are_not():
+    dag = replicas(num_layers=3)
+    blocks = fold_blocks(find_scope(with_places(dag)), alike=True)
+    assert blocks.layers == {(0, 0): (0, 1, 2), (1, 3): (3, 4, 5)}
+    assert blocks.repeats[0, 0][0] == 2 * 2, "from two layers to the next, on two ranks"
+    odd = next(row["node"] for row in dag.nodes if row["layer"] == 1)
+    dag.node(rank=0, after=[odd], module="decoder.layers.1.extra", phase="forward", microbatch=0, layer=1, expert=7)
+    other = fold_blocks(find_scope(with_places(dag)), alike=True)
+    assert other.layers == {(0, 0): (0,), (0, 1): (1,), (0, 2): (2,), (1, 3): (3, 4, 5)}
+
+
+def test_all_drawings_of_the_same_graph_are_the_same_bytes(tmp_path):
+    path = replicas().write(tmp_path / "dag")
+    code = "import sys, pathlib; from truedag.tracer.views.draw import draw; draw(*map(pathlib.Path, sys.argv[1:]))"
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(path), str(tmp_path / seed)], check=True, env={"PYTHONHASHSEED": seed}
+        )
+    drawn = [{str(one.relative_to(tmp_path / seed)): one.read_bytes() for one in (tmp_path / seed).rglob("*.*")}
+             for seed in ("1", "2")]  # fmt: skip
+    assert len(drawn[0]) >= 18
+    assert drawn[0] == drawn[1]
+
+
+def test_without_graphviz_rows_are_depths_and_the_sheet_says_so(tmp_path, monkeypatch):
+    def too_late(problems, *, timeout_s=0.0):
+        return lay_out_layers(problems, timeout_s=0.001)
+
+    monkeypatch.setattr("truedag.tracer.views.operator_page.lay_out_layers", too_late)
+    path = replicas().write(tmp_path / "dag")
+    (drawing,) = draw(path, tmp_path / "views", views=["detailed"])
+    assert len(drawing.sheets) > 2
+    texts = [one.with_suffix(".dot").read_text() for one in drawing.sheets[1:]]
+    assert all("Rows are depths: graphviz took longer than" in text for text in texts)
+
+
+def test_a_layout_by_depth_overlaps_nothing_and_leads_down():
+    problem = Problem(sizes=((30, 10), (20, 20), (40, 10), (30, 30)), lines=((0, 1), (0, 2), (1, 3), (2, 3), (0, 3)))
+    layout = by_depth(problem)
+    for src, dst in problem.lines:
+        assert layout.middles[src][1] < layout.middles[dst][1]
+    frames = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+              for (x, y), (w, h) in zip(layout.middles, problem.sizes, strict=True)]  # fmt: skip
+    for i, a in enumerate(frames):
+        assert a[0] >= -1e-9
+        assert a[2] <= layout.width + 1e-9
+        for b in frames[i + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_graphviz_lays_out_several_graphs_at_once():
+    problem = Problem(sizes=((30, 10), (20, 20), (40, 10)), lines=((0, 1), (0, 2)), orders=((1, 2),))
+    layouts, why = lay_out_layers([problem, problem])
+    assert why == ""
+    assert layouts[0] == layouts[1]
+    assert layouts[0].splines
+    assert layouts[0].middles[1][1] < layouts[0].middles[2][1], "the order without a line holds"
+
+
+def test_letters_are_as_wide_as_graphviz_draws_them(tmp_path):
+    texts = ["f32[32,1,512] → [64,768]", "all-to-all ep", "GPUs 0-7,1024-1031", "WWWWWiiiii"]
+    code = (
+        "import sys, pygraphviz\n"
+        "graph = pygraphviz.AGraph()\n"
+        f"graph.node_attr.update(fontname={FAMILY!r}, fontsize='20', margin='0', width='0', height='0', shape='box')\n"
+        "for text in sys.argv[1:]: graph.add_node(text)\n"
+        "graph.layout('dot')\n"
+        "print(*(node.attr['width'] for node in graph.nodes()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *texts], capture_output=True, text=True, check=True,
+        env={"FONTCONFIG_FILE": str(write_fontconfig(tmp_path))},
+    )  # fmt: skip
+    for text, inches in zip(texts, done.stdout.split(), strict=True):
+        assert text_width(text, 20) == pytest.approx(float(inches) * 72, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "written"),
+    [
+        ([3], "GPU 3"),
+        (range(1024), "GPUs 0-1023"),
+        (range(0, 1024, 8), "GPUs 0 +8k, k=0-127"),
+        ([i for i in range(1024) if i % 8], "GPUs 1-7 +8k, k=0-127"),
+        ([40, 41, 552, 553], "GPUs 40,41,552,553"),
+    ],
+)
+def test_gpus_are_named_in_few_signs(ranks, written):
+    assert write_gpus(list(ranks)) == written
+
+
+def read_gpus(text: str) -> set[int]:
+    parts = text.partition(" ")[2].split(" +")
+    ranks = set()
+    for run in parts[0].split(","):
+        low, _, high = run.partition("-")
+        ranks |= set(range(int(low), int(high or low) + 1))
+    for repetition in parts[1:]:
+        distance, last = re.fullmatch(r"(\d+)k, k=0-(\d+)", repetition).groups()
+        ranks = {rank + int(distance) * k for rank in ranks for k in range(int(last) + 1)}
+    return ranks
+
+
+@given(
+    base=st.sets(st.integers(0, 40), min_size=1, max_size=12),
+    distance=st.integers(1, 300),
+    times=st.integers(1, 40),
+)
+def test_no_gpu_is_left_out_of_a_name(base, distance, times):
+    ranks = {rank + distance * k for rank in base for k in range(times)}
+    assert read_gpus(write_gpus(sorted(ranks))) == ranks
+
+
+def test_a_pipeline_of_the_other_tests_is_drawn_in_all_views(tmp_path):
+    drawings = draw(pipeline(num_microbatches=3).write(tmp_path / "dag"), tmp_path / "views")
+    assert [one.view for one in drawings] == list(VIEWS)
+    by_view = {one.view: one for one in drawings}
+    assert by_view["simplified"].num_nodes == by_view["comprehensive"].num_nodes == by_view["simplified"].num_total

@@ -1,0 +1,48 @@
+"""A device as estimates need it: what its data sheet says, and what share of that programs reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One GPU, its links to the others of its node, and its share of the node's network."""
+
+    name: str
+
+    peak_flops: Mapping[str, float]
+    """By dtype: dense matrix products a second."""
+
+    product_fraction: float
+    """What large matrix products reach of that."""
+
+    memory_bytes: float
+
+    memory_bandwidth: float
+    """Bytes a second."""
+
+    memory_fraction: float
+    """What operators that move data reach of that."""
+
+    kernel_ns: float
+    """What the smallest kernel takes."""
+
+    inside_bandwidth: float
+    """Bytes a second to the other GPUs of its node, one way."""
+
+    across_bandwidth: float
+    """Bytes a second to other nodes, one way."""
+
+    link_fraction: float
+    """What large communications reach of these."""
+
+    base_ns: float
+    """What any communication takes."""
+
+    inside_ns: float
+    """And what each hop in the node adds."""
+
+    across_ns: float
+    """And each hop to another node."""

@@ -1,0 +1,50 @@
+"""`comprehensive`: every rank class with its GPUs and groups, the batch's split and merge, each stage's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from truedag.tracer.views.blocks import fold_blocks
+from truedag.tracer.views.boxes import make_boxes
+from truedag.tracer.views.detailed import Choice
+from truedag.tracer.views.experts import ExpertMap
+from truedag.tracer.views.layers import LayerSubject, draw_layers
+from truedag.tracer.views.scope import Scope
+from truedag.tracer.views.sheet import Link, Sheet
+from truedag.tracer.views.world import read_world
+from truedag.tracer.views.world_sheet import draw_world
+
+NAME = "comprehensive"
+
+
+def draw_comprehensive(scope: Scope, choice: Choice, say: Callable[[str], None]) -> list[Sheet]:
+    """Draw the world, and every layer of each stage.
+
+    Raises:
+        GraphError: the dataset is broken.
+    """
+    say("reading the world")
+    world = read_world(scope)
+    say("folding the layers")
+    blocks = fold_blocks(scope, alike=False)
+    boxes = make_boxes(scope, blocks)
+    stages = sorted({box.stage for box in boxes if box.stage >= 0})
+    chosen = [stage for stage in stages if choice.stages is None or stage in choice.stages]
+    ways = {stage: f"{NAME}/stage-{stage}" for stage in chosen}
+    links = (
+        Link(words="strategy", sheet="simplified"),
+        Link(words="all layers and operators", sheet="detailed"),
+        *(Link(words=f"layers of stage {stage}", sheet=way) for stage, way in ways.items()),
+    )
+    sheets = [draw_world(scope, world, ExpertMap(scope), name=NAME, ways=ways, links=links)]
+    for i, stage in enumerate(chosen):
+        near = [*chosen[max(0, i - 1) : i], *chosen[i + 1 : i + 2]]
+        more = tuple(Link(words=f"stage {other}", sheet=ways[other]) for other in near)
+        subject = LayerSubject(
+            name=ways[stage],
+            title=f"{scope.name}: all layers of stage {stage}",
+            stage=stage,
+            links=(Link(words="all GPUs", sheet=NAME), Link(words="strategy", sheet="simplified"), *more),
+        )
+        sheets.append(draw_layers(scope, blocks, boxes, subject))
+    return sheets
