@@ -22,14 +22,14 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_page_is_written_beside_the_graph(run: Path) -> None:
-    done = truedag("view", "run", "--page", "--json", cwd=run.parent)
+    done = truedag("view", "run", "--json", cwd=run.parent)
     assert done.returncode == 0, done.stderr
-    page = json.loads(done.stdout)["page"]
+    page = json.loads(done.stdout)
     html = run / "views" / "index.html"
     assert page["html"] == str(html.resolve())
     assert page["num_bytes"] == html.stat().st_size
     assert page["slices"] is None
-    said = truedag("view", "run", "--page", "--out", "elsewhere", cwd=run.parent).stdout.splitlines()
+    said = truedag("view", "run", "--out", "elsewhere", cwd=run.parent).stdout.splitlines()
     assert said[-1].split()[-1] == "elsewhere/index.html"
     assert (run.parent / "elsewhere" / "index.html").is_file()
 
@@ -38,10 +38,10 @@ def test_an_audit_that_was_written_is_shown_and_an_old_one_is_not(run: Path) -> 
     audit = {"verdict": "Wrong: told.", "against": "x", "findings": [], "passed": [], "unchecked": []}
     (run / "audit.json").write_text(json.dumps(audit))
     first = run / "one"
-    truedag("view", "run", "--page", "--out", str(first), cwd=run.parent)
+    truedag("view", "run", "--out", str(first), cwd=run.parent)
     (run / "dag" / "meta.json").touch()
     second = run / "two"
-    truedag("view", "run", "--page", "--out", str(second), cwd=run.parent)
+    truedag("view", "run", "--out", str(second), cwd=run.parent)
     sizes = [payload(one / "index.html").count(b"Wrong: told.") for one in (first, second)]
     assert sizes == [1, 0]
 
@@ -56,7 +56,7 @@ def payload(html: Path) -> bytes:
 
 
 def test_a_graph_that_is_none_is_said(tmp_path: Path) -> None:
-    done = truedag("view", "nothing", "--page", cwd=tmp_path)
+    done = truedag("view", "nothing", cwd=tmp_path)
     assert done.returncode == 1
     assert "holds no dataset" in done.stderr
 
