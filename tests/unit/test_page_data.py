@@ -80,6 +80,21 @@ def test_a_name_that_would_make_a_circle_is_split(tmp_path: Path) -> None:
     assert sorted(name.split(" / ")[0] for name in named) == ["a", "a", "b"]
 
 
+@pytest.mark.parametrize(("num_steps", "num_leaves"), [(16, 48), (17, 3)])
+def test_many_decode_steps_are_one_and_their_edges_are_counted(tmp_path: Path, num_steps: int, num_leaves: int) -> None:
+    dag = SmallDag(num_ranks=1)
+    last: tuple[int, ...] = ()
+    for step in range(num_steps):
+        for label in ("embedding", "attention", "head"):
+            last = (dag.node(label=label, module=label, phase="decode", decode_step=step, after=last),)
+    leaves = find_leaves(Graph.open(dag.write(tmp_path)))
+    assert len(leaves.table) == num_leaves
+    assert leaves.table["num_nodes"].sum() == 3 * num_steps
+    told = leaves.edges["num_edges"].sum() + leaves.num_inner_edges + leaves.num_carried_edges
+    assert told == 3 * num_steps - 1
+    assert leaves.num_carried_edges == (num_steps - 1 if num_steps == 17 else 0)
+
+
 def test_one_operator_on_two_ranks_has_mean_maximum_and_worst_rank(tmp_path: Path) -> None:
     dag = SmallDag(num_ranks=3)
     for rank, span in ((0, 100), (1, 400), (2, 100)):
