@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 from chromium import Chromium
-from small_dag import SmallDag, pipeline
+from unit.small_dag import SmallDag, pipeline
 
 from truedag.tracer.export.chrome import write_chrome
 from truedag.tracer.export.perfetto import write_perfetto
