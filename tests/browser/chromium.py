@@ -140,8 +140,9 @@ class Chromium:
     def settle(self) -> None:
         """Wait until what was changed is drawn and its link written."""
         self.evaluate(
-            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 150))))"
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20))))"
         )
+        self.wait_for("!truedag.app.pending && location.hash.slice(1) === truedag.app.link")
 
     def press(self, key: str) -> None:
         """Press a key, as a person does."""

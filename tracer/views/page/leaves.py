@@ -2,7 +2,8 @@
 
 Nodes of the graph are one leaf if they agree in pass, stage, layer, module, operator and in which of several such
 calls they are. Of parameters, inputs and outputs those of one name are one leaf. Where that would make a circle, a leaf
-is split (`segments.py`), so that the leaves are a DAG, numbered topologically.
+is split (`segments.py`), so that the leaves are a DAG, numbered topologically. Many decode steps are one: edges that
+lead from one step to another would make it a circle, and are counted instead.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _ENDS = ("parameter", "input", "output")
 _PLACE = ("step", "decode_step", "phase", "stage", "layer", "module", "expert", "kind", "op", "label")
 _TOLD = ("category", "inputs", "outputs")
 _AMOUNTS = ("flops", "bytes_read", "bytes_written")
+_MOST_DECODE_STEPS = 16  # that are told apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class Leaves:
             num_shapes (how many different of these), flops, bytes_read, bytes_written, num_measured, num_estimated.
         edges: src, dst (leaves), kind, num_edges, bytes; data and messages alone, between different leaves.
         num_inner_edges: edges between nodes of one leaf.
+        num_decode_steps: how many decode steps are one; 0: they are told apart, or there are none.
+        num_carried_edges: edges from one of these to another.
         parts: one row for each node on each rank that took part: node, leaf, rank, kind, lane, microbatch, arrive_ns,
             start_ns, end_ns, timing, bytes (that a rank gave to a communication), group (-1: no communication).
         node, leaf: [nodes] the graph's numbers, rising, and their leaves.
@@ -41,6 +45,8 @@ class Leaves:
     table: pl.DataFrame
     edges: pl.DataFrame
     num_inner_edges: int
+    num_decode_steps: int
+    num_carried_edges: int
     parts: pl.DataFrame
     node: Ints
     leaf: Ints
@@ -54,10 +60,18 @@ def find_leaves(graph: Graph) -> Leaves:
         "node", "rank", "group", "arrive_ns", "start_ns", "end_ns", "send_bytes"
     ).collect()
     nodes = _place_communications(nodes, participants, graph.ranks.select("rank", "pp").collect())
+    decode = nodes["decode_step"].to_numpy()
+    num_decode_steps = nodes.filter(pl.col("decode_step") >= 0)["decode_step"].n_unique()
+    is_one = num_decode_steps > _MOST_DECODE_STEPS
+    nodes = nodes.with_columns(
+        turn="decode_step", decode_step=pl.lit(-1, pl.Int32) if is_one else pl.col("decode_step")
+    )
     key = _number(nodes)
     ends = graph.edges.filter(pl.col("kind") != "order").select("src", "dst", "kind", "bytes").collect()
     numbers = nodes["node"].to_numpy()
     src, dst = (np.searchsorted(numbers, ends[name].to_numpy()) for name in ("src", "dst"))
+    carried = (decode[src] >= 0) & (decode[dst] >= 0) & (decode[src] != decode[dst]) & is_one
+    ends, src, dst = ends.filter(pl.Series(~carried)), src[~carried], dst[~carried]
     leaf = _make_acyclic(key, src, dst)
     first = np.full(int(leaf.max(initial=-1)) + 1, len(numbers), np.int64)
     np.minimum.at(first, leaf, np.arange(len(leaf)))
@@ -77,6 +91,8 @@ def find_leaves(graph: Graph) -> Leaves:
         table=_describe(nodes),
         edges=edges,
         num_inner_edges=int((~outer).sum()),
+        num_decode_steps=num_decode_steps if is_one else 0,
+        num_carried_edges=int(carried.sum()),
         parts=_spread(nodes, participants),
         node=numbers,
         leaf=leaf,
@@ -98,7 +114,7 @@ def _place_communications(nodes: pl.DataFrame, participants: pl.DataFrame, ranks
 
 def _number(nodes: pl.DataFrame) -> Ints:
     """Number what agrees in place and in which call it is: [nodes]."""
-    call = pl.int_range(pl.len()).over(*_PLACE, "lane", "microbatch")
+    call = pl.int_range(pl.len()).over(*_PLACE, "lane", "microbatch", "turn")
     told = nodes.select(*_PLACE, call=pl.when(pl.col("kind").is_in(_ENDS)).then(0).otherwise(call))
     by: Sequence[str] = (*_PLACE, "call")
     keys = told.unique(by, maintain_order=True).with_columns(key=pl.int_range(pl.len(), dtype=pl.Int64))

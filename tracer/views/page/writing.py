@@ -235,6 +235,8 @@ def _describe(
         "nodes": dict(kinds.iter_rows()),
         "edges": dict(edges.iter_rows()),
         "num_inner_edges": leaves.num_inner_edges,
+        "num_decode_steps": leaves.num_decode_steps,
+        "num_carried_edges": leaves.num_carried_edges,
         "num_measured": int(leaves.table["num_measured"].sum()),
         "num_estimated": int(leaves.table["num_estimated"].sum()),
         "window_ns": None if occupation is None else [0, occupation.end_ns - occupation.start_ns],

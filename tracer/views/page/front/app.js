@@ -51,7 +51,10 @@ export class App {
     this.makeViews();
     this.detail = new Detail(/** @type {HTMLElement} */ (document.getElementById("detail")), this);
     this.makeFilters();
+    this.link = "";
+    this.known = location.hash; // as it was last read or written
     addEventListener("hashchange", () => {
+      this.known = location.hash;
       if (location.hash.slice(1) === this.link) return;
       this.state = readLink(location.hash);
       this.render();
@@ -150,7 +153,14 @@ export class App {
     this.detail?.refresh();
     this.link = writeLink(this.state);
     clearTimeout(this.saving);
-    this.saving = setTimeout(() => history.replaceState(null, "", `#${this.link}`), 80);
+    this.saving = setTimeout(() => this.saveLink(), 80);
+  }
+
+  /** Write the link into the address bar, unless somebody has just followed another one there. */
+  saveLink() {
+    if (location.hash !== this.known) return;
+    history.replaceState(null, "", `#${this.link}`);
+    this.known = location.hash;
   }
 
   showView() {

@@ -53,6 +53,7 @@ export class Detail {
       ["Folded to", `${writeCount(this.app.model.numLeaves)} operators in ${writeCount(tree.length)} boxes`],
       ["Recorded by", `truedag ${meta.truedag}, ${meta.recorder}, torch ${meta.torch}`],
     ];
+    if (meta.num_decode_steps) rows.push(["Decode", `${writeCount(meta.num_decode_steps)} steps are one in the graph; ${writeCount(meta.num_carried_edges)} edges lead from one of them to another`]);
     if (meta.missing_ranks?.length) rows.push(["Missing ranks", meta.missing_ranks.join(", ")]);
     if (meta.dry) rows.push(["Dry run", "executed without data: no time was measured"]);
     this.facts(/** @type {[string, string][]} */ (rows));

@@ -1,15 +1,13 @@
 /** The folded graph: boxes that open, from stage to layer to module to operator. */
 
-import { Board, FONT, fit } from "./board.js";
+import { Board } from "./board.js";
+import { drawBox, drawFrame, figureOf, multiplicity } from "./boxes.js";
 import { drawTies } from "./ties.js";
 import { layOut } from "./layout.js";
-import { stripes } from "./palette.js";
-import { writeBytes, writeCount, writeTime } from "./text.js";
-import { countRuns } from "./model.js";
+import { writeCount } from "./text.js";
 
 const SMALLEST = 0.02;
 const LARGEST = 3;
-const LEGIBLE = 0.33; // scale from which boxes have text
 
 export class GraphView {
   /**
@@ -39,6 +37,8 @@ export class GraphView {
     /** @type {import("./layout.js").Layout | null} */
     this.layout = null;
     this.key = "";
+    this.wanted = "";
+    this.passing = new Uint8Array(0);
     /** How long the last opening took until it was drawn, in ms. */
     this.openingMs = 0;
   }
@@ -49,9 +49,10 @@ export class GraphView {
     const key = JSON.stringify([[...state.open].sort(), state.ends, state.filters]);
     if (key === this.key && this.layout) return;
     this.key = key;
-    this.passing = model.passing(filter, state.ends);
+    const wanted = JSON.stringify([state.ends, state.filters]);
+    if (wanted !== this.wanted) this.passing = model.passing(filter, state.ends);
+    this.wanted = wanted;
     this.layout = layOut(model, state.open, this.passing);
-    this.most = this.largest();
     this.note.textContent = this.count();
   }
 
@@ -67,7 +68,7 @@ export class GraphView {
       if (model.isLeaf[box.node]) shown += tree.num_nodes[box.node];
       else {
         for (let leaf = low; leaf < tree.high[box.node]; leaf++) {
-          if (this.passing?.[leaf]) shown += tree.num_nodes[model.leaves.node[leaf]];
+          if (this.passing[leaf]) shown += tree.num_nodes[model.leaves.node[leaf]];
         }
       }
     }
@@ -91,9 +92,15 @@ export class GraphView {
     context.scale(scale, scale);
     const sight = { left: -x / scale, top: -y / scale, right: (board.width - x) / scale, bottom: (board.height - y) / scale };
     const marked = this.markedBoxes();
-    for (const box of layout.boxes) if (box.isOpen && isSeen(box, sight)) this.drawFrame(box, scale, marked);
+    const look = (/** @type {number} */ node) => ({ isSelected: this.isSelected(node), isMarked: marked.has(node) });
+    for (const box of layout.boxes) {
+      if (box.isOpen && isSeen(box, sight)) drawFrame(context, app, box, scale, look(box.node));
+    }
     drawTies(context, layout, sight, scale, app.colours, this.focus());
-    for (const box of layout.boxes) if (!box.isOpen && isSeen(box, sight)) this.drawBox(box, scale, marked);
+    const most = this.largest();
+    for (const box of layout.boxes) {
+      if (!box.isOpen && isSeen(box, sight)) drawBox(context, app, box, scale, look(box.node), most);
+    }
     context.restore();
     if (!layout.boxes.length) app.sayOn(board, "Nothing passes the filters.");
   }
@@ -107,122 +114,9 @@ export class GraphView {
     return [(board.width - layout.width * scale) / 2, Math.max(24, (board.height - layout.height * scale) / 2), scale];
   }
 
-  /** @param {import("./layout.js").Box} box @param {number} scale @param {Set<number>} marked */
-  drawFrame(box, scale, marked) {
-    const { context } = this.board;
-    const { colours, state } = this.app;
-    const isSelected = this.isSelected(box.node);
-    context.beginPath();
-    context.roundRect(box.x, box.y, box.width, box.height, 8);
-    context.fillStyle = colours.open;
-    context.fill();
-    context.strokeStyle = isSelected || marked.has(box.node) ? colours.accent : colours.line;
-    context.lineWidth = (isSelected ? 2.5 : 1.2) / Math.min(scale, 1);
-    context.stroke();
-    if (scale < LEGIBLE / 2) return;
-    const size = Math.min(15, Math.max(13, 11 / scale));
-    context.font = `600 ${size}px ${FONT}`;
-    context.fillStyle = colours.ink;
-    context.textBaseline = "middle";
-    const name = `▾ ${this.nameOf(box.node)}`;
-    const title = fit(context, name, box.width - 20);
-    context.fillText(title, box.x + 12, box.y + 16);
-    const left = context.measureText(title).width + 26;
-    context.font = `${size - 1.5}px ${FONT}`;
-    context.fillStyle = colours.quiet;
-    context.fillText(fit(context, this.figureOf(box.node, state.metric), box.width - left - 10), box.x + left, box.y + 16);
-  }
-
-  /** @param {import("./layout.js").Box} box @param {number} scale @param {Set<number>} marked */
-  drawBox(box, scale, marked) {
-    const { context } = this.board;
-    const { model, colours, state } = this.app;
-    const category = model.categoryOf(box.node);
-    const isLeaf = model.isLeaf[box.node] === 1;
-    const kindColour = isLeaf ? colours.kinds[category] : colours.quiet;
-    outline(context, box, isLeaf ? category : "group");
-    context.fillStyle = colours.box;
-    context.fill();
-    context.save();
-    context.clip();
-    const { value, isEstimated } = model.amount(box.node, state.metric);
-    const share = value >= 0 && this.most ? Math.sqrt(value / this.most) : 0;
-    if (share > 0) {
-      const bar = isLeaf ? kindColour : colours.kinds[state.metric === "waiting" ? "waiting" : state.metric === "bytes" ? "transfer" : "compute"];
-      context.globalAlpha = isEstimated ? 1 : 0.3;
-      context.fillStyle = isEstimated ? stripes(context, bar, colours.box) : bar;
-      context.fillRect(box.x, box.y + box.height - 7, Math.max(2, box.width * share), 7);
-      context.globalAlpha = 1;
-    }
-    context.restore();
-    outline(context, box, isLeaf ? category : "group");
-    const isSelected = this.isSelected(box.node);
-    const isMarked = marked.has(box.node);
-    context.strokeStyle = isSelected || isMarked ? colours.accent : kindColour;
-    context.lineWidth = (isSelected ? 3 : isMarked ? 2.2 : 1.2) / Math.min(1, Math.max(scale, 0.35));
-    context.setLineDash(value >= 0 || !model.hasTimes ? [] : [4, 3]);
-    context.stroke();
-    context.setLineDash([]);
-    if (scale < LEGIBLE) {
-      if (scale < LEGIBLE / 2) return;
-      // From afar the name alone, as large as the box lets it be.
-      context.font = `600 ${Math.min(30, 9 / scale)}px ${FONT}`;
-      context.fillStyle = colours.ink;
-      context.textBaseline = "middle";
-      context.fillText(fit(context, shorten(this.nameOf(box.node)), box.width - 12), box.x + 8, box.y + box.height / 2 - 3);
-      return;
-    }
-    const inset = isLeaf && category !== "compute" && category !== "ends" ? 18 : 10;
-    const width = box.width - 2 * inset;
-    context.textBaseline = "middle";
-    context.fillStyle = colours.ink;
-    context.font = `600 13px ${FONT}`;
-    context.fillText(fit(context, (isLeaf ? "" : "▸ ") + this.nameOf(box.node), width), box.x + inset, box.y + 15);
-    context.font = `11px ${FONT}`;
-    context.fillStyle = colours.quiet;
-    context.fillText(fit(context, this.multiplicity(box.node), width), box.x + inset, box.y + 30);
-    if (!isLeaf) context.fillText(fit(context, this.figureOf(box.node, state.metric), width), box.x + inset, box.y + 45);
-  }
-
   /** @param {number} node */
   nameOf(node) {
-    const { model } = this.app;
-    const name = model.word(model.tree.name, node);
-    const parent = model.tree.parent[node];
-    if (model.isLeaf[node]) return name;
-    // One name in several parts, where another lies between them.
-    const same = model.children[parent < 0 ? model.numNodes : parent].filter((other) => model.word(model.tree.name, other) === name);
-    return same.length > 1 ? `${name} (${same.indexOf(node) + 1}/${same.length})` : name;
-  }
-
-  /** @param {number} node */
-  multiplicity(node) {
-    const { model, state } = this.app;
-    const ranks = countRuns(model.runs(model.tree.ranks, node));
-    const told = `×${writeCount(model.tree.num_nodes[node])} on ${ranks} rank${ranks === 1 ? "" : "s"}`;
-    if (!model.isLeaf[node]) return told;
-    const { value, isEstimated } = model.amount(node, state.metric);
-    if (!(value >= 0)) return told;
-    if (state.metric === "nodes") return told;
-    const text = state.metric === "bytes" ? writeBytes(value) : state.metric === "imbalance" ? `+${Math.round(100 * value)} %` : writeTime(value);
-    return `${told} · ${isEstimated ? "≈ " : ""}${text}`;
-  }
-
-  /** @param {number} node @param {string} metric */
-  figureOf(node, metric) {
-    const { tree } = this.app.model;
-    if (metric === "bytes") return `${writeBytes(tree.sent_bytes[node])} sent`;
-    if (metric === "nodes") return `${writeCount(tree.high[node] - tree.low[node])} operators`;
-    if (metric === "waiting") {
-      return tree.wait_mean_ns[node] >= 0
-        ? `waits ${writeTime(tree.wait_mean_ns[node])}, max ${writeTime(tree.wait_max_ns[node])} (rank ${tree.wait_rank[node]})` : "no waiting known";
-    }
-    const isMeasured = tree.mean_ns[node] >= 0;
-    const mean = isMeasured ? tree.mean_ns[node] : tree.estimated_mean_ns[node];
-    if (!(mean >= 0)) return "time unknown";
-    const most = isMeasured ? tree.max_ns[node] : tree.estimated_max_ns[node];
-    const worst = isMeasured ? tree.worst_rank[node] : tree.estimated_rank[node];
-    return `${isMeasured ? "" : "≈ "}${writeTime(mean)}, max ${writeTime(most)} (rank ${worst})`;
+    return this.app.model.title(node);
   }
 
   /** The largest amount among the closed boxes, that bars are drawn to. */
@@ -279,7 +173,7 @@ export class GraphView {
   hover(x, y) {
     const box = this.at(x, y);
     if (!box) return null;
-    return box.isOpen ? "" : `${this.app.model.path(box.node).join(" / ")}\n${this.multiplicity(box.node)}\n${this.figureOf(box.node, this.app.state.metric)}`;
+    return box.isOpen ? "" : `${this.app.model.path(box.node).join(" / ")}\n${multiplicity(this.app, box.node)}\n${figureOf(this.app.model, box.node, this.app.state.metric)}`;
   }
 
   /** @param {number} x @param {number} y */
@@ -419,30 +313,6 @@ export class GraphView {
       this.app.render();
     }
   }
-}
-
-/** A name for a box that is seen from afar. @param {string} name */
-function shorten(name) {
-  return name.replace("stage ", "s").replace("forward", "fwd").replace("backward", "bwd").replace("optimizer", "opt").replace(" · ", " ");
-}
-
-/**
- * Ellipses are communication, parallelograms routing, rectangles computation.
- * @param {CanvasRenderingContext2D} context
- * @param {import("./layout.js").Box} box
- * @param {string} form
- */
-function outline(context, box, form) {
-  const { x, y, width, height } = box;
-  context.beginPath();
-  if (form === "transfer") context.roundRect(x, y, width, height, height / 2);
-  else if (form === "routing") {
-    context.moveTo(x + 12, y);
-    context.lineTo(x + width, y);
-    context.lineTo(x + width - 12, y + height);
-    context.lineTo(x, y + height);
-    context.closePath();
-  } else context.roundRect(x, y, width, height, form === "group" ? 8 : 2);
 }
 
 /**

@@ -283,8 +283,8 @@ function tie(model, boxes, passing) {
     if (!one) found.set(key, (one = { from, to, edges: 0, bytes: 0, isMessage: false, isRouting: true }));
     one.edges += numEdges[edge];
     one.bytes += bytes[edge];
-    one.isMessage ||= model.word(model.edges.kind, edge) === "p2p";
-    one.isRouting &&= model.word(model.leaves.category, src[edge]) === "routing";
+    one.isMessage ||= model.isMessage[edge] === 1;
+    one.isRouting &&= model.isRouting[src[edge]] === 1;
   }
   return [...found.values()];
 }

@@ -53,6 +53,12 @@ export class Model {
       this.isEnd[leaf] = ENDS.has(kind) ? 1 : 0;
       this.isCommunication[leaf] = COMMUNICATIONS.has(kind) ? 1 : 0;
     }
+    const routing = this.leaves.category.names.indexOf("routing");
+    this.isRouting = Uint8Array.from(this.leaves.category, (/** @type {number} */ code) => Number(code === routing));
+    const message = this.edges.kind.names.indexOf("p2p");
+    this.isMessage = Uint8Array.from(this.edges.kind, (/** @type {number} */ code) => Number(code === message));
+    /** @type {Map<number, string>} */
+    this._titles = new Map();
     this.hasTimes = this.meta.window_ns !== null;
     this.edgeBegins = this._indexEdges();
   }
@@ -74,6 +80,27 @@ export class Model {
    */
   runs(column, row) {
     return column.runs[column[row]];
+  }
+
+  /**
+   * A node's name; of several parts of one name, with its number.
+   * @param {number} node
+   */
+  title(node) {
+    const known = this._titles.get(node);
+    if (known !== undefined) return known;
+    const parent = this.tree.parent[node];
+    /** @type {Map<string, number[]>} */
+    const named = new Map();
+    for (const child of this.children[parent < 0 ? this.numNodes : parent]) {
+      const name = this.word(this.tree.name, child);
+      if (this.isLeaf[child]) this._titles.set(child, name);
+      else named.set(name, [...(named.get(name) ?? []), child]);
+    }
+    for (const [name, same] of named) {
+      same.forEach((child, at) => this._titles.set(child, same.length > 1 ? `${name} (${at + 1}/${same.length})` : name));
+    }
+    return this._titles.get(node) ?? "";
   }
 
   /** @param {number} node */

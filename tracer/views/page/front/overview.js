@@ -90,8 +90,14 @@ export class Overview {
     };
     const { width, height } = this.frame;
     let most = 0;
-    for (const cell of this.grid) if (cell >= 0) most = Math.max(most, this.amount(cell).value || 0);
-    const text = this.wordOf(most);
+    let mark = "";
+    for (const cell of this.grid) {
+      if (cell < 0) continue;
+      const { value, isEstimated } = this.amount(cell);
+      most = Math.max(most, value || 0);
+      if (isEstimated && value >= 0) mark = "≈ ";
+    }
+    const text = mark + this.wordOf(most);
     this.scale.textContent = most ? `${this.describe()} · dark 0, bright ${text} (root scale) · –: no layer` : `${this.describe()}: nothing known`;
     context.font = `11px ${FONT}`;
     context.textBaseline = "middle";

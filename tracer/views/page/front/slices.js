@@ -26,10 +26,13 @@ export class Slices {
     this.pairs = pairs;
     /** @type {Lane[]} */
     this.lanes = [];
+    this.reach = new Float64Array(this.length); // the latest end up to here, in its lane
     for (let at = 0; at < this.length; at++) {
       const last = this.lanes[this.lanes.length - 1];
       if (last && last.rank === this.rank[at] && last.lane === this.lane[at]) last.end = at + 1;
       else this.lanes.push({ rank: this.rank[at], lane: this.lane[at], begin: at, end: at + 1 });
+      const before = this.lanes[this.lanes.length - 1].begin < at ? this.reach[at - 1] : 0;
+      this.reach[at] = Math.max(before, this.start[at] + this.span[at]);
     }
     /** @type {Uint32Array | null} */
     this._byNode = null;
@@ -77,7 +80,7 @@ export class Slices {
   }
 
   /**
-   * The first slice of a lane that ends after a time.
+   * The first slice of a lane that ends at or after a time.
    * @param {Lane} lane
    * @param {number} ns
    */
@@ -87,11 +90,10 @@ export class Slices {
     let high = lane.end;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (this.start[middle] < tick) low = middle + 1;
+      if (this.reach[middle] < tick) low = middle + 1;
       else high = middle;
     }
-    // What began before may reach into it: operators of one lane nest rarely, so a short look back is enough.
-    return Math.max(lane.begin, low - 8);
+    return low;
   }
 
   /**

@@ -1,0 +1,77 @@
+"""`truedag view`: the page is written beside the graph, with its audit, and served on loopback until told to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from command_line import start_truedag, truedag
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from small_dag import pipeline
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    pipeline().write(tmp_path / "run" / "dag")
+    return tmp_path / "run"
+
+
+def test_the_page_is_written_beside_the_graph(run: Path) -> None:
+    done = truedag("view", "run", "--json", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    page = json.loads(done.stdout)
+    html = run / "views" / "index.html"
+    assert page["html"] == str(html.resolve())
+    assert page["num_bytes"] == html.stat().st_size
+    assert page["slices"] is None
+    said = truedag("view", "run", "--out", "elsewhere", cwd=run.parent).stdout.splitlines()
+    assert said[-1].split()[-1] == "elsewhere/index.html"
+    assert (run.parent / "elsewhere" / "index.html").is_file()
+
+
+def test_an_audit_that_was_written_is_shown_and_an_old_one_is_not(run: Path) -> None:
+    audit = {"verdict": "Wrong: told.", "against": "x", "findings": [], "passed": [], "unchecked": []}
+    (run / "audit.json").write_text(json.dumps(audit))
+    first = run / "one"
+    truedag("view", "run", "--out", str(first), cwd=run.parent)
+    (run / "dag" / "meta.json").touch()
+    second = run / "two"
+    truedag("view", "run", "--out", str(second), cwd=run.parent)
+    sizes = [payload(one / "index.html").count(b"Wrong: told.") for one in (first, second)]
+    assert sizes == [1, 0]
+
+
+def payload(html: Path) -> bytes:
+    """What the page carries, unpacked."""
+    import base64
+    import zlib
+
+    text = html.read_text().partition('id="payload">')[2].partition("</script>")[0]
+    return zlib.decompress(base64.b64decode(text))
+
+
+def test_a_graph_that_is_none_is_said(tmp_path: Path) -> None:
+    done = truedag("view", "nothing", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "holds no dataset" in done.stderr
+
+
+def test_it_is_served_until_interrupted(run: Path) -> None:
+    server = start_truedag("view", "run", "--serve", cwd=run.parent)
+    assert server.stdout is not None
+    try:
+        lines = iter(server.stdout.readline, "")
+        address = next(line for line in lines if line.startswith("next: ")).split()[2]
+        assert address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert b'id="payload"' in answer.read()
+    finally:
+        server.send_signal(signal.SIGINT)
+        _, stderr = server.communicate(timeout=60)
+    assert server.returncode == 0, stderr
+    assert "Traceback" not in stderr
