@@ -338,3 +338,18 @@ def test_a_pipeline_of_the_other_tests_is_drawn_in_all_views(tmp_path):
     assert [one.view for one in drawings] == list(VIEWS)
     by_view = {one.view: one for one in drawings}
     assert by_view["simplified"].num_nodes == by_view["comprehensive"].num_nodes == by_view["simplified"].num_total
+
+
+def test_programs_that_told_nothing_are_drawn_in_all_views(tmp_path):
+    alone = SmallDag()
+    alone.node(after=[alone.node()])
+    together = SmallDag(num_ranks=2)
+    group = together.group(None, [0, 1])
+    first = [together.node(rank=rank) for rank in (0, 1)]
+    meeting = together.node("collective", -1, first, label="all-reduce", category="communication")
+    for rank in (0, 1):
+        together.meet(meeting, group, rank, (1, 2, 3))
+    for name, dag in (("alone", alone), ("together", together)):
+        drawings = draw(dag.write(tmp_path / name / "dag"), tmp_path / name / "views")
+        assert {one.num_nodes for one in drawings[:2]} == {len(dag.nodes)}, "each node is stood for once"
+        assert len(drawings) == len(VIEWS)

@@ -177,7 +177,7 @@ def _traffic(
         .with_columns(
             axis=pl.col("axis").fill_null(""),
             of_phase=pl.when(pl.col("kind") != "collective").then(pl.col("phase").fill_null("")),
-            times=pl.Series([1], dtype=pl.Int64) if participants.is_empty() else _rank_weights(scope),
+            times=_rank_weights(scope),
         )
     )
     wait, transfer = pl.col("start_ns") - pl.col("arrive_ns"), pl.col("end_ns") - pl.col("start_ns")
@@ -237,7 +237,7 @@ def _traffic(
 
 def _rank_weights(scope: Scope) -> pl.Expr:
     weights = {rank: scope.weight(rank) for rank in scope.read}
-    return pl.col("rank").cast(pl.Int64).replace_strict(weights, return_dtype=pl.Int64)
+    return pl.col("rank").cast(pl.Int64).replace_strict(weights, default=1, return_dtype=pl.Int64)
 
 
 def _num_groups(scope: Scope, members: Sequence[tuple[tuple[int, ...], int]]) -> int:
