@@ -96,6 +96,12 @@ def _load_view() -> Command:
     return Command(description=view.__doc__ or "", configure=view.configure, execute=view.execute)
 
 
+def _load_export() -> Command:
+    from truedag.launch.commands import export
+
+    return Command(description=export.__doc__ or "", configure=export.configure, execute=export.execute)
+
+
 def _load_prove() -> Command:
     from truedag.launch.commands import prove
 
@@ -124,6 +130,7 @@ COMMANDS: Mapping[str, Entry] = {
     "critical-path": Entry(summary="Say what a step's time was spent on, across all ranks.", load=_load_critical_path),
     "draw": Entry(summary="Draw a run's graph: the strategy, every GPU, every operator.", load=_load_draw),
     "view": Entry(summary="Draw a run's graph.", load=_load_view),
+    "export": Entry(summary="Write a run's graph for Perfetto, Chakra, networkx and others.", load=_load_export),
     "prove": Entry(summary="Execute a recorded program again from its graph alone.", load=_load_prove),
     "deployments": Entry(summary="List the deployments that ship with truedag.", load=_load_deployments),
     "doctor": Entry(summary="Say what truedag finds on this machine and what it misses.", load=_load_doctor),

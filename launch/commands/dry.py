@@ -4,7 +4,7 @@ DEPLOYMENT and key.path=value are as in truedag run. Ranks are executed one afte
 memory, so nothing is computed and nothing is timed; operators, shapes, communications and their sizes are those of a
 real run. Ranks that must run the same program are executed once; --verify N also executes N random others and demands
 that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
-part of it is made when it is read; --expand writes it out.
+part of it is made when it is read; --expand writes it out. --device estimates what it would take on a GPU, and says so.
 """
 
 from __future__ import annotations
@@ -91,19 +91,24 @@ def execute(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_SHOWN_CLASSES = 16
+
+
 def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
     print_result(f"  not run: executed without memory, so that there are no times in it; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
     num_classes = len(result.classes)
     print_result(f"  {num_classes} rank {'class' if num_classes == 1 else 'classes'} of {result.world_size} ranks:")
-    for one in result.classes:
+    for one in result.classes[:_SHOWN_CLASSES]:
         rank = events[one.representative]
         what = ", ".join(f"{name} {value}" for name, value in one.key)
         print_result(
             f"    {what}: {len(one.ranks)} ranks, as rank {one.representative}: {rank.num_events:,} events, "
             f"{rank.seconds:.1f} s, {rank.peak_bytes / 2**20:,.0f} MiB"
         )
+    if num_classes > _SHOWN_CLASSES:
+        print_result(f"    and {num_classes - _SHOWN_CLASSES:,} more, listed in classes.json")
     if result.verified:
         print_result(f"  verified: {_list(result.verified)} run as their classes do")
     print_result(f"{result.seconds:.0f} s in all.")

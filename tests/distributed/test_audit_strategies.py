@@ -37,9 +37,21 @@ def audit_of(case: Case, folder: Path) -> dict[str, object]:
     path = folder / "strategy.yaml"
     path.write_text(yaml.safe_dump({**told, "workload": {k: v for k, v in told["workload"].items() if v is not None}}))
     result = run_dry(
-        str(path), (), out=folder / "out", replace=False, routing="uniform", seed=0, all_ranks=True, num_verified=0,
-        jobs=2, command=("truedag", "dry"), show=lambda _: None,
-    )  # fmt: skip
+        str(path),
+        (),
+        out=folder / "out",
+        replace=False,
+        routing="uniform",
+        seed=0,
+        all_ranks=True,
+        expand=False,
+        device=None,
+        gpus_per_node=8,
+        num_verified=0,
+        jobs=2,
+        command=("truedag", "dry"),
+        show=lambda _: None,
+    )
     assert result.audit is not None
     return dict(result.audit)
 

@@ -118,10 +118,18 @@ def test_the_graph_of_classes_is_that_of_all_ranks_for_any_strategy(
 
 def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
     path = write_small_deployment(tmp_path)
-    done = truedag("dry", str(path), "--expand", "--out", "out", cwd=tmp_path)
+    done = truedag("dry", str(path), "--expand", "--device", "h100", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "Estimated, not measured, on h100 with 8 GPUs a node:" in done.stdout
     lazy, written = Graph.open(tmp_path / "out" / "classes"), Graph.open(tmp_path / "out")
     assert "form" not in written.meta
+    ran = written.nodes.filter(pl.col("kind").is_in(["compute", "collective", "send", "recv"])).collect()
+    assert ran["timing"].unique().to_list() == ["estimated"]
+    assert ran["end_ns"].max() == written.meta["estimate"]["step_ns"]
+    before, after = (ran.select(node="node", start="start_ns", end="end_ns") for _ in range(2))
+    led = written.edges.filter(pl.col("kind") == "data").collect().join(before, left_on="src", right_on="node")
+    led = led.join(after, left_on="dst", right_on="node", suffix="_after")
+    assert (led["end"] <= led["start_after"]).all(), "what is read was made before"
     for table in ("nodes", "edges", "participants"):
         assert getattr(lazy, table).collect().equals(getattr(written, table).collect()), table
     part = lazy.subgraph(ranks=1)

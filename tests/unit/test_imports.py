@@ -26,6 +26,7 @@ FORWARD = {
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
     "estimate": {"estimate", "errors"},
+    "export": {"export", "graph", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
     "audit": {"audit", "analysis", "graph", "topology", "errors"},
     "dry": {"dry", "merge", "graph", "record", "errors"},

@@ -11,7 +11,7 @@ from rich.console import Console
 from small_dag import SmallDag, pipeline
 
 from truedag.tracer.analysis.report import ExpertPlace, make_report, write_report
-from truedag.tracer.analysis.shares import union
+from truedag.tracer.analysis.spans import union
 from truedag.tracer.errors import GraphError
 
 
@@ -19,7 +19,7 @@ def two_ranks() -> SmallDag:
     """Rank 0 computes 0-40 and 70-100; rank 1 computes 0-60. They all-reduce: from 40 and 60 on, data move 60-80.
 
     Rank 0: compute 0-40, waiting 40-60, transfer 60-70 (70-80 is behind compute), compute 70-100.
-    Rank 1: compute 0-60, transfer 60-80, idle 80-100.
+    Rank 1: compute 0-60, transfer 60-80, the host's 80-100.
     """
     dag = SmallDag(num_ranks=2)
     dag.stages = {0: 0, 1: 0}
@@ -37,9 +37,9 @@ def test_the_shares_of_a_step_are_those_added_up_by_hand(tmp_path):
     report = make_report(two_ranks().write(tmp_path / "dag"))
     assert report.steps_ns == {0: 100}
     first, second = report.ranks
-    assert (first.compute_ns, first.transfer_ns, first.waiting_ns, first.idle_ns) == (70, 10, 20, 0)
+    assert (first.compute_ns, first.transfer_ns, first.waiting_ns, first.bubble_ns, first.host_ns) == (70, 10, 20, 0, 0)
     assert first.overlap_ns == 10
-    assert (second.compute_ns, second.transfer_ns, second.waiting_ns, second.idle_ns) == (60, 20, 0, 20)
+    assert (second.compute_ns, second.transfer_ns, second.waiting_ns, second.host_ns) == (60, 20, 0, 20)
 
 
 def test_communication_is_counted_by_axis_with_waiting_apart_from_transfer(tmp_path):
@@ -91,7 +91,7 @@ def test_the_files_hold_what_was_returned(tmp_path):
     assert stored["edges"] == {"data": 3}
     assert [one["compute_ns"] for one in stored["ranks"]] == [70, 60]
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| 0 | 0 | 70.0 % | 10.0 % | 20.0 % | 0.0 % | 10 ns |" in text
+    assert "| 0 | 0 | 70.0 % | 10.0 % | 20.0 % | 0.0 % | 0.0 % | 50.0 % |" in text
 
 
 @pytest.mark.parametrize("width", [80, 100])

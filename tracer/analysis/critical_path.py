@@ -88,6 +88,11 @@ class CriticalPath:
             self.pieces.group_by(*by).agg(*spent, total).sort("total_ns", *by, descending=[True, *(False for _ in by)])
         )
 
+    def _repr_html_(self) -> str:
+        from truedag.tracer.analysis.critical_path_text import write_html
+
+        return write_html(self)
+
 
 def find_critical_path(graph: Graph, step: int | None = None) -> CriticalPath:
     """Find the critical path of a step; without one, of the first that was recorded.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 import polars as pl
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +40,8 @@ def render_critical_path(path: CriticalPath, *, title: str, top: int) -> Rendera
     """
     error = "unknown clock error" if path.error_ns is None else f"clock error ±{write_time(path.error_ns)}"
     step = "" if path.step is None else f" · step {path.step}"
-    head = Text(f"{title}{step} · critical path {write_time(path.length_ns)} ({error})", style="bold")
+    name = f"{title}{step} · critical path".lstrip(" ·")
+    head = Text(f"{name} {write_time(path.length_ns)} ({error})", style="bold")
     parts: list[RenderableType] = [head]
     if path.is_estimated:
         parts.append(Text("ESTIMATED: times of this graph are estimates, not measurements", style="bold red"))
@@ -52,6 +54,14 @@ def render_critical_path(path: CriticalPath, *, title: str, top: int) -> Rendera
     if not path.stragglers.is_empty():
         parts += [_latecomers(path, top), _holders(path, top)]
     return Group(*parts)
+
+
+def write_html(path: CriticalPath, *, top: int = 10) -> str:
+    """Write the path as HTML for a notebook: what the terminal shows, in the notebook's own colours."""
+    console = Console(record=True, width=110, file=StringIO(), force_terminal=True)
+    console.print(render_critical_path(path, title="", top=top))
+    style = "font-family: monospace; line-height: 1.2; color: inherit; background: none; overflow-x: auto"
+    return console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
 
 
 def summarise(path: CriticalPath, *, top: int) -> dict[str, Any]:

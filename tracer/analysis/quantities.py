@@ -42,3 +42,13 @@ def write_runs(numbers: Iterable[int]) -> str:
             text.append(str(low) if low == number else f"{low},{number}" if number == low + 1 else f"{low}-{number}")
             begin = i + 1
     return ",".join(text)
+
+
+def write_rate(bytes_per_s: float | None) -> str:
+    """Write bytes a second in decimal units, as nccl-tests does; unknown if it is."""
+    if bytes_per_s is None:
+        return "unknown"
+    for size, unit in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
+        if bytes_per_s >= size:
+            return f"{bytes_per_s / size:.3g} {unit}" if bytes_per_s < 1e12 else f"{bytes_per_s / size:,.0f} {unit}"
+    return f"{bytes_per_s:.3g} B/s"

@@ -6,60 +6,64 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.console import RenderableType
 
-from truedag.tracer.analysis.report_text import render_report, write_markdown
-from truedag.tracer.analysis.shares import RankShares, measure_steps, share_time
+from truedag.tracer.analysis.communications import CommunicationTotals, total_communications
+from truedag.tracer.analysis.critical_path import CriticalPath, find_critical_path
+from truedag.tracer.analysis.experts import ExpertLoad, ExpertPlace, measure_loads, place_experts
+from truedag.tracer.analysis.memory import RankMemory, measure_memory
+from truedag.tracer.analysis.report_text import render_report, write_html, write_markdown
+from truedag.tracer.analysis.shares import RankShares, find_spans, measure_steps, share_time
+from truedag.tracer.analysis.spread import Spread
+from truedag.tracer.analysis.stragglers import Straggler, find_stragglers
+from truedag.tracer.analysis.throughput import (
+    Generation,
+    Throughput,
+    find_lookups,
+    measure_generations,
+    measure_throughput,
+)
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
 
+_NODES = ("node", "kind", "rank", "op", "label", "phase", "step", "microbatch", "decode_step", "layer", "expert",
+          "start_ns", "end_ns", "timing", "flops")  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommunicationTotals:
-    """All communications of one kind over one axis.
+class PathTotals:
+    """The critical paths of all steps together: ns of each kind, in all and by operator; and why there is none.
 
     Attributes:
-        axis: tp, ep, ...; None if nobody told what the group is.
-        kind: all-reduce, ..., message.
-        num: how many (a message counts once, not as send and receive).
-        num_groups: over how many process groups.
-        num_bytes: what all participants gave to them, in bytes.
-        wait_ns: from each participant's arrival to the last one's, summed; None is unknown.
-        transfer_ns: from the last arrival to each participant's end, summed; None is unknown.
-        num_participants: over how many participants the times are summed.
+        length_ns: the sum of the steps.
+        by_kind: compute, transfer, waiting, host.
+        by_op: the same for each operator, with total_ns, the most first.
+        reason: why it is unknown; None: it is not.
     """
 
-    axis: str | None
-    kind: str
-    num: int
-    num_groups: int
-    num_bytes: int
-    wait_ns: int | None
-    transfer_ns: int | None
-    num_participants: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertPlace:
-    """Which ranks ran which experts, in layers that agree in it."""
-
-    layers: tuple[int, ...]
-    experts: tuple[int, ...]
-    ranks: tuple[int, ...]
+    length_ns: int
+    by_kind: Mapping[str, int]
+    by_op: tuple[Mapping[str, Any], ...]
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The run's numbers; see `CommunicationTotals` and `shares.RankShares` for how times are told apart.
+    """The run's numbers; the modules they come from say how each is told.
 
     Attributes:
         steps_ns: for each recorded step the time from the first start to the last end over all ranks; a step without a
             measurement is not in it.
-        is_estimated: whether times are estimates, not measurements.
+        is_estimated: whether times are estimates, not measurements; num_estimated says of how many nodes.
+        step_spread: of those; None without any.
+        ranks: each rank's time in all steps.
+        ranks_by_step: the same, step by step.
     """
 
     deployment: str | None
@@ -73,27 +77,62 @@ class Report:
     num_views_dropped: int
     num_unmatched: int
     unmatched: tuple[str, ...]
-    steps_ns: dict[int, int]
+    num_estimated: int
     is_estimated: bool
+    steps_ns: dict[int, int]
+    step_spread: Spread | None
     communications: tuple[CommunicationTotals, ...]
     ranks: tuple[RankShares, ...]
+    ranks_by_step: tuple[RankShares, ...]
+    stragglers: tuple[Straggler, ...]
+    critical_path: PathTotals
+    throughput: Throughput
+    generations: tuple[Generation, ...]
     experts: tuple[ExpertPlace, ...]
+    expert_loads: tuple[ExpertLoad, ...]
+    memory: tuple[RankMemory, ...]
 
     def render(self) -> RenderableType:
         """Return what the terminal shows."""
         return render_report(self)
 
+    def _repr_markdown_(self) -> str:
+        return write_markdown(self)
 
-def make_report(dag_dir: Path) -> Report:
+    def _repr_html_(self) -> str:
+        return write_html(self)
+
+
+def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) -> Report:
     """Read the numbers off a dataset.
+
+    Args:
+        source: the dataset's folder, or its graph.
+        peak_flops_per_s: what one rank's device can do; without it MFU is unknown.
 
     Raises:
         GraphError: there is no dataset, or it is broken.
     """
-    graph = Graph.open(dag_dir)
-    nodes, edges = graph.nodes.collect(), graph.edges.select("kind").collect()
+    graph = source if isinstance(source, Graph) else Graph.open(source)
+    nodes = graph.nodes.select(_NODES).collect()
     participants, groups, ranks = graph.participants.collect(), graph.groups.collect(), graph.ranks.collect()
+    messages = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst").unique().collect()
     meta = graph.meta
+    windows = measure_steps(nodes, participants)
+    if len(windows) > 1:
+        windows.pop(-1, None)  # what ran between the steps is of none
+    spans = find_spans(nodes, participants, messages, groups, ranks)
+    shares, by_step = share_time(spans, ranks, windows)
+    paths, reason = _find_paths(graph, list(windows))
+    operators = nodes.filter(pl.col("kind") == "compute")
+    measured = operators.filter(pl.col("timing") == "measured")
+    lookups = find_lookups(graph.nodes, ranks)
+    span_ns = sum(end - start for start, end in windows.values()) or None
+    work = operators.filter(pl.col("flops") > 0).select("phase", "flops")
+    held = operators.filter((pl.col("expert") >= 0) & (pl.col("rank") >= 0)).select("layer", "expert", "rank").unique()
+    sources = graph.nodes.filter(pl.col("kind").is_in(["parameter", "input"])).select("rank", "kind", "outputs")
+    data = graph.edges.filter(pl.col("kind") == "data").select("src", "dst", "bytes")
+    times = pl.when(pl.col("timing") == "measured").then("end_ns").alias("end_ns")
     return Report(
         deployment=meta.get("deployment"),
         strategy=meta.get("strategy"),
@@ -102,15 +141,28 @@ def make_report(dag_dir: Path) -> Report:
         torch=str(meta["torch"]),
         recorder=str(meta["recorder"]),
         nodes=_count_kinds(nodes),
-        edges=_count_kinds(edges),
+        edges=_count_kinds(graph.edges.select("kind").collect()),
         num_views_dropped=int(meta["num_views_dropped"]),
         num_unmatched=int(meta["num_unmatched"]),
         unmatched=tuple(meta["unmatched"]),
-        steps_ns={step: end - start for step, (start, end) in measure_steps(nodes, participants).items()},
+        num_estimated=int((nodes["timing"] == "estimated").sum()),
         is_estimated=bool((nodes["timing"] == "estimated").any()),
-        communications=tuple(_total_communications(nodes, participants, groups)),
-        ranks=tuple(share_time(nodes, participants, ranks)),
-        experts=tuple(_place_experts(nodes)),
+        steps_ns={step: end - start for step, (start, end) in windows.items()},
+        step_spread=Spread.of([end - start for start, end in windows.values()]),
+        communications=tuple(total_communications(nodes, participants, groups, messages, spans)),
+        ranks=tuple(shares),
+        ranks_by_step=tuple(by_step),
+        stragglers=tuple(find_stragglers(operators.with_columns(times), ranks, paths)),
+        critical_path=_total_paths(paths, reason),
+        throughput=measure_throughput(work, lookups, span_ns, len(ranks), peak_flops_per_s),
+        generations=tuple(
+            measure_generations(
+                measured.drop_nulls("end_ns"), lookups, ranks, {step: start for step, (start, _) in windows.items()}
+            )
+        ),
+        experts=tuple(place_experts(held)),
+        expert_loads=tuple(measure_loads(graph.nodes, ranks)),
+        memory=tuple(measure_memory(nodes, data.collect(), sources.collect())),
     )
 
 
@@ -135,62 +187,24 @@ def _count_kinds(frame: pl.DataFrame) -> dict[str, int]:
     return dict(rows.iter_rows())
 
 
-def _total_communications(
-    nodes: pl.DataFrame, participants: pl.DataFrame, groups: pl.DataFrame
-) -> list[CommunicationTotals]:
-    """Total by axis and kind, the most bytes first."""
-    axes = groups.select("group", "axis")
-    met = participants.join(nodes.select("node", node_kind="kind", label="label"), on="node").join(
-        axes, on="group", how="left"
-    )
-    is_message = pl.col("node_kind").is_in(["send", "recv"])
-    name = pl.when(is_message).then(pl.lit("message")).otherwise(pl.col("label").str.split(" ").list.first())
-    wait, transfer = pl.col("start_ns") - pl.col("arrive_ns"), pl.col("end_ns") - pl.col("start_ns")
-    # A message is a send and a receive: the receives are counted, and the sends that found none.
-    alone = pl.col("node").filter(pl.col("node_kind") != "send").n_unique()
-    rows = (
-        met.with_columns(name=name)
-        .group_by("axis", "name")
-        .agg(
-            num=alone,
-            sends=pl.col("node").filter(pl.col("node_kind") == "send").n_unique(),
-            groups=pl.col("group").n_unique(),
-            bytes=pl.col("send_bytes").sum(),
-            wait=pl.when(wait.is_not_null().all()).then(wait.sum()),
-            transfer=pl.when(transfer.is_not_null().all()).then(transfer.sum()),
-            participants=pl.len(),
-        )
-        .sort(["bytes", "name", "axis"], descending=[True, False, False])
-    )
-    return [
-        CommunicationTotals(
-            axis=row["axis"],
-            kind=row["name"],
-            num=max(row["num"], row["sends"]),
-            num_groups=row["groups"],
-            num_bytes=row["bytes"],
-            wait_ns=row["wait"],
-            transfer_ns=row["transfer"],
-            num_participants=row["participants"],
-        )
-        for row in rows.to_dicts()
-    ]
+def _find_paths(graph: Graph, steps: list[int]) -> tuple[list[CriticalPath] | None, str | None]:
+    """Return the critical path of each step that has times; or why there is none."""
+    if not steps:
+        return None, "nothing has a measured time"
+    try:
+        return [find_critical_path(graph, step if step >= 0 else None) for step in steps], None
+    except GraphError as error:
+        return None, str(error)
 
 
-def _place_experts(nodes: pl.DataFrame) -> list[ExpertPlace]:
-    """Say where each expert's operators ran, layers and experts that agree together."""
-    held = (
-        nodes.filter((pl.col("expert") >= 0) & (pl.col("kind") == "compute") & (pl.col("rank") >= 0))
-        .group_by("layer", "expert")
-        .agg(pl.col("rank").unique().sort())
-        .sort("layer", "expert")
+def _total_paths(paths: list[CriticalPath] | None, reason: str | None) -> PathTotals:
+    if paths is None:
+        return PathTotals(length_ns=0, by_kind={}, by_op=(), reason=reason)
+    kinds = pl.concat([path.total() for path in paths]).sum().row(0, named=True)
+    by_op = pl.concat([path.total("op") for path in paths]).group_by("op").agg(pl.all().sum())
+    return PathTotals(
+        length_ns=sum(path.length_ns for path in paths),
+        by_kind={name.removesuffix("_ns"): time for name, time in kinds.items() if name != "total_ns"},
+        by_op=tuple(by_op.sort("total_ns", "op", descending=[True, False]).to_dicts()),
+        reason=None,
     )
-    places: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-    for layer, expert, ranks in held.iter_rows():
-        places.setdefault((layer, tuple(ranks)), []).append(expert)
-    layers: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-    for (layer, ranks), experts in places.items():
-        layers.setdefault((tuple(experts), ranks), []).append(layer)
-    return [
-        ExpertPlace(layers=tuple(found), experts=experts, ranks=ranks) for (experts, ranks), found in layers.items()
-    ]

@@ -1,158 +1,119 @@
-"""The report as text: Markdown for a file, tables for a terminal."""
+"""The report as text: Markdown for a file, tables for a terminal, HTML for a notebook."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
-from truedag.tracer.analysis.shares import RankShares
+from truedag.tracer.analysis.report_sections import Section, list_facts, list_sections, write_title
 
 if TYPE_CHECKING:
     from truedag.tracer.analysis.report import Report
 
 _BAR = 20
-_PARTS = (
-    ("compute", "█", "blue"),
-    ("transfer", "▓", "green"),
-    ("waiting", "▒", "yellow"),
-    ("idle", "░", "bright_black"),
-)
-HOW_TIMES_ARE_TOLD = (
-    "Step time is from the first start to the last end over all ranks. A moment of a rank counts once: as compute if "
-    "an operator runs on it; else as transfer if all participants have entered a communication that it is in; else as "
-    "waiting if another has not; else as idle (the host's own work is there). Sums over participants may exceed the "
-    "step."
-)
-_COMMUNICATION_COLUMNS = ("axis", "kind", "number", "groups", "bytes", "transfer", "waiting")
+# In the order of shares.PARTS; signs differ as well, for who sees no colours.
+_SIGNS = (("█", "blue"), ("▓", "green"), ("▒", "yellow"), ("▚", "magenta"), ("░", "bright_black"))
+_COLOURS = ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#999999")
+_STYLE = """
+.truedag-report { font-family: system-ui, sans-serif; font-size: 13px; line-height: 1.45; max-width: 70em; }
+.truedag-report h3 { margin: 0 0 .2em; font-size: 16px; }
+.truedag-report h4 { margin: 1em 0 .1em; font-size: 14px; }
+.truedag-report p { margin: 0 0 .3em; opacity: .75; }
+.truedag-report table { border-collapse: collapse; color: inherit; font: inherit; }
+.truedag-report th, .truedag-report td { padding: .1em .9em .1em 0; text-align: left; background: none; color: inherit;
+  font-weight: 400; border-top: 1px solid color-mix(in srgb, currentColor 18%, transparent); }
+.truedag-report th { font-weight: 600; border: 0; }
+.truedag-report .number { text-align: right; font-variant-numeric: tabular-nums; }
+.truedag-report .bar { display: flex; width: 14em; height: .8em; }
+"""
 
 
 def render_report(report: Report) -> RenderableType:
-    """Lay the report out for a terminal of 80 columns or more."""
-    parts: list[RenderableType] = [Text(_title(report), style="bold"), *(Text(line) for line in _facts(report))]
-    table = _table("Communication (times summed over participants)", _COMMUNICATION_COLUMNS, right=(2, 3, 4, 5, 6))
-    for row in _communication_rows(report):
-        table.add_row(*row)
-    if report.communications:
-        parts.append(table)
-    table = _table(
-        "Time of each rank",
-        ("rank", "stage", *(name for name, _, _ in _PARTS), "of the step"),
-        right=(0, 1, 2, 3, 4, 5),
-    )
-    for shares in report.ranks:
-        table.add_row(*_share_row(shares), _bar(shares))
-    parts.append(table)
-    if report.experts:
-        table = _table("Experts", ("layers", "experts", "ranks"), right=())
-        for place in report.experts:
-            table.add_row(write_runs(place.layers), write_runs(place.experts), write_runs(place.ranks))
-        parts.append(table)
+    """Lay the report out for a terminal of 100 columns; narrower ones wrap cells."""
+    parts: list[RenderableType] = [Text(write_title(report), style="bold")]
+    parts += [Text(line) for line in list_facts(report)]
+    for section in list_sections(report):
+        # The title is a line of its own: as a part of the table it would be as narrow as that.
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for place, name in enumerate(section.columns):
+            table.add_column(name, justify="right" if place in section.right else "left", overflow="fold",
+                             no_wrap=bool(section.bars))  # fmt: skip
+        if section.bars:
+            table.add_column("")  # the one that gives way
+        for place, row in enumerate(section.rows):
+            table.add_row(*row, *([_Bar(section.bars[place])] if section.bars else []))
+        parts += [
+            Text(section.title, style="bold"),
+            *([Text(section.note, style="dim")] if section.note else []),
+            table,
+        ]
     return Group(*parts)
 
 
 def write_markdown(report: Report) -> str:
     """Write the report as Markdown."""
-    lines = [f"# {_title(report)}", "", *(f"- {line}" for line in _facts(report)), ""]
+    lines = [f"# {write_title(report)}", "", *(f"- {line}" for line in list_facts(report)), ""]
     if report.unmatched:
         lines += ["## Unmatched communications", "", *(f"- {one}" for one in report.unmatched), ""]
-    if report.communications:
-        lines += [
-            "## Communication",
-            "",
-            "Bytes are what all participants gave; times are summed over participants.",
-            "",
-        ]
-        lines += _markdown_table(_COMMUNICATION_COLUMNS, _communication_rows(report))
-    lines += ["## Time of each rank", "", HOW_TIMES_ARE_TOLD, ""]
-    head = ("rank", "stage", *(name for name, _, _ in _PARTS), "transfer hidden by compute")
-    rows = [[*_share_row(shares), write_time(shares.overlap_ns)] for shares in report.ranks]
-    lines += _markdown_table(head, rows)
-    if report.experts:
-        lines += ["## Experts", ""]
-        lines += _markdown_table(
-            ("layers", "experts", "ranks"),
-            [[write_runs(one.layers), write_runs(one.experts), write_runs(one.ranks)] for one in report.experts],
-        )
+    for section in list_sections(report):
+        lines += [f"## {section.title}", "", *([section.note, ""] if section.note else [])]
+        marks = ("---:" if place in section.right else "---" for place in range(len(section.columns)))
+        lines += ["| " + " | ".join(section.columns) + " |", "|" + "|".join(marks) + "|"]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in section.rows]
+        lines.append("")
     return "\n".join(lines)
 
 
-def _title(report: Report) -> str:
-    parts = (report.deployment or "recorded program", report.strategy, f"{report.world_size} ranks")
-    return " · ".join(part for part in parts if part)
+def write_html(report: Report) -> str:
+    """Write the report as HTML, for a notebook: a part of a page, with its style."""
+    facts = "<br>".join(escape(line) for line in list_facts(report))
+    parts = [f'<div class="truedag-report"><style>{_STYLE}</style><h3>{escape(write_title(report))}</h3><p>{facts}</p>']
+    parts += [_html_table(section) for section in list_sections(report)]
+    return "".join(parts) + "</div>"
 
 
-def _facts(report: Report) -> list[str]:
-    steps = ", ".join(f"{number}: {write_time(span)}" for number, span in report.steps_ns.items()) or "unknown"
-    missing = report.world_size - report.num_ranks
-    return [
-        f"{sum(report.nodes.values()):,} nodes: {_counts(report.nodes)}; {report.num_views_dropped:,} views dropped",
-        f"{sum(report.edges.values()):,} edges: {_counts(report.edges)}",
-        f"unmatched communications: {report.num_unmatched:,}"
-        + (f"; {missing} ranks recorded nothing" if missing else ""),
-        *(["ESTIMATED: times of this graph are estimates, not measurements"] if report.is_estimated else []),
-        f"time of step {steps}",
-    ]
+def _html_table(section: Section) -> str:
+    def cells(tag: str, row: Sequence[str]) -> str:
+        marks = (' class="number"' if place in section.right else "" for place in range(len(row)))
+        return "".join(f"<{tag}{mark}>{escape(cell)}</{tag}>" for mark, cell in zip(marks, row, strict=True))
+
+    rows = []
+    for place, row in enumerate(section.rows):
+        bar = "".join(
+            f'<span style="width:{100 * share:.2f}%;background:{colour}"></span>'
+            for share, colour in zip(section.bars[place], _COLOURS, strict=False)
+        ) if section.bars else ""  # fmt: skip
+        drawn = f'<td><div class="bar">{bar}</div></td>' if section.bars else ""
+        rows.append(f"<tr>{cells('td', row)}{drawn}</tr>")
+    note = f"<p>{escape(section.note)}</p>" if section.note else ""
+    return (
+        f"<h4>{escape(section.title)}</h4>{note}<table><tr>{cells('th', section.columns)}</tr>{''.join(rows)}</table>"
+    )
 
 
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """Shares that add up to one, drawn as wide as there is room."""
 
+    shares: Sequence[float]
 
-def _communication_rows(report: Report) -> list[list[str]]:
-    return [
-        [
-            one.axis or "unknown",
-            one.kind,
-            f"{one.num:,}",
-            f"{one.num_groups:,}",
-            write_bytes(one.num_bytes),
-            write_time(one.transfer_ns),
-            write_time(one.wait_ns),
-        ]
-        for one in report.communications
-    ]
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, min(_BAR, options.max_width))
 
-
-def _share_row(shares: RankShares) -> list[str]:
-    times = _times(shares)
-    total = None if times is None else sum(times)
-    told = ["unknown"] * 4 if times is None or not total else [f"{100 * time / total:.1f} %" for time in times]
-    return [str(shares.rank), "-" if shares.stage is None else str(shares.stage), *told]
-
-
-def _times(shares: RankShares) -> list[int] | None:
-    times = [shares.compute_ns, shares.transfer_ns, shares.waiting_ns, shares.idle_ns]
-    return [time for time in times if time is not None] if None not in times else None
-
-
-def _bar(shares: RankShares) -> Text:
-    """Draw the shares as a bar."""
-    times = _times(shares)
-    if times is None or sum(times) == 0:
-        return Text("")
-    bar = Text()
-    drawn = reached = 0
-    for time, (_, sign, style) in zip(times, _PARTS, strict=True):
-        reached += time
-        end = round(_BAR * reached / sum(times))
-        bar.append(sign * (end - drawn), style=style)
-        drawn = end
-    return bar
-
-
-def _table(title: str, columns: Sequence[str], *, right: Sequence[int]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i in right else "left")
-    return table
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        bar = Text()
+        drawn, reached = 0, 0.0
+        for share, (sign, style) in zip(self.shares, _SIGNS, strict=False):
+            reached += share
+            end = round(min(_BAR, options.max_width) * reached)
+            bar.append(sign * (end - drawn), style=style)
+            drawn = end
+        yield bar

@@ -45,11 +45,13 @@ def find_place(*, is_rank_told: bool) -> dict[str, Any]:
     if dist.is_available() and dist.is_initialized():
         rank, world_size = dist.get_rank(), dist.get_world_size()
     else:
-        told = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
-        if not is_rank_told or not all(number.isdecimal() for number in told):
+        numbers = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+        if not is_rank_told or not all(number.isdecimal() for number in numbers):
             return {}
-        rank, world_size = map(int, told)
-    return {"rank": rank, "world_size": world_size, "placed": True, "device": _device()}
+        rank, world_size = map(int, numbers)
+    # A program that is recorded from its first line on says only later where it stands on each axis.
+    told = dict(REGISTRY.coordinates)
+    return {"rank": rank, "world_size": world_size, "placed": True, "device": _device(), "coordinates": told}
 
 
 class GroupNews:

@@ -9,6 +9,7 @@ from pathlib import Path
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.comprehensive import draw_comprehensive
 from truedag.tracer.views.detailed import Choice, draw_detailed
+from truedag.tracer.views.notebook import Picture
 from truedag.tracer.views.scope import find_scope
 from truedag.tracer.views.sheet import Sheet, write_sheets
 from truedag.tracer.views.simplified import draw_simplified
@@ -19,7 +20,7 @@ VIEWS = ("simplified", "comprehensive", "detailed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
+class Drawing(Picture):
     """What was drawn.
 
     Attributes:

@@ -56,17 +56,21 @@ def list_signs(boxes: Sequence[Box]) -> list[Sign]:
     return [*_SHAPES, *_LINES, *signs]
 
 
-_TIMES = (
+_CALLS = (
     "33 ops x 8: operators in each of so many calls; a call is what one rank runs in one microbatch, or once per step. "
-    "Times are measured: the mean of a call and the longest; for communication the mean of a participant, from the "
-    "last one's arrival; what it waited for that stands below."
 )
+_TIMES = (
+    f"{_CALLS}Times are measured: the mean of a call and the longest; for communication the mean of a participant, "
+    "from the last one's arrival; what it waited for that stands below."
+)
+_NO_TIMES = f"{_CALLS}Nothing was timed."
 
 
 def tell(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties, *, is_part: bool) -> list[str]:
     """Say what is shown out of how much, and what is folded; of a part, that the rest is on other sheets."""
     counts = _write_part(scope, boxes, ties) if is_part else _write_counts(scope, blocks, boxes, ties)
-    return [counts, _write_folding(scope, blocks), _TIMES]
+    times = _TIMES if any(box.time_ns is not None for box in boxes) else _NO_TIMES
+    return [counts, _write_folding(scope, blocks), times]
 
 
 def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties) -> str:

@@ -285,9 +285,9 @@ def _describe_class(scope: Scope, one: RankClass) -> list[str]:
 
 def _describe_traffic(one: Traffic) -> list[str]:
     if one.kind != "collective":
-        ((label, num),) = one.calls.items()
-        title = f"{label}: {one.phase}" if one.phase else label
-        calls = [captions.count(num, "message")]
+        labels = ", ".join(one.calls)
+        title = f"{labels}: {one.phase}" if one.phase else labels
+        calls = [captions.count(sum(one.calls.values()), "message")]
     else:
         title = f"over {one.axis}" if one.axis else "over a group of no told axis"
         groups = "{" + write_gpus(one.first).partition(" ")[2] + "}"

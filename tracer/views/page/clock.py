@@ -1,6 +1,7 @@
 """Times for the page: what each rank was at over time, its shares, and every slice of its lanes.
 
-A moment counts once, as the first of these that it is: compute, transfer, waiting; else idle (analysis/shares.py).
+A moment counts once, as the first of these that it is: compute, transfer, waiting; else idle. The report tells more
+apart (analysis/shares.py): waiting for another stage is a bubble there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from truedag.tracer.analysis.shares import Spans, length, union
+from truedag.tracer.analysis.spans import Spans, length, union
 from truedag.tracer.views.page.leaves import COMMUNICATIONS, Leaves
 from truedag.tracer.views.page.tree import Tree
 

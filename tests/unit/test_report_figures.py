@@ -1,0 +1,464 @@
+"""The report's figures against those worked out by hand: a bubble, a straggler, an overlap, bandwidths, tokens."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from dag_source import DagSource, as_graph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from small_dag import SmallDag
+from timed_programs import timed_programs
+
+from truedag.tracer.analysis.communications import bus_factor
+from truedag.tracer.analysis.figures import FIGURES, explain
+from truedag.tracer.analysis.memory import count_bytes
+from truedag.tracer.analysis.quantities import write_rate
+from truedag.tracer.analysis.report import Report, make_report
+from truedag.tracer.analysis.report_plots import plot_report
+from truedag.tracer.analysis.report_sections import list_sections
+from truedag.tracer.analysis.report_text import write_html, write_markdown
+from truedag.tracer.analysis.shares import RankSpans
+from truedag.tracer.analysis.spread import Spread
+from truedag.tracer.errors import GraphError
+from truedag.tracer.graph import Graph
+
+META = {
+    "deployment": "small", "strategy": None, "torch": "2.13.0", "recorder": "native", "num_views_dropped": 0,
+    "num_unmatched": 0, "unmatched": [],
+}  # fmt: skip
+
+
+def report_of(dag: SmallDag, *, steps: dict[int, int] | None = None, **options: float) -> Report:
+    """The report of a graph in memory; `steps` says which nodes are of another step than the first."""
+    for node, step in (steps or {}).items():
+        dag.nodes[node]["step"] = step
+    source = DagSource(dag)
+    source.meta = META | {"world_size": dag.num_ranks}
+    return make_report(Graph(source), **options)
+
+
+def gpipe(num_microbatches: int, num_stages: int, time: int) -> SmallDag:
+    """A pipeline without any cost but compute: all forward passes, then all backward, each pass takes `time`.
+
+    A stage is busy for 2 m of the 2 (m + p - 1) slots: the bubble is (p - 1) / (m + p - 1) of each rank's step.
+    """
+    dag = SmallDag(num_ranks=num_stages)
+    dag.stages = {rank: rank for rank in range(num_stages)}
+    pp = dag.group("pp", range(num_stages))
+    free = dict.fromkeys(range(num_stages), 0)
+    last: dict[int, tuple[int, ...]] = dict.fromkeys(range(num_stages), ())
+
+    def send(source: int, target: int, made: int, ready: int, phase: str) -> tuple[int, int]:
+        out = dag.node("send", source, (made,), time=(ready, ready), phase=phase, label="send pp")
+        dag.meet(out, pp, source, (ready, ready, ready))
+        begun = max(ready, free[target])
+        into = dag.node("recv", target, last[target], time=(free[target], begun), phase=phase, label="receive pp")
+        dag.meet(into, pp, target, (free[target], begun, begun))
+        dag.edges.append({"src": out, "dst": into, "kind": "p2p", "bytes": 8, "dtype": "float32", "shape": [2]})
+        return into, begun
+
+    def run(phase: str, order: list[int]) -> None:
+        for microbatch in range(num_microbatches):
+            ready, made = 0, -1
+            for place, rank in enumerate(order):
+                if place:
+                    made, ready = send(order[place - 1], rank, made, ready, phase)
+                begun = max(ready, free[rank])
+                after = (*last[rank], *((made,) if place else ()))
+                made = dag.node(rank=rank, after=after, time=(begun, begun + time), phase=phase, microbatch=microbatch)
+                last[rank] = (made,)
+                free[rank] = ready = begun + time
+
+    run("forward", list(range(num_stages)))
+    run("backward", list(range(num_stages))[::-1])
+    return dag
+
+
+@pytest.mark.parametrize(("num_microbatches", "num_stages"), [(2, 2), (4, 2), (4, 4), (1, 3)])
+def test_the_bubble_of_a_pipeline_is_what_the_formula_says(num_microbatches: int, num_stages: int) -> None:
+    report = report_of(gpipe(num_microbatches, num_stages, 10))
+    slots = num_microbatches + num_stages - 1
+    assert report.steps_ns == {0: 2 * slots * 10}
+    for one in report.ranks:
+        assert one.bubble_ns == 2 * (num_stages - 1) * 10
+        assert (one.compute_ns, one.transfer_ns, one.waiting_ns) == (2 * num_microbatches * 10, 0, 0)
+        assert one.host_ns == 0
+        assert one.fractions is not None
+        assert one.fractions[3] == pytest.approx((num_stages - 1) / slots)
+
+
+def test_waiting_for_the_own_stage_is_no_bubble_and_for_another_is() -> None:
+    dag = SmallDag(num_ranks=4)
+    dag.stages = {0: 0, 1: 0, 2: 1, 3: 1}
+    tp, pp = dag.group("tp", [0, 1]), dag.group("pp", [0, 2])
+    for rank in range(4):
+        dag.node(rank=rank, time=(0, 10))
+        dag.node(rank=rank, time=(95, 100))
+    for group, ranks, begin in ((tp, (0, 1), 10), (pp, (0, 2), 50)):
+        node = dag.node("collective", -1, time=(begin, begin + 30), label="all-reduce x")
+        for rank, arrive in zip(ranks, (begin, begin + 20), strict=True):
+            dag.meet(node, group, rank, (arrive, begin + 20, begin + 30))
+    first = report_of(dag).ranks[0]
+    assert (first.compute_ns, first.transfer_ns, first.waiting_ns, first.bubble_ns, first.host_ns) == (
+        15,
+        20,
+        20,
+        20,
+        25,
+    )
+
+
+def test_a_message_within_a_stage_keeps_nobody_in_a_bubble() -> None:
+    dag = SmallDag(num_ranks=3)
+    dag.stages = {0: 0, 1: 0, 2: 1}
+    world = dag.group("pp", [0, 1, 2])
+    send = dag.node("send", 0, time=(20, 20), label="send pp")
+    dag.meet(send, world, 0, (20, 20, 20))
+    recv = dag.node("recv", 1, time=(0, 20), label="receive pp")
+    dag.meet(recv, world, 1, (0, 20, 20))
+    dag.edges.append({"src": send, "dst": recv, "kind": "p2p", "bytes": 8, "dtype": "float32", "shape": [2]})
+    for rank in range(3):
+        dag.node(rank=rank, time=(20, 30))
+    second = report_of(dag).ranks[1]
+    assert (second.waiting_ns, second.bubble_ns, second.compute_ns) == (20, 0, 10)
+
+
+def test_a_receive_that_was_posted_early_makes_nobody_wait_before_the_program_does() -> None:
+    dag = SmallDag(num_ranks=2)
+    group = dag.group("dp", [0, 1])
+    send = dag.node("send", 1, time=(90, 95), label="send dp")
+    dag.meet(send, group, 1, (90, 90, 95))
+    recv = dag.node("recv", 0, time=(0, 95), label="receive dp")
+    dag.meet(recv, group, 0, (0, 90, 95))
+    dag.edges.append({"src": send, "dst": recv, "kind": "p2p", "bytes": 8, "dtype": "float32", "shape": [2]})
+    dag.node(rank=0, time=(0, 40))
+    dag.node(rank=1, time=(0, 90))
+    graph = as_graph(dag)
+    frames = graph._source.frames
+    graph._source.meta = META | {"world_size": 2}
+    unseen = make_report(graph).ranks[0]
+    assert (unseen.waiting_ns, unseen.host_ns) == (50, 0)
+    # The program was 20 ns inside of the wait: 75 to 95; from 40 to 75 it did something else.
+    frames["participants"] = frames["participants"].with_columns(waited_ns=pl.Series([None, 20], dtype=pl.Int64))
+    seen = make_report(graph).ranks[0]
+    assert (seen.compute_ns, seen.waiting_ns, seen.transfer_ns, seen.host_ns) == (40, 15, 5, 35)
+
+
+def overlapping() -> SmallDag:
+    """Two ranks; an all-reduce moves data from 20 to 60, rank 0 computes 0-20 and 30-50, rank 1 0-20 and 60-70."""
+    dag = SmallDag(num_ranks=2)
+    dp = dag.group("dp", [0, 1])
+    one, two = (dag.node(rank=rank, time=(0, 20)) for rank in (0, 1))
+    reduce = dag.node("collective", -1, (one, two), time=(20, 60), label="all-reduce dp")
+    for rank in (0, 1):
+        dag.meet(reduce, dp, rank, (20, 20, 60), send_bytes=4000, recv_bytes=4000)
+    dag.node(rank=0, time=(30, 50))
+    dag.node(rank=1, after=(reduce,), time=(60, 70))
+    return dag
+
+
+def test_an_overlap_is_told_as_hidden_and_the_rest_as_exposed() -> None:
+    report = report_of(overlapping())
+    first, second = report.ranks
+    assert (first.compute_ns, first.transfer_ns, first.overlap_ns, first.host_ns) == (40, 20, 20, 10)
+    assert (second.compute_ns, second.transfer_ns, second.overlap_ns) == (30, 40, 0)
+    (total,) = report.communications
+    assert (total.transfer_ns, total.exposed_ns, total.hidden_ns) == (80, 60, 20)
+
+
+def test_bandwidth_is_that_of_nccl_tests() -> None:
+    (total,) = report_of(overlapping()).communications
+    assert total.algorithm_bytes_per_s == pytest.approx(4000 / 40e-9)
+    assert total.bus_bytes_per_s == pytest.approx(4000 / 40e-9 * 2 * (2 - 1) / 2)
+    assert bus_factor("all-reduce", 8) == pytest.approx(1.75)
+    assert bus_factor("all-gather", 8) == bus_factor("reduce-scatter", 8) == bus_factor("all-to-all", 8) == 0.875
+    assert bus_factor("broadcast", 8) == bus_factor("message", 8) == 1
+    assert bus_factor("barrier", 8) is None
+
+
+def test_a_gathers_size_is_what_all_ranks_give_together() -> None:
+    dag = SmallDag(num_ranks=4)
+    group = dag.group("tp", range(4))
+    for begin, span in ((0, 10), (100, 50)):
+        node = dag.node("collective", -1, time=(begin, begin + span), label="all-gather tp")
+        for rank in range(4):
+            dag.meet(node, group, rank, (begin, begin, begin + span), send_bytes=100, recv_bytes=400)
+    (total,) = report_of(dag).communications
+    assert total.algorithm_bytes_per_s == pytest.approx(800 / 60e-9)
+    assert total.bus_bytes_per_s == pytest.approx(800 / 60e-9 * 3 / 4)
+    assert total.median_bus_bytes_per_s == pytest.approx((400 / 10e-9 + 400 / 50e-9) / 2 * 3 / 4)
+
+
+def test_who_is_late_is_named_with_the_operators_that_made_it_so() -> None:
+    dag = SmallDag(num_ranks=3)
+    group = dag.group("dp", range(3))
+    ends = []
+    for rank, (matmul, norm) in enumerate(((30, 10), (30, 10), (80, 12))):
+        first = dag.node(rank=rank, time=(0, matmul), op="aten::mm", label="mm")
+        ends.append(dag.node(rank=rank, after=(first,), time=(matmul, matmul + norm), op="aten::norm", label="norm"))
+    reduce = dag.node("collective", -1, ends, time=(40, 100), label="all-reduce dp")
+    for rank, arrive in enumerate((40, 40, 92)):
+        dag.meet(reduce, group, rank, (arrive, 92, 100))
+    first, *others = report_of(dag).stragglers
+    assert (first.rank, first.num_last, first.waited_ns, first.late_for) == (2, 1, 104, "compute")
+    assert (first.compute_ns, first.excess_ns) == (92, 52)
+    assert [(slow.op, slow.num, slow.excess_ns) for slow in first.slow] == [("aten::mm", 1, 50), ("aten::norm", 1, 2)]
+    assert [(one.num_last, one.excess_ns, one.slow) for one in others] == [(0, 0, ()), (0, 0, ())]
+
+
+def test_the_critical_path_adds_up_to_the_steps() -> None:
+    report = report_of(gpipe(4, 2, 10))
+    path = report.critical_path
+    assert path.length_ns == sum(report.steps_ns.values()) == sum(path.by_kind.values())
+    assert path.by_kind["compute"] == 100
+    assert sum(row["total_ns"] for row in path.by_op) == path.length_ns
+
+
+def test_flops_are_told_with_their_convention() -> None:
+    dag = SmallDag()
+    dag.node(time=(0, 40), phase="forward", flops=1000)
+    dag.node(time=(40, 80), phase="backward", flops=1000)  # computed again
+    dag.node(time=(80, 100), phase="backward", flops=2000)
+    done = report_of(dag, peak_flops_per_s=1e11).throughput
+    assert (done.flops, done.model_flops) == (4000, 3000)
+    assert done.flops_per_s == pytest.approx(4000 / 100e-9)
+    assert (done.mfu, done.hfu) == (pytest.approx(0.3), pytest.approx(0.4))
+    assert report_of(dag).throughput.mfu is None
+    dag.nodes.pop()
+    dag.nodes.pop()
+    assert report_of(dag).throughput.model_flops == 1000
+
+
+def prompts() -> SmallDag:
+    """Two batches of prompts are prefilled until 100 and 180, two decode steps end at 240 and 300, on two TP ranks."""
+    dag = SmallDag(num_ranks=2)
+    for rank in (0, 1):
+        for microbatch, (rows, length, begin, end) in enumerate(((2, 8, 10, 100), (1, 16, 100, 180))):
+            dag.node(rank=rank, time=(begin, begin + 5), op="aten::embedding", phase="prefill", microbatch=microbatch,
+                     inputs=f"float32[128,16] int64[{rows},{length}]")  # fmt: skip
+            dag.node(rank=rank, time=(begin + 5, end), phase="prefill", microbatch=microbatch)
+        for step, end in enumerate((240, 300)):
+            dag.node(rank=rank, time=(end - 50, end - 45), op="aten::embedding", phase="decode", microbatch=0,
+                     decode_step=step, inputs="float32[128,16] int64[3,1]")  # fmt: skip
+            dag.node(rank=rank, time=(end - 45, end), phase="decode", microbatch=0, decode_step=step)
+    return dag
+
+
+def test_tokens_and_how_long_they_took() -> None:
+    dag = prompts()
+    source = DagSource(dag)
+    source.meta = META | {"world_size": 2}
+    source.frames["ranks"] = source.frames["ranks"].with_columns(tp=pl.Series([0, 1], dtype=pl.Int32))
+    report = make_report(Graph(source))
+    first, second = report.generations
+    assert (first.num_prompts, first.num_prompt_tokens, first.first_token_ns, first.output_token_ns) == (2, 16, 90, 100)
+    assert (second.num_prompts, second.num_prompt_tokens, second.first_token_ns) == (1, 16, 170)
+    assert second.output_token_ns == 60
+    assert report.throughput.num_tokens == 16 + 16 + 3 + 3
+    assert report.throughput.tokens_per_s == pytest.approx(38 / 290e-9)
+
+
+def test_the_load_of_experts_is_the_rows_of_their_first_product() -> None:
+    dag = SmallDag(num_ranks=2)
+    for expert in range(4):
+        dag.node("parameter", expert // 2, layer=3, expert=expert)
+    for microbatch, counts in enumerate(((5, 0, 1), (3, 0, 1))):
+        for expert, rows in enumerate(counts):
+            told = {"layer": 3, "expert": expert, "microbatch": microbatch, "rank": expert // 2}
+            dag.node(**told, op="aten::mm", flops=rows, inputs=f"float32[{rows},8] float32[8,4]", phase="forward")
+            dag.node(**told, op="aten::mm", flops=rows, inputs=f"float32[{rows},4] float32[4,8]", phase="forward")
+            dag.node(**told, op="aten::mm", flops=99, inputs="float32[77,4] float32[4,8]", phase="backward")
+    (load,) = report_of(dag).expert_loads
+    assert load.tokens == {0: 8, 1: 0, 2: 2, 3: 0}
+    assert (load.busiest, load.num_idle, load.imbalance) == (0, 2, 3.2)
+
+
+def test_memory_is_what_is_there_and_what_is_still_to_be_read() -> None:
+    dag = SmallDag()
+    weight = dag.node("parameter", outputs="float32[100]")
+    state = dag.node("input", outputs="bfloat16[50] int64[]")
+    one = dag.node(after=(weight,), time=(0, 1), label="a")
+    two = dag.node(after=(one, state), time=(1, 2), label="b", phase="forward")
+    three = dag.node(after=(two,), time=(2, 3), label="c")
+    four = dag.node(after=(one,), time=(3, 4), label="d")
+    sizes = {(one, two): 1000, (one, four): 300, (two, three): 500, (weight, one): 400, (state, two): 100}
+    for edge in dag.edges:
+        edge["bytes"] = sizes[edge["src"], edge["dst"]]
+    (memory,) = report_of(dag).memory
+    assert (memory.parameter_bytes, memory.state_bytes) == (400, 108)
+    # After b: a's 1000 are just being read, b's 500 are there.
+    assert (memory.live_bytes, memory.peak_node, memory.peak_label, memory.peak_phase) == (1500, two, "b", "forward")
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [("float32[2,4]", 32), ("bfloat16[3] bool[5]", 11), ("int64[]", 8), ("float8_e4m3fn[7]", 7), ("complex64[2]", 16),
+     ("float32[0,512]", 0), ("", 0)],
+)  # fmt: skip
+def test_bytes_follow_from_types(types: str, expected: int) -> None:
+    assert count_bytes(types) == expected
+
+
+def three_steps() -> SmallDag:
+    dag = SmallDag(num_ranks=2)
+    for step, (begin, span) in enumerate(((0, 10), (100, 20), (200, 60))):
+        for rank in (0, 1):
+            dag.node(rank=rank, time=(begin, begin + span // (rank + 1)), step=step)
+    return dag
+
+
+def test_several_steps_are_told_as_distributions() -> None:
+    report = report_of(three_steps())
+    assert report.steps_ns == {0: 10, 1: 20, 2: 60}
+    assert report.step_spread == Spread(num=3, least=10, median=20, p90=52, most=60, mean=30)
+    assert [one.compute_ns for one in report.ranks] == [90, 45]
+    assert [(one.step, one.rank, one.compute_ns, one.host_ns) for one in report.ranks_by_step if one.rank] == [
+        (0, 1, 5, 5), (1, 1, 10, 10), (2, 1, 30, 30),
+    ]  # fmt: skip
+    text = write_markdown(report)
+    assert "| step time | 10 ns | 20 ns | 30 ns | 52 ns | 60 ns |" in text
+    assert "| compute | 50.0 % | 75.0 % | 75.0 % | 100.0 % | 100.0 % |" in text
+    assert report.critical_path.length_ns == 90
+
+
+@settings(max_examples=40, deadline=None)
+@given(timed_programs())
+def test_shares_add_up_to_the_step_whatever_ran(dag: SmallDag) -> None:
+    report = report_of(dag)
+    for one in report.ranks:
+        if one.parts is not None:
+            assert sum(one.parts) == sum(report.steps_ns.values())
+            assert min(one.parts) >= 0
+    for one in report.ranks_by_step:
+        assert one.parts is not None
+        assert sum(one.parts) == report.steps_ns[one.step]
+
+
+spans = st.lists(st.tuples(st.integers(-5, 60), st.integers(0, 20)), max_size=6).map(
+    lambda pairs: np.array([(begin, begin + size) for begin, size in pairs], np.int64).reshape(-1, 2)
+)
+
+
+@given(spans, spans, spans, spans, st.booleans())
+def test_a_moment_counts_once_as_the_first_that_it_is(compute, transfer, waiting, bubble, is_staged) -> None:
+    low, high = 3, 47
+    split = RankSpans(compute=compute, transfer=transfer, waiting=waiting, bubble=bubble, is_staged=is_staged).split(
+        low, high
+    )
+    kinds = [
+        next((place for place, kind in enumerate((compute, transfer, waiting, bubble))
+              if any(begin <= moment < end for begin, end in kind)), 4)
+        for moment in range(low, high)
+    ]  # fmt: skip
+    if is_staged:
+        active = [place for place, kind in enumerate(kinds) if kind < 4]
+        first, last = (active[0], active[-1]) if active else (len(kinds), -1)
+        kinds = [3 if kind == 4 and not first <= place <= last else kind for place, kind in enumerate(kinds)]
+    assert split[:5] == tuple(kinds.count(kind) for kind in range(5))
+    hidden = sum(
+        any(begin <= moment < end for begin, end in compute) and any(begin <= moment < end for begin, end in transfer)
+        for moment in range(low, high)
+    )
+    assert split[5] == hidden
+
+
+def test_a_graph_without_times_is_told_as_far_as_it_is_known() -> None:
+    dag = SmallDag(num_ranks=2)
+    weight = dag.node("parameter", outputs="float32[100]")
+    dag.node(after=(weight,), flops=100, phase="forward")
+    group = dag.group("tp", [0, 1])
+    reduce = dag.node("collective", -1, label="all-reduce tp")
+    for rank in (0, 1):
+        dag.meet(reduce, group, rank, (None, None, None), send_bytes=10)
+    report = report_of(dag, peak_flops_per_s=1e9)
+    assert report.steps_ns == {}
+    assert report.step_spread is None
+    assert (report.throughput.flops, report.throughput.mfu) == (100, None)
+    (total,) = report.communications
+    assert (total.num, total.num_bytes, total.transfer_ns, total.bus_bytes_per_s) == (1, 20, None, None)
+    assert report.critical_path.reason == "nothing has a measured time"
+    assert report.memory[0].parameter_bytes == 400
+    assert "unknown" in write_markdown(report)
+    assert json.dumps(asdict(report))
+
+
+def test_every_section_is_explained_and_every_explanation_is_one() -> None:
+    names = {
+        section.name for dag in (prompts(), three_steps(), overlapping()) for section in list_sections(report_of(dag))
+    }
+    assert names <= set(FIGURES)
+    texts = {figure: explain(figure) for figure in FIGURES}
+    assert all(len(text) > 200 for text in texts.values())
+    assert "2(n-1)/n" in texts["bandwidth"]
+    assert "appendix B" in texts["mfu"]
+    assert "add up to the step" in texts["shares"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_terminal_shows_whole_lines_of_every_section(width: int) -> None:
+    for dag in (prompts(), three_steps(), overlapping(), gpipe(2, 2, 10)):
+        out = io.StringIO()
+        Console(file=out, width=width).print(report_of(dag).render())
+        assert max(map(len, out.getvalue().splitlines())) <= width
+        for section in list_sections(report_of(dag)):
+            assert section.title in out.getvalue()
+
+
+def test_a_notebook_shows_it_with_names_escaped() -> None:
+    dag = overlapping()
+    for node in dag.nodes:
+        node["op"] = "aten::<mm>"
+    html = write_html(report_of(dag))
+    assert "&lt;mm&gt;" in html
+    assert "<mm>" not in html
+    assert html.count("<table>") == html.count("</table>") == len(list_sections(report_of(dag)))
+    assert report_of(dag)._repr_html_() == html
+    assert report_of(dag)._repr_markdown_().startswith("# small")
+
+
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_plots_are_pictures_and_the_same_each_time(tmp_path: Path, form: str) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    report = report_of(three_steps())
+    written = plot_report(report, tmp_path / "one", to=form)
+    assert [path.name for path in written] == [f"report-shares.{form}", f"report-steps.{form}"]
+    again = plot_report(report, tmp_path / "two", to=form)
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
+    head = written[0].read_bytes()[:100]
+    assert head.startswith(b"<?xml" if form == "svg" else b"\x89PNG")
+
+
+def test_plots_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GraphError, match="cannot write plots"):
+        plot_report(report_of(three_steps()), tmp_path / "file")
+
+
+def test_rates_are_written_in_decimal_units() -> None:
+    assert [write_rate(rate) for rate in (None, 12.0, 1234.0, 5.6e6, 2.345e11)] == [
+        "unknown", "12 B/s", "1.23 kB/s", "5.6 MB/s", "234 GB/s",
+    ]  # fmt: skip
+
+
+def test_a_table_of_very_many_ranks_says_which_it_shows() -> None:
+    dag = SmallDag(num_ranks=100)
+    for rank in range(100):
+        dag.node(rank=rank, time=(0, 200 - rank))
+        dag.node("parameter", rank, outputs="float32[10]")
+    shares, *_, memory = [one for one in list_sections(report_of(dag)) if one.name in ("shares", "memory")]
+    assert [row[0] for row in shares.rows] == [str(rank) for rank in range(99, 35, -1)]
+    assert "The 64 of 100 ranks with the least compute; report.json has all." in shares.note
+    assert [list(row) for row in memory.rows] == [["0-99", "40 B", "1 %", "0 B", "0 B", "- (no phase)"]]
+    dag.nodes[0]["timing"] = "none"
+    dag.nodes[0]["end_ns"] = None
+    shares = list_sections(report_of(dag))[0]
+    assert list(shares.rows[-1]) == ["0", "", *["unknown"] * 6]

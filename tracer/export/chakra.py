@@ -1,0 +1,218 @@
+"""Chakra execution traces: one file a rank, which Chakra's tools read and ASTRA-sim runs.
+
+A file is a GlobalMetadata message and then one Node message for each operator and each communication that the rank was
+in, in topological order, every message after its length. Data dependencies are the graph's data edges on that rank,
+control dependencies its program order; parameters, inputs and outputs are no activities and are left out. Node numbers
+are the graph's. comm_groups.json names the ranks of each group for ASTRA-sim, whose group numbers begin at 1.
+
+Source: mlcommons/chakra, schema/protobuf/et_def.proto (field numbers) and its feeder (names of attributes).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from truedag.tracer.export.timeline import COMMUNICATIONS
+from truedag.tracer.export.wire import bytes_field, number_field, packed_field, varint
+from truedag.tracer.graph import Graph
+
+SCHEMA_VERSION = "0.0.4"
+_COMPUTE, _SEND, _RECEIVE, _COLLECTIVE = 4, 5, 6, 7
+_TYPES = {"compute": _COMPUTE, "send": _SEND, "recv": _RECEIVE, "collective": _COLLECTIVE}
+# CollectiveCommType, by the beginning of our labels; REDUCE_SCATTER is 7.
+_COLLECTIVES = {
+    "all-reduce": 0, "reduce": 1, "all-gather": 2, "gather": 3, "scatter": 4, "broadcast": 5, "all-to-all": 6,
+    "reduce-scatter": 7, "barrier": 9,
+}  # fmt: skip
+_INT32, _INT64, _UINT64, _BOOL, _STRING = 7, 9, 13, 27, 29
+_TENSOR = re.compile(r"(\w+)\[([\d,]*)\]")
+_COLUMNS = ("node", "kind", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step", "stream",
+            "start_ns", "end_ns", "flops", "bytes_read", "bytes_written", "inputs", "outputs", "timing")  # fmt: skip
+_TOTALS = ("num_nodes", "num_data_dependencies", "num_order_dependencies", "num_unnamed_collectives")
+
+
+def write_chakra(graph: Graph, folder: Path, show: Callable[[str], None]) -> Mapping[str, int]:
+    """Write trace.RANK.et of every rank of the graph and comm_groups.json.
+
+    Returns:
+        How many nodes, dependencies on data and on order there are, over all ranks; and how many collectives are of a
+        kind that Chakra has no name for, which are operators there.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    groups = graph.groups.select("group", "ranks").sort("group").collect()
+    members = {str(group + 1): ranks for group, ranks in groups.iter_rows()}
+    (folder / "comm_groups.json").write_text(json.dumps(members) + "\n", encoding="utf-8")
+    messages = _number_messages(graph)
+    total = dict.fromkeys(_TOTALS, 0)
+    for rank in graph.ranks.select("rank").collect()["rank"].sort():
+        show(f"writing rank {rank}")
+        nodes = _rank_nodes(graph, rank)
+        data, order = (_dependencies(graph, nodes, kind) for kind in ("data", "order"))
+        with (folder / f"trace.{rank}.et").open("wb") as file:
+            _write(file.write, bytes_field(1, SCHEMA_VERSION) + bytes_field(2, _string("producer", "truedag")))
+            for node in _write_nodes(nodes, rank, data, order, messages):
+                _write(file.write, node)
+        total["num_nodes"] += len(nodes)
+        total["num_data_dependencies"] += sum(map(len, data.values()))
+        total["num_order_dependencies"] += sum(map(len, order.values()))
+        total["num_unnamed_collectives"] += sum(
+            kind == "collective" and _comm_type(label) is None
+            for kind, label in nodes.select("kind", "label").iter_rows()
+        )
+    return total
+
+
+def _write(write: Callable[[bytes], Any], message: bytes) -> None:
+    write(varint(len(message)) + message)
+
+
+def _rank_nodes(graph: Graph, rank: int) -> pl.DataFrame:
+    """The rank's operators, and the communications it was in, with what it gave to them."""
+    met = graph.participants.filter(pl.col("rank") == rank).select(
+        "node", "group", "send_bytes", "recv_bytes", met_start="start_ns", met_arrive="arrive_ns", met_end="end_ns"
+    )
+    own = (pl.col("rank") == rank) & pl.col("kind").is_in([*_TYPES])
+    nodes = graph.nodes.with_columns(is_own=own).join(met, on="node", how="left")
+    kept = nodes.filter(pl.col("is_own") | ((pl.col("kind") == "collective") & pl.col("group").is_not_null()))
+    # Waiting for others is what a simulator finds out: a communication lasts from the last arrival on.
+    start = pl.coalesce("met_start", "met_arrive", "start_ns")
+    is_met = pl.col("kind").is_in(COMMUNICATIONS) & pl.col("group").is_not_null()
+    return (
+        kept.with_columns(
+            start_ns=pl.when(is_met).then(start).otherwise("start_ns"),
+            end_ns=pl.when(is_met).then("met_end").otherwise("end_ns"),
+        )
+        .select(*_COLUMNS, "group", "send_bytes", "recv_bytes")
+        .sort("node")
+        .collect()
+    )
+
+
+def _dependencies(graph: Graph, nodes: pl.DataFrame, kind: str) -> dict[int, list[int]]:
+    """Return what each node follows from, by edges of a kind between two nodes of a rank."""
+    here = nodes.lazy().select("node")
+    edges = graph.edges.filter(pl.col("kind") == kind).select("src", "dst")
+    for end in ("src", "dst"):
+        edges = edges.join(here.rename({"node": end}), on=end, how="semi")
+    grouped = edges.unique().group_by("dst").agg(pl.col("src").sort()).collect()
+    return dict(grouped.iter_rows())
+
+
+def _number_messages(graph: Graph) -> Mapping[int, tuple[int, int, int]]:
+    """Return source, destination and tag of each end of a message; tags count the messages from one to the other."""
+    ranks = graph.participants.select("node", "rank")
+    sent = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst").unique()
+    pairs = (
+        sent.join(ranks.rename({"node": "src", "rank": "source"}), on="src")
+        .join(ranks.rename({"node": "dst", "rank": "target"}), on="dst")
+        .sort("src")
+        .with_columns(tag=pl.int_range(pl.len()).over("source", "target"))
+        .collect()
+    )
+    numbers = {}
+    for src, dst, *message in pairs.select("src", "dst", "source", "target", "tag").iter_rows():
+        numbers[src] = numbers[dst] = (message[0], message[1], message[2])
+    return numbers
+
+
+def _write_nodes(
+    nodes: pl.DataFrame,
+    rank: int,
+    data: Mapping[int, list[int]],
+    order: Mapping[int, list[int]],
+    messages: Mapping[int, tuple[int, int, int]],
+) -> Iterator[bytes]:
+    shared: dict[tuple[Any, ...], bytes] = {}
+    for row in nodes.iter_rows(named=True):
+        node, start, end = row["node"], row["start_ns"], row["end_ns"]
+        label = row["kind"], row["op"], row["label"], row["module"], row["layer"], row["microbatch"], row["expert"]
+        key = (*label, row["phase"], row["inputs"], row["outputs"], row["flops"], row["bytes_read"], row["stream"],
+               row["group"], row["send_bytes"], row["recv_bytes"], row["step"], row["timing"])  # fmt: skip
+        constant = shared.get(key)
+        if constant is None:
+            constant = shared[key] = _describe(row)
+        times = b""
+        if start is not None and end is not None:
+            length = max(end - start, 0)
+            times = number_field(6, max(start, 0) // 1000) + number_field(7, round(length / 1000))
+            times += bytes_field(10, _number("start_ns", _INT64, start)) + bytes_field(
+                10, _number("duration_ns", _INT64, length)
+            )
+        talk = b""
+        if row["kind"] in ("send", "recv"):
+            source, target, tag = messages.get(node, (rank, rank, 0))
+            for name, value in (("comm_src", source), ("comm_dst", target), ("comm_tag", tag)):
+                talk += bytes_field(10, _number(name, _INT32, value))
+        yield (
+            number_field(1, node)
+            + constant
+            + packed_field(4, order.get(node, ()))
+            + packed_field(5, data.get(node, ()))
+            + times
+            + talk
+        )
+
+
+def _describe(row: Mapping[str, Any]) -> bytes:
+    """Write what does not differ between the calls of an operator."""
+    kind, comm_type = row["kind"], _comm_type(row["label"])
+    is_named = kind != "collective" or comm_type is not None
+    attributes = [
+        _flag("is_cpu_op", is_set=kind == "compute" and row["stream"] < 0),
+        _string("op", row["op"]),
+        *(_string(name, row[name]) for name in ("module", "phase", "timing") if row[name]),
+        *(_number(name, _INT64, row[name]) for name in ("layer", "microbatch", "expert", "step") if row[name] >= 0),
+    ]
+    if kind == "compute":
+        attributes.append(_number("num_ops", _INT64, row["flops"] or 0))
+        attributes.append(_number("tensor_size", _UINT64, (row["bytes_read"] or 0) + (row["bytes_written"] or 0)))
+    else:
+        size = row["recv_bytes"] if kind == "recv" else row["send_bytes"]
+        attributes.append(_number("comm_size", _INT64, size or 0))
+        if row["group"] is not None:
+            attributes.append(_string("pg_name", str(row["group"] + 1)))
+        if kind == "collective" and comm_type is not None:
+            attributes.append(_number("comm_type", _INT64, comm_type))
+    return b"".join(
+        (
+            bytes_field(2, row["label"]),
+            number_field(3, _TYPES[kind] if is_named else _COMPUTE),
+            _tensors(8, row["inputs"]),
+            _tensors(9, row["outputs"]),
+            *(bytes_field(10, attribute) for attribute in attributes),
+        )
+    )
+
+
+def _comm_type(label: str) -> int | None:
+    return _COLLECTIVES.get(label.split(" ", 1)[0])
+
+
+def _tensors(field: int, types: str | None) -> bytes:
+    """Write types of tensors, as PyTorch's execution traces do."""
+    found = _TENSOR.findall(types or "")
+    if not found:
+        return b""
+    shapes = json.dumps([[int(size) for size in sizes.split(",") if size] for _, sizes in found])
+    names = json.dumps([f"Tensor({dtype})" for dtype, _ in found])
+    return bytes_field(field, bytes_field(2, shapes) + bytes_field(3, names))
+
+
+def _number(name: str, kind: int, value: int) -> bytes:
+    return bytes_field(1, name) + number_field(kind, value)
+
+
+def _flag(name: str, *, is_set: bool) -> bytes:
+    return bytes_field(1, name) + number_field(_BOOL, int(is_set))
+
+
+def _string(name: str, value: str) -> bytes:
+    return bytes_field(1, name) + bytes_field(_STRING, value)
