@@ -148,9 +148,13 @@ def _paths(table: pl.DataFrame) -> list[list[str]]:
     """Return under which names each leaf is found."""
     steps = table["step"].unique().drop_nulls()
     several = len(steps.filter(steps >= 0)) > 1
+    has_stages = bool((table["stage"] >= 0).any())
     columns = ("step", "decode_step", "phase", "stage", "layer", "module", "expert", "kind")
     paths = [
-        [_pass_name(step if several else -1, decode, phase, stage, kind), *_module_names(layer, module, expert)]
+        [
+            _pass_name(step if several else -1, decode, phase, stage if has_stages else None, kind),
+            *_module_names(layer, module, expert),
+        ]
         for step, decode, phase, stage, layer, module, expert, kind in table.select(columns).iter_rows()
     ]
     crowd: dict[tuple[str, ...], int] = {}
@@ -162,10 +166,14 @@ def _paths(table: pl.DataFrame) -> list[list[str]]:
     ]
 
 
-def _pass_name(step: int, decode: int, phase: str | None, stage: int, kind: str) -> str:
+def _pass_name(step: int, decode: int, phase: str | None, stage: int | None, kind: str) -> str:
+    """Name a pass on a stage; None: there are no stages."""
     what = _SOURCES.get(kind) or (f"decode {decode}" if phase == "decode" and decode >= 0 else phase) or "no phase"
-    where = f"stage {stage}" if stage >= 0 else "across stages" if kind == "collective" else "no stage told"
-    return " · ".join((*([f"step {step}"] if step >= 0 else []), what, where))
+    names = [f"step {step}", what] if step >= 0 else [what]
+    if stage is not None:
+        lone = "across stages" if kind == "collective" else "no stage told"
+        names.append(f"stage {stage}" if stage >= 0 else lone)
+    return " · ".join(names)
 
 
 def _module_names(layer: int, module: str | None, expert: int) -> list[str]:

@@ -79,7 +79,8 @@ function arrange(model, node, open, passing, counts) {
   const high = node < 0 ? model.numLeaves : tree.high[node];
   const links = linksAmong(model, children, low, high, passing);
   const rows = rank(children.length, links);
-  const placed = node < 0 ? inLanes(model, children, parts, rows) : inRows(parts, rows, links);
+  const hasStages = node < 0 && new Set(children.map((child) => model.leaves.stage[tree.low[child]])).size > 1;
+  const placed = hasStages ? inLanes(model, children, parts, rows) : inRows(parts, rows, links);
   const pad = node < 0 ? 0 : PAD;
   const head = node < 0 ? 0 : HEAD;
   return {

@@ -113,7 +113,8 @@ export class Overview {
     const marked = this.markedCells();
     this.rows.forEach((row, at) => {
       const y = top + at * height;
-      const told = `${row.stage < 0 ? "across" : `stage ${row.stage}`} ${row.phase || "no phase"}`;
+      const hasStages = this.rows.some((one) => one.stage >= 0);
+      const told = `${row.stage >= 0 ? `stage ${row.stage}` : hasStages ? "across" : ""} ${row.phase || "no phase"}`.trim();
       context.fillStyle = colours.quiet;
       if (height >= 9) context.fillText(fit(context, told, left - 12), 4, y + height / 2);
       for (let column = 0; column < columns; column++) {
