@@ -116,6 +116,7 @@ def test_every_kind_of_fault_in_a_graph_is_found_and_named(train: Path, infer: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_two_thousand_mutants_are_found_and_named(train: Path, infer: Path) -> None:
     made, lost = missed({"train": train, "infer": infer}, rounds=18, seed=23)
     drawn, lost_drawn = missed_in_drawings(train, rounds=9, seed=29)
@@ -125,6 +126,7 @@ def test_two_thousand_mutants_are_found_and_named(train: Path, infer: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_every_kind_of_fault_in_a_drawing_is_found_and_named(train: Path) -> None:
     made, lost = missed_in_drawings(train, rounds=2, seed=31)
     assert len(made) >= 35
