@@ -23,6 +23,7 @@ from truedag.tracer.record.recording import RecorderName, record
 from truedag.tracer.record.schedule import Cycle
 from truedag.tracer.record.trace import read_trace
 from truedag.tracer.record.trace_folder import find_trace_folders, find_traces, process_file
+from truedag.tracer.record.tracer import Tracer
 
 
 def operators(path: Path) -> list[str]:
@@ -48,6 +49,20 @@ def test_each_window_is_a_folder_with_the_steps_marked(tmp_path: Path, recorder:
         assert steps_of(path) == [first, first + 1]
     assert [window.first_step for window in tracer.windows] == [2, 5]
     assert find_trace_folders(tmp_path) == [path.parent for _, path in sorted(found.items())]
+
+
+def test_the_first_step_that_a_program_says_was_counted_from_outside(tmp_path: Path) -> None:
+    tracer = Tracer(tmp_path, is_attached=True)
+    tracer.begin()
+    numbers = []
+    for number in range(3):
+        torch.full((1,), float(number))
+        tracer.count_step()  # the optimizer's
+        tracer.step()
+        numbers.append(tracer.num_steps)
+    tracer.end()
+    assert numbers == [1, 2, 3]
+    assert steps_of(tmp_path / "traces" / "rank-00000.trace") == [0, 1, 2]
 
 
 def test_without_a_schedule_everything_is_one_recording(tmp_path: Path) -> None:

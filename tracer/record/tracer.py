@@ -135,9 +135,14 @@ class Tracer:
         self._enter()
 
     def step(self) -> None:
-        """A step has ended, and the next begins. Local; does not synchronise."""
+        """A step has ended, and the next begins. Local; does not synchronise.
+
+        Until the first call steps were counted from outside, and so was the one that ends now.
+        """
+        is_counted = not self._is_told and self._step > 0
         self._is_told = True
-        self._advance()
+        if not is_counted:
+            self._advance()
 
     def count_step(self) -> None:
         """A step has ended, as it seems from outside; a program that calls `step` itself knows better."""
