@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from truedag.launch.children import Outcome, call_in_children
 from truedag.launch.deployment import Deployment
@@ -28,6 +29,7 @@ from truedag.parallel.rank_classes import GroupRole, RankClass, find_rank_classe
 from truedag.parallel.routing import Routing, parse_routing
 from truedag.parallel.strategy import AXES
 from truedag.parallel.training import TrainingConfig
+from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
 from truedag.tracer.dry.world import World
 from truedag.tracer.estimate.estimate import Estimate, estimate
 
@@ -87,6 +89,8 @@ class DryResult:
     """What the graph counts."""
     audit: Mapping[str, Any] | None
     """Of the graph: verdict, num_faults and the file that says more; None: it is too large to be audited unasked."""
+    memory: tuple[HeldMemory, ...]
+    """What ranks have in memory."""
     is_expanded: bool
     """Whether all its nodes and edges are written out."""
     estimate: Estimate | None
@@ -198,6 +202,7 @@ def run_dry(
         dag=folder.dag,
         merge=merged,
         audit=audited,
+        memory=_read_memory(folder),
         is_expanded=all_ranks or expand,
         estimate=estimated,
         seconds=time.monotonic() - started,
@@ -346,6 +351,12 @@ def _build_classes(
         strategy=deployment.strategy.describe(),
         told=told,
     )
+
+
+def _read_memory(folder: RunFolder) -> tuple[HeldMemory, ...]:
+    meta = json.loads((folder.dag / "meta.json").read_text(encoding="utf-8"))
+    ranks = pl.read_parquet(folder.dag / "ranks.parquet", columns=["rank", "rank_class"])
+    return tuple(read_memory(meta, ranks))
 
 
 def _count_tokens(deployment: Deployment) -> int:

@@ -67,11 +67,14 @@ def run(name: str, overrides: list[str], out: Path, expand: bool, gpus_per_node:
     )
     classes = out / ("classes" if expand else "dag")
     meta = json.loads((classes / "meta.json").read_text())
-    for one in meta["dry"]["memory"]:
+    for one in meta["memory"]:
         kept = ", ".join(
             f"{role} {one[f'{role}_bytes'] / 2**30:.2f} GiB" for role in ("parameter", "gradient", "state")
         )
-        print(f"  kept by each rank of class {one['rank_class']}: {kept}")
+        print(
+            f"  each rank of class {one['rank_class']}: {kept}, made {one['activation_bytes'] / 2**30:.2f} GiB, "
+            f"at most {one['peak_bytes'] / 2**30:.2f} GiB together (at {one['peak_op']} in {one['peak_module']})"
+        )
     for row in communications(classes, gpus_per_node).iter_rows(named=True):
         print(
             f"  {row['axis'] or 'unsaid':<12} {row['what']:<15} {row['num']:>9,} in {row['groups']:>6,} groups, "

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
 from truedag.launch.errors import LaunchError
+from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.estimate.estimate import Estimate
 
 
@@ -92,6 +93,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 _SHOWN_CLASSES = 16
+_SHOWN_HELD = 8
 
 
 def _print_result(result: DryResult) -> None:
@@ -122,6 +124,7 @@ def _print_result(result: DryResult) -> None:
         print_result(
             f"  from {counts['num_class_nodes']:,} nodes and {counts['num_class_edges']:,} edges of the classes, {how}"
         )
+    _print_memory(result)
     if result.estimate is not None:
         _print_estimate(result.estimate)
     out = shlex.quote(str(shorten(result.out)))
@@ -130,6 +133,29 @@ def _print_result(result: DryResult) -> None:
         print_result(f"next: truedag draw {out}")
     else:
         print_result(f"next: truedag audit {out}")
+
+
+def _print_memory(result: DryResult) -> None:
+    most = sorted(result.memory, key=lambda one: (-one.peak_bytes, one.ranks))
+    if not most:
+        return
+    print_result("Memory of a rank, by what lives how long (without allocators' rounding and communications' buffers):")
+    for one in most[:_SHOWN_CLASSES]:
+        print_result(
+            f"  ranks {write_runs(one.ranks)}: parameters {write_bytes(one.parameter_bytes)}, gradients "
+            f"{write_bytes(one.gradient_bytes)}, state {write_bytes(one.state_bytes)}, made in the step "
+            f"{write_bytes(one.activation_bytes)}, at most {write_bytes(one.peak_bytes)} together"
+        )
+    if len(most) > _SHOWN_CLASSES:
+        print_result(f"  and {len(most) - _SHOWN_CLASSES:,} more, with less; truedag report lists all")
+    first = most[0]
+    where = ", ".join(said for said in (first.peak_module, first.peak_phase) if said)
+    print_result(
+        f"  the most is on {'rank' if len(first.ranks) == 1 else 'ranks'} {write_runs(first.ranks)} at "
+        f"{first.peak_op}{f' ({where})' if where else ''}, node {first.peak_node:,}; alive then:"
+    )
+    for held in first.alive[:_SHOWN_HELD]:
+        print_result(f"    {write_bytes(held.num_bytes):>9}  {held.what}, {held.num:,} pieces")
 
 
 def _print_estimate(found: Estimate) -> None:

@@ -19,7 +19,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from truedag.tracer.dry.memory import weigh_kept
 from truedag.tracer.dry.quotient import ClassPart, Quotient, join_classes
 from truedag.tracer.dry.world import Ints, Teams, World
 from truedag.tracer.errors import CycleError, MergeError
@@ -30,6 +29,7 @@ from truedag.tracer.merge.clock import Clock
 from truedag.tracer.merge.dataset import AXES, begin_folder, finish_folder
 from truedag.tracer.merge.global_numbers import RankOrder, number_all
 from truedag.tracer.merge.joining import Joined, joined_nodes, read_comms_of
+from truedag.tracer.merge.lifetimes import number_peak
 from truedag.tracer.merge.making import Workers, make_parts
 from truedag.tracer.merge.microbatches import find_microbatches
 from truedag.tracer.merge.part import P2P, Part
@@ -107,8 +107,12 @@ def build_class_graph(
         "kernels": pl.DataFrame(schema=KERNEL_SCHEMA),
     }
     counts = _count(world, teams, quotient, frames)
-    kept = [{"rank_class": number, **weigh_kept(traces[rank])} for number, rank in enumerate(parts)]
-    meta = _describe(world, parts, counts, deployment, strategy, {**told, "memory": kept})
+    memory = [
+        {"rank_class": number, **number_peak(part.told["memory"], numbers[rank], collectives, joined.places[rank])}
+        for number, (rank, part) in enumerate(parts.items())
+        if part.told["memory"] is not None
+    ]
+    meta = _describe(world, parts, {**counts, "memory": memory}, deployment, strategy, told)
     finish_folder(begin_folder(out_dir), out_dir, frames, meta)
     return counts
 
@@ -313,7 +317,7 @@ def _count(world: World, teams: Teams, quotient: Quotient, frames: Mapping[str, 
 def _describe(
     world: World,
     parts: Mapping[int, Part],
-    counts: Mapping[str, int],
+    counts: Mapping[str, Any],
     deployment: str | None,
     strategy: str | None,
     told: Mapping[str, Any],

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,23 @@ def measure_memory(nodes: RankNodes) -> dict[str, Any] | None:
         "peak_microbatch": label.microbatch,
         "alive": _list_alive(nodes, lives, peak_ns),
     }
+
+
+def number_peak(
+    memory: Mapping[str, Any], numbers: NDArray[np.int64], collectives: NDArray[np.int64], joined: Mapping[int, int]
+) -> dict[str, Any]:
+    """Return what a rank has in memory with its `peak_node` as the graph numbers it.
+
+    Args:
+        memory: what `measure_memory` returned.
+        numbers: of the rank's nodes, in the graph.
+        collectives: numbers of the collectives.
+        joined: which collective took a node's place.
+    """
+    node = int(memory["peak_node"])
+    if node >= 0:
+        node = int(collectives[joined[node]] if node in joined else numbers[node])
+    return {**memory, "peak_node": node}
 
 
 def find_lives(trace: Trace) -> Lives:
