@@ -8,12 +8,13 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from truedag.launch.children import Outcome, call_in_children
 from truedag.launch.deployment import Deployment
@@ -64,6 +65,8 @@ class Executed:
     rank: DryRank
     alike: list[tuple[int, ...]]
     """Of the ranks that it was to stand for: which of them the routing sends as many tokens."""
+    program: str
+    """What its program is known by; '': it was not asked for."""
     groups: list[tuple[str, str, tuple[int, ...]]]
     """Name, description and ranks of the world's process groups."""
 
@@ -220,24 +223,55 @@ class Runs:
         self.ranks: list[DryRank] = []
         self.groups: list[tuple[str, str, tuple[int, ...]]] = []
         """Name, description and ranks of the world's process groups, which all ranks have made."""
+        self._programs: dict[int, str] = {}
 
     def execute_classes(self, classes: Sequence[RankClass]) -> list[RankClass]:
-        """Execute a rank of each class; return the classes, divided where the routing makes sizes differ."""
-        found: list[RankClass] = []
-        for one, alike in zip(classes, self.execute([one.ranks for one in classes]), strict=True):
-            keys = [one.key] if len(alike) == 1 else [(*one.key, ("tokens", number)) for number in range(len(alike))]
-            found.extend(RankClass(key=key, ranks=ranks) for key, ranks in zip(keys, alike, strict=True))
+        """Execute a rank of each class, and one for each other choice of sizes that the routing gives its ranks.
+
+        Returns:
+            The classes; divided where sizes make programs differ, as where an expert gets no token.
+        """
+        alike = self.execute([one.ranks for one in classes])
+        found = [replace(one, alike=tuple(some)) for one, some in zip(classes, alike, strict=True)]
+        if all(len(one.alike) == 1 for one in found):
+            return found
+        others = [ranks for one in found if len(one.alike) > 1 for ranks in one.alike[1:]]
+        self.execute(others, is_told_apart=True)
+        found = self._divide(found)
         known = {one.rank for one in self.ranks}
-        self.execute([(one.representative,) for one in found if one.representative not in known])
+        self.execute([ranks for one in found for ranks in one.alike if ranks[0] not in known], is_told_apart=True)
+        return found
+
+    def _divide(self, classes: Sequence[RankClass]) -> list[RankClass]:
+        """Divide classes by the programs of their ranks, until the groups of each one's are of one make."""
+        from truedag.tracer.dry.programs import refine_classes
+
+        of_rank = np.zeros(self._deployment.world_size, np.int64)
+        keys: dict[tuple[int, str], int] = {}
+        for number, one in enumerate(classes):
+            for ranks in one.alike:
+                of_rank[list(ranks)] = keys.setdefault((number, self._programs[ranks[0]]), len(keys))
+        finer = refine_classes(of_rank, self.groups)
+        found = []
+        for one in classes:
+            numbers = np.unique(finer[list(one.ranks)]).tolist()
+            for place, number in enumerate(numbers):
+                ranks = tuple(rank for rank in one.ranks if finer[rank] == number)
+                own = set(ranks)
+                some = [tuple(rank for rank in alike if rank in own) for alike in one.alike]
+                key = one.key if len(numbers) == 1 else (*one.key, ("tokens", place))
+                found.append(RankClass(key=key, ranks=ranks, alike=tuple(sorted(alike for alike in some if alike))))
         return sorted(found, key=lambda one: one.representative)
 
-    def execute(self, chosen: Sequence[Sequence[int]]) -> list[list[tuple[int, ...]]]:
+    def execute(self, chosen: Sequence[Sequence[int]], *, is_told_apart: bool = False) -> list[list[tuple[int, ...]]]:
         """Execute the first of some ranks for all of them, several times; return which of them have equal sizes."""
         if not chosen:
             return []
         world, number = self._deployment.world_size, len(chosen)
         self._show(f"executing {number} of {world} ranks")
-        calls = [(self._deployment, ranks, self._folder.trace(ranks[0]), self._routing) for ranks in chosen]
+        calls = [
+            (self._deployment, ranks, self._folder.trace(ranks[0]), self._routing, is_told_apart) for ranks in chosen
+        ]
         alike: dict[int, list[tuple[int, ...]]] = {}
         children = call_in_children(_run_rank, calls, jobs=self._jobs, preload="truedag.launch.dry_rank")
         with closing(children):
@@ -245,16 +279,19 @@ class Runs:
                 one = _take(outcome, chosen[outcome.number][0])
                 self.ranks.append(one.rank)
                 self.groups = self.groups or one.groups
+                self._programs[one.rank.rank] = one.program
                 alike[outcome.number] = one.alike
                 if number > 1:
                     self._show(f"executing {number} of {world} ranks: {len(alike)} done")
         return [alike[place] for place in range(number)]
 
 
-def _run_rank(deployment: Deployment, ranks: Sequence[int], trace: Path, routing: Routing | None) -> Executed:
+def _run_rank(
+    deployment: Deployment, ranks: Sequence[int], trace: Path, routing: Routing | None, is_told_apart: bool
+) -> Executed:
     from truedag.launch.dry_rank import run_rank
 
-    return run_rank(deployment, ranks, trace, routing)
+    return run_rank(deployment, ranks, trace, routing, is_told_apart=is_told_apart)
 
 
 def _take(outcome: Outcome[Executed], rank: int) -> Executed:
@@ -270,7 +307,13 @@ def _take(outcome: Outcome[Executed], rank: int) -> Executed:
 
 def _describe_classes(deployment: Deployment, classes: Sequence[RankClass], told: Mapping[str, Any]) -> str:
     described = [
-        {"key": dict(one.key), "representative": one.representative, "num_ranks": len(one.ranks), "ranks": one.ranks}
+        {
+            "key": dict(one.key),
+            "representative": one.representative,
+            "num_ranks": len(one.ranks),
+            "num_sizes": len(one.alike),
+            "ranks": one.ranks,
+        }
         for one in classes
     ]
     said = {"deployment": deployment.name, "strategy": deployment.strategy.describe(), **told, "classes": described}
@@ -285,9 +328,9 @@ def _verify(deployment: Deployment, classes: Sequence[RankClass], verified: Sequ
     """
     from truedag.tracer.dry.comparison import compare_ranks
 
-    representative = {rank: one.representative for one in classes for rank in one.ranks}
+    sized_as = {rank: ranks[0] for one in classes for ranks in one.alike for rank in ranks}
     for rank in verified:
-        first = representative[rank]
+        first = sized_as[rank]
         found = compare_ranks(folder.trace(first), folder.trace(rank))
         for axis, own, other in found.groups:
             role = GroupRole.of(deployment.strategy, own, expert=_is_expert(axis))
@@ -344,7 +387,7 @@ def _build_classes(
 
     show("building the class graph")
     return build_class_graph(
-        {one.representative: folder.trace(one.representative) for one in classes},
+        {ranks[0]: folder.trace(ranks[0]) for one in classes for ranks in one.alike},
         describe_world(deployment, classes, groups),
         folder.dag,
         deployment=deployment.name,
@@ -382,18 +425,26 @@ def describe_world(
 ) -> World:
     """Return what the tracer is told of ranks that are not executed."""
     strategy = deployment.strategy
-    rank_class = np.zeros(strategy.world_size, np.int64)
+    rank_class, sized_as = np.zeros((2, strategy.world_size), np.int64)
     for number, one in enumerate(classes):
         rank_class[list(one.ranks)] = number
+        for ranks in one.alike:
+            sized_as[list(ranks)] = ranks[0]
     axes = [axis for axis in AXES if axis != "cp" or strategy.cp > 1]
     coordinates = {str(axis): places_on(strategy, axis) for axis in axes}
-    per_rank = (deployment.model.num_experts or 0) // strategy.ep
     return World(
         rank_class=rank_class,
         coordinates=coordinates,
-        first_expert=coordinates["ep"] * per_rank,
+        first_expert=first_experts(deployment),
         groups=groups,
+        sized_as=sized_as,
     )
+
+
+def first_experts(deployment: Deployment) -> NDArray[np.int64]:
+    """Return [world] the lowest number of a layer's experts that a rank holds; 0 where there are none."""
+    per_rank = (deployment.model.num_experts or 0) // deployment.strategy.ep
+    return places_on(deployment.strategy, "ep") * per_rank
 
 
 def _audit(deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> Mapping[str, Any]:

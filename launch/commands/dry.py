@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -105,9 +106,10 @@ def _print_result(result: DryResult) -> None:
     for one in result.classes[:_SHOWN_CLASSES]:
         rank = events[one.representative]
         what = ", ".join(f"{name} {value}" for name, value in one.key)
+        sizes = f", of {len(one.alike):,} sizes" if len(one.alike) > 1 else ""
         print_result(
             f"    {what}: {len(one.ranks)} ranks, as rank {one.representative}: {rank.num_events:,} events, "
-            f"{rank.seconds:.1f} s, {rank.peak_bytes / 2**20:,.0f} MiB"
+            f"{rank.seconds:.1f} s, {rank.peak_bytes / 2**20:,.0f} MiB{sizes}"
         )
     if num_classes > _SHOWN_CLASSES:
         print_result(f"    and {num_classes - _SHOWN_CLASSES:,} more, listed in classes.json")
@@ -142,7 +144,7 @@ def _print_memory(result: DryResult) -> None:
     print_result("Memory of a rank, by what lives how long (without allocators' rounding and communications' buffers):")
     for one in most[:_SHOWN_CLASSES]:
         print_result(
-            f"  ranks {write_runs(one.ranks)}: parameters {write_bytes(one.parameter_bytes)}, gradients "
+            f"  {_name_ranks(one.ranks)}: parameters {write_bytes(one.parameter_bytes)}, gradients "
             f"{write_bytes(one.gradient_bytes)}, state {write_bytes(one.state_bytes)}, made in the step "
             f"{write_bytes(one.activation_bytes)}, at most {write_bytes(one.peak_bytes)} together"
         )
@@ -151,7 +153,7 @@ def _print_memory(result: DryResult) -> None:
     first = most[0]
     where = ", ".join(said for said in (first.peak_module, first.peak_phase) if said)
     print_result(
-        f"  the most is on {'rank' if len(first.ranks) == 1 else 'ranks'} {write_runs(first.ranks)} at "
+        f"  the most is on {_name_ranks(first.ranks)} at "
         f"{first.peak_op}{f' ({where})' if where else ''}, node {first.peak_node:,}; alive then:"
     )
     for held in first.alive[:_SHOWN_HELD]:
@@ -182,6 +184,10 @@ def _say_routing(result: DryResult) -> str:
     kind = said.pop("kind")
     details = ", ".join(f"{name} {value}" for name, value in said.items())
     return f"routing {kind}" + (f" ({details})" if details else "")
+
+
+def _name_ranks(ranks: Sequence[int]) -> str:
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {write_runs(ranks)}"
 
 
 def _list(ranks: list[int]) -> str:

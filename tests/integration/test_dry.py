@@ -93,17 +93,29 @@ def _differences(tmp_path: Path, strategy: str, *options: str) -> tuple[Path, li
     return tmp_path / "classes", [line for line in found if not line.startswith("ranks: ")]
 
 
-def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> None:
-    folder, differences = _differences(tmp_path, "EP2-TP2-PP2")
+# Every expert gets tokens of every rank, each another number of them.
+UNEVEN = ("--routing", "zipf:0.5", "workload.sequence_length=256", "model.max_sequence_length=256")
+
+
+def test_the_graph_made_of_classes_is_the_graph_of_all_ranks_whatever_their_sizes(tmp_path: Path) -> None:
+    folder, differences = _differences(tmp_path, "EP2-TP2-PP2", *UNEVEN)
     assert differences == []
     classes = json.loads((folder / "classes.json").read_text())["classes"]
     assert [one["num_ranks"] for one in classes] == [2, 2, 2, 2]
+    assert [one["num_sizes"] for one in classes] == [2, 2, 2, 2]
+    graph = Graph.open(folder)
+    sizes = pl.read_parquet(folder / "dag" / "node_sizes.parquet")
+    assert len(sizes) < graph.meta["num_class_nodes"], "only what differs is kept"
+    ranks = graph.nodes.filter((pl.col("op") == "aten::mm") & (pl.col("expert") >= 0)).collect()
+    assert ranks.group_by("rank").agg(pl.col("flops").sum())["flops"].n_unique() == 8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [
+        ("EP2-TP2-PP2", ()),
+        ("EP2-TP2-PP2-DP2", UNEVEN),
         ("TP2-PP2-DP2-EP2-ETP1", ("workload.distributed_optimizer=true",)),
         ("PP2-VPP2-DP4-EP2-ETP1", ("model.num_layers=4",)),
         ("EP2-TP2-PP2-DP2", ("--routing", "zipf:1.2")),

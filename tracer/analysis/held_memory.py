@@ -65,8 +65,10 @@ def read_memory(meta: Mapping[str, Any], ranks: pl.DataFrame) -> list[HeldMemory
     found: dict[HeldMemory, tuple[list[int], int]] = {}
     for told in meta.get("memory", ()):
         one = dict(told)
-        if "rank_class" in one:
-            number = one.pop("rank_class")
+        number = one.pop("rank_class", None)
+        if "ranks" in one:
+            members = one.pop("ranks")
+        elif number is not None:
             members = ranks.filter(pl.col("rank_class") == number)["rank"].sort().to_list()
         else:
             members = [int(one.pop("rank"))]
