@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from truedag.launch.children import Outcome, call_in_children
+from truedag.launch.children import Outcome, call_in_children, start_server
 from truedag.launch.deployment import Deployment
 from truedag.launch.deployment_file import load_deployment
 from truedag.launch.device_file import load_device
@@ -40,6 +40,8 @@ ASSUMED = (
     "generated tokens are 0, and none of them ends a prompt",
     "operators are those that run on the CPU, communications those of the deployment's backend",
 )
+
+_PRELOAD = "truedag.launch.dry_rank"  # with torch and megatron-core
 
 # A graph of more nodes takes minutes and gigabytes to audit.
 _AUDITED_NODES = 1_000_000
@@ -156,6 +158,7 @@ def run_dry(
     hardware = None if device is None else load_device(device).device()
     folder = RunFolder(root=(out if out is not None else Path("truedag-out") / f"{deployment.name}-dry").absolute())
     folder.check_free(replace=replace)
+    start_server(_PRELOAD)
     show("building the recorder")
     build_recorder()
     nodes = place_ranks(TorchrunOptions(), deployment.world_size)
@@ -183,11 +186,11 @@ def run_dry(
             merged = _merge(deployment, folder, told, show)
         else:
             merged = _build_classes(deployment, classes, done.groups, folder, told, show)
-            if hardware is not None:
-                show("estimating times")
-                estimated = estimate(
-                    folder.dag, hardware, gpus_per_node=gpus_per_node, num_tokens=_count_tokens(deployment)
-                )
+        if hardware is not None:
+            show("estimating times")
+            estimated = estimate(
+                folder.dag, hardware, gpus_per_node=gpus_per_node, num_tokens=_count_tokens(deployment)
+            )
         if expand:
             _expand(folder, show)
         audited = _audit(deployment, folder, show) if merged["num_nodes"] <= _AUDITED_NODES else None
@@ -273,7 +276,7 @@ class Runs:
             (self._deployment, ranks, self._folder.trace(ranks[0]), self._routing, is_told_apart) for ranks in chosen
         ]
         alike: dict[int, list[tuple[int, ...]]] = {}
-        children = call_in_children(_run_rank, calls, jobs=self._jobs, preload="truedag.launch.dry_rank")
+        children = call_in_children(_run_rank, calls, jobs=self._jobs, preload=_PRELOAD)
         with closing(children):
             for outcome in children:
                 one = _take(outcome, chosen[outcome.number][0])

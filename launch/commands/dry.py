@@ -19,7 +19,6 @@ from pydantic import TypeAdapter
 
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
-from truedag.launch.errors import LaunchError
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.estimate.estimate import Estimate
 
@@ -68,8 +67,6 @@ def _count(text: str) -> int:
 def execute(arguments: argparse.Namespace) -> int:
     """Run it."""
     with Progress() as progress:
-        if arguments.device is not None and arguments.all_ranks:
-            raise LaunchError("--device estimates times of classes of ranks: leave out --all-ranks")
         result = run_dry(
             arguments.deployment,
             arguments.overrides,

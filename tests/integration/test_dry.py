@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -14,6 +15,9 @@ from hand_arithmetic import expect_gradients, expect_layer
 
 from truedag.launch.deployment_file import load_deployment
 from truedag.tracer.graph import Graph
+
+# Every expert gets tokens of every rank, each another number of them.
+UNEVEN = ("--routing", "zipf:0.5", "workload.sequence_length=256", "model.max_sequence_length=256")
 
 
 def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_path: Path) -> None:
@@ -81,20 +85,27 @@ def _check_arithmetic(graph: Graph) -> None:
     } == wanted
 
 
+def _estimate(folder: Path) -> Any:
+    return json.loads((folder / "dag" / "meta.json").read_text())["estimate"]
+
+
 def _differences(tmp_path: Path, strategy: str, *options: str) -> tuple[Path, list[str]]:
     """Execute ranks of classes and all ranks; return the folder of the first, and what differs."""
     path = write_small_deployment(tmp_path)
     overrides = (f"strategy={strategy}", "workload.global_batch_size=8", "model.num_attention_heads=4")
     for name, more in (("classes", ()), ("all", ("--all-ranks",))):
-        done = truedag("dry", str(path), *overrides, *options, *more, "--out", name, cwd=tmp_path)
+        done = truedag("dry", str(path), *overrides, *options, *more, "--device", "h100", "--out", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     found = list_differences(Graph.open(tmp_path / "classes"), Graph.open(tmp_path / "all"))
+    classes, every = (_estimate(tmp_path / name) for name in ("classes", "all"))
+    assert classes["flops"] == every["flops"]
+    if options[: len(UNEVEN)] == UNEVEN:
+        assert every["step_ns"] <= classes["step_ns"] < 1.5 * every["step_ns"], "of each class the slowest"
+    else:
+        assert every["step_ns"] == classes["step_ns"]
+        assert every["idle_share"] == pytest.approx(classes["idle_share"])
     # Classes are told apart by what they run, those of all ranks by the names of experts too.
     return tmp_path / "classes", [line for line in found if not line.startswith("ranks: ")]
-
-
-# Every expert gets tokens of every rank, each another number of them.
-UNEVEN = ("--routing", "zipf:0.5", "workload.sequence_length=256", "model.max_sequence_length=256")
 
 
 def test_the_graph_made_of_classes_is_the_graph_of_all_ranks_whatever_their_sizes(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ ASSUMPTIONS = (
     "several groups and computation do not slow each other down",
     "communications take a base, a time for each hop and the bytes at the slowest link: rings, for all-reduce rings or "
     "trees, whichever is faster; every pair at once in all-to-all",
+    "where ranks of a class have sizes of their own, each takes as long as the largest; --all-ranks tells them apart",
     "ranks fill nodes in order; links are never shared with other jobs",
 )
 
