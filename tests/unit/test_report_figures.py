@@ -184,6 +184,32 @@ def test_bandwidth_is_that_of_nccl_tests() -> None:
     assert bus_factor("barrier", 8) is None
 
 
+@pytest.mark.parametrize("kind", ["gather", "scatter"])
+def test_the_size_of_a_rooted_exchange_is_what_its_root_has(kind: str) -> None:
+    dag = SmallDag(num_ranks=4)
+    group = dag.group("tp", range(4))
+    node = dag.node("collective", -1, time=(0, 10), label=f"{kind} tp")
+    for rank in range(4):
+        many = 400 if rank == 0 else 0
+        sent, received = (100, many) if kind == "gather" else (many, 100)
+        dag.meet(node, group, rank, (0, 0, 10), send_bytes=sent, recv_bytes=received)
+    (total,) = report_of(dag).communications
+    assert total.algorithm_bytes_per_s == pytest.approx(400 / 10e-9)
+    assert total.bus_bytes_per_s == pytest.approx(400 / 10e-9 * 3 / 4)
+
+
+def test_messages_that_were_not_matched_count_each() -> None:
+    dag = SmallDag(num_ranks=2)
+    group = dag.group("pp", [0, 1])
+    ends = [dag.node("send", 0, label="send pp"), dag.node("recv", 1, label="receive pp")]
+    alone = [dag.node("send", 0, label="send pp"), dag.node("recv", 1, label="receive pp")]
+    for node in (*ends, *alone):
+        dag.meet(node, group, int(dag.nodes[node]["rank"]), (None, None, None))
+    dag.edges.append({"src": ends[0], "dst": ends[1], "kind": "p2p", "bytes": 8, "dtype": "float32", "shape": [2]})
+    (total,) = report_of(dag).communications
+    assert total.num == 3
+
+
 def test_a_gathers_size_is_what_all_ranks_give_together() -> None:
     dag = SmallDag(num_ranks=4)
     group = dag.group("tp", range(4))
