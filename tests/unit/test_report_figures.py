@@ -263,6 +263,17 @@ def test_flops_are_told_with_their_convention() -> None:
     assert report_of(dag).throughput.model_flops == 1000
 
 
+def test_what_runs_between_steps_and_steps_that_overlap_do_not_raise_the_rate() -> None:
+    dag = SmallDag()
+    told = {"op": "aten::embedding", "phase": "forward", "inputs": "float32[128,16] int64[2,8]"}
+    for step, span in ((0, (0, 100)), (1, (50, 150)), (-1, (150, 200)), (2, (200, 250))):
+        dag.node(time=span, flops=1000, step=step, **told)
+    done = report_of(dag).throughput
+    assert (done.flops, done.num_tokens) == (3000, 48)
+    assert done.flops_per_s == pytest.approx(3000 / 200e-9)
+    assert done.tokens_per_s == pytest.approx(48 / 200e-9)
+
+
 def prompts() -> SmallDag:
     """Two batches of prompts are prefilled until 100 and 180, two decode steps end at 240 and 300, on two TP ranks."""
     dag = SmallDag(num_ranks=2)

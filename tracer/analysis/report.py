@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from rich.console import RenderableType
 
@@ -20,6 +21,7 @@ from truedag.tracer.analysis.experts import ExpertLoad, ExpertPlace, measure_loa
 from truedag.tracer.analysis.memory import RankMemory, measure_memory
 from truedag.tracer.analysis.report_text import render_report, write_html, write_markdown
 from truedag.tracer.analysis.shares import RankShares, find_spans, measure_steps, share_time
+from truedag.tracer.analysis.spans import length, union
 from truedag.tracer.analysis.spread import Spread
 from truedag.tracer.analysis.stragglers import Straggler, find_stragglers
 from truedag.tracer.analysis.throughput import (
@@ -127,8 +129,10 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
     operators = nodes.filter(pl.col("kind") == "compute")
     measured = operators.filter(pl.col("timing") == "measured")
     lookups = find_lookups(graph.nodes, ranks)
-    span_ns = sum(end - start for start, end in windows.values()) or None
-    work = operators.filter(pl.col("flops") > 0).select("phase", "flops")
+    span_ns = length(union(np.array(list(windows.values()), np.int64).reshape(-1, 2))) or None
+    # What ran between the steps is in none of their times.
+    counts = pl.col("step").is_in(list(windows)) if windows else pl.lit(value=True)
+    work = operators.filter(counts & (pl.col("flops") > 0)).select("phase", "flops")
     held = operators.filter((pl.col("expert") >= 0) & (pl.col("rank") >= 0)).select("layer", "expert", "rank").unique()
     sources = graph.nodes.filter(pl.col("kind").is_in(["parameter", "input"])).select("rank", "kind", "outputs")
     data = graph.edges.filter(pl.col("kind") == "data").select("src", "dst", "bytes")
@@ -154,7 +158,7 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         ranks_by_step=tuple(by_step),
         stragglers=tuple(find_stragglers(operators.with_columns(times), ranks, paths)),
         critical_path=_total_paths(paths, reason),
-        throughput=measure_throughput(work, lookups, span_ns, len(ranks), peak_flops_per_s),
+        throughput=measure_throughput(work, lookups.filter(counts), span_ns, len(ranks), peak_flops_per_s),
         generations=tuple(
             measure_generations(
                 measured.drop_nulls("end_ns"), lookups, ranks, {step: start for step, (start, _) in windows.items()}

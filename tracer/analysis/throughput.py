@@ -26,7 +26,9 @@ _FORWARD = pl.col("phase").ne_missing("backward") & pl.col("phase").ne_missing("
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What was computed, over all recorded steps; None is unknown, or there was none.
+    """What was computed in the steps that have a time, or in all that was recorded where none has one.
+
+    None is unknown, or there was none. Steps that overlap are counted once in their time.
 
     Attributes:
         flops: of all matrix products of all ranks.
@@ -81,7 +83,7 @@ def measure_throughput(
     Args:
         work: phase and flops of operators that have any.
         lookups: as `find_lookups` returns them.
-        span_ns: the steps' time; None is unknown.
+        span_ns: the steps' time, in which all of that ran; None is unknown.
         num_ranks: how many recorded.
         peak_flops_per_s: of one rank's device; None is unknown.
     """
