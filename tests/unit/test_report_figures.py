@@ -427,6 +427,30 @@ def test_a_graph_without_times_is_told_as_far_as_it_is_known() -> None:
     assert json.dumps(asdict(report))
 
 
+def test_estimates_are_in_no_figure_and_that_is_said() -> None:
+    dag = gpipe(2, 2, 10)
+    for node in dag.nodes:
+        node["timing"] = "estimated"
+        node["flops"] = 100
+    report = report_of(dag, peak_flops_per_s=1e9)
+    assert (report.is_estimated, report.num_estimated) == (True, len(dag.nodes))
+    assert report.steps_ns == {}
+    (total,) = report.communications
+    assert (total.num, total.num_bytes > 0) == (4, True)
+    assert (total.wait_ns, total.transfer_ns, total.algorithm_bytes_per_s) == (None, None, None)
+    assert (report.throughput.flops_per_s, report.throughput.mfu) == (None, None)
+    assert {one.waited_ns for one in report.stragglers} == {None}
+    assert f"ESTIMATED: the times of {len(dag.nodes)} nodes are estimates" in write_markdown(report)
+    assert "| MFU | unknown: the steps have no measured time |" in write_markdown(report)
+    # One estimate among measurements: the path would lead through it.
+    dag = three_steps()
+    dag.nodes[1]["timing"] = "estimated"
+    report = report_of(dag)
+    assert report.steps_ns == {0: 10, 1: 20, 2: 60}
+    assert report.critical_path.reason == "some times are estimates: truedag critical-path shows what they come to"
+    assert [one.parts is None for one in report.ranks] == [False, True]
+
+
 def test_every_section_is_explained_and_every_explanation_is_one() -> None:
     names = {
         section.name for dag in (prompts(), three_steps(), overlapping()) for section in list_sections(report_of(dag))
