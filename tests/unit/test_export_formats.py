@@ -102,6 +102,18 @@ def test_chakra_tells_messages_between_two_ranks_apart(tmp_path: Path) -> None:
     assert sorted(sent) == sorted(received)
 
 
+def test_chakra_does_not_say_whom_a_message_reaches_that_has_no_other_end(tmp_path: Path) -> None:
+    graph = as_graph(pipeline(num_microbatches=1)).subgraph(ranks=[1])
+    done = export(graph, FORMATS["chakra"], tmp_path / "chakra", show=quiet)
+    assert done.counts["num_open_messages"] == 2
+    told = {
+        first(node, 3): {name: value for name, value in attributes(node).items() if name.startswith("comm_")}
+        for node in messages(tmp_path / "chakra" / "trace.1.et")[1:]
+        if first(node, 3) in (5, 6)
+    }
+    assert told == {5: {"comm_src": 1, "comm_size": 32}, 6: {"comm_dst": 1, "comm_size": 32}}
+
+
 def test_chakra_times_are_those_of_the_operators_and_of_moving_data(tmp_path: Path) -> None:
     dag = SmallDag(num_ranks=2)
     group = dag.group("tp", [0, 1])

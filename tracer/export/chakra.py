@@ -34,15 +34,17 @@ _INT32, _INT64, _UINT64, _BOOL, _STRING = 7, 9, 13, 27, 29
 _TENSOR = re.compile(r"(\w+)\[([\d,]*)\]")
 _COLUMNS = ("node", "kind", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step", "stream",
             "start_ns", "end_ns", "flops", "bytes_read", "bytes_written", "inputs", "outputs", "timing")  # fmt: skip
-_TOTALS = ("num_nodes", "num_data_dependencies", "num_order_dependencies", "num_unnamed_collectives")
+_TOTALS = ("num_nodes", "num_data_dependencies", "num_order_dependencies", "num_unnamed_collectives",
+           "num_open_messages")  # fmt: skip
 
 
 def write_chakra(graph: Graph, folder: Path, show: Callable[[str], None]) -> Mapping[str, int]:
     """Write trace.RANK.et of every rank of the graph and comm_groups.json.
 
     Returns:
-        How many nodes, dependencies on data and on order there are, over all ranks; and how many collectives are of a
-        kind that Chakra has no name for, which are operators there.
+        How many nodes, dependencies on data and on order there are, over all ranks; how many collectives are of a kind
+        that Chakra has no name for, which are operators there; and how many sends and receives have no other end in the
+        graph, or in the part of it: whom they reach is not said, and they have no tag.
 
     Raises:
         OSError: a file cannot be written.
@@ -67,6 +69,8 @@ def write_chakra(graph: Graph, folder: Path, show: Callable[[str], None]) -> Map
             kind == "collective" and _comm_type(label) is None
             for kind, label in nodes.select("kind", "label").iter_rows()
         )
+        ends = nodes.filter(pl.col("kind").is_in(["send", "recv"]))["node"]
+        total["num_open_messages"] += sum(node not in messages for node in ends)
     return total
 
 
@@ -148,9 +152,9 @@ def _write_nodes(
             )
         talk = b""
         if row["kind"] in ("send", "recv"):
-            source, target, tag = messages.get(node, (rank, rank, 0))
-            for name, value in (("comm_src", source), ("comm_dst", target), ("comm_tag", tag)):
-                talk += bytes_field(10, _number(name, _INT32, value))
+            own = "comm_src" if row["kind"] == "send" else "comm_dst"
+            told = dict(zip(("comm_src", "comm_dst", "comm_tag"), messages.get(node, ()), strict=False)) or {own: rank}
+            talk = b"".join(bytes_field(10, _number(name, _INT32, value)) for name, value in told.items())
         yield (
             number_field(1, node)
             + constant
