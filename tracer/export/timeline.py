@@ -96,7 +96,7 @@ def list_tracks(slices: pl.DataFrame) -> list[str]:
 def _name_ranks(graph: Graph) -> Mapping[int, str]:
     names = {}
     for row in graph.ranks.collect().iter_rows(named=True):
-        places = [f"{axis} {row[axis]}" for axis in _AXES if (row.get(axis) or -1) >= 0 or row.get(axis) == 0]
+        places = [f"{axis} {row[axis]}" for axis in _AXES if row.get(axis) is not None and row[axis] >= 0]
         names[int(row["rank"])] = " · ".join([f"rank {row['rank']}", *places, str(row["host"])])
     return names
 
