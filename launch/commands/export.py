@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.typed_numbers import positive
 
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _HOW_TO_OPEN = {
@@ -42,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=_window, metavar="10ms-25ms", help="only what ran then, since the first start")
     parser.add_argument("--fold", choices=get_args(Level), metavar="LEVEL", help=", ".join(get_args(Level)))
     parser.add_argument("--order", action="store_true", help="keep edges of program order in graph formats")
-    parser.add_argument("--max", type=int, metavar="N", help="how many slices or nodes are not too many")
+    parser.add_argument("--max", type=positive, metavar="N", help="how many slices or nodes are not too many")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
