@@ -76,12 +76,15 @@ def execute(arguments: argparse.Namespace) -> int:
             show=progress.show,
         )
     if arguments.json:
-        print_json({"path": str(path), "num_untimed": done.num_untimed, **done.counts})
+        told = {"num_untimed": done.num_untimed, "num_estimated": done.num_estimated}
+        print_json({"path": str(path), **told, **done.counts})
         return 0
     counts = ", ".join(
         f"{count:,} {name.removeprefix('num_').replace('_', ' ')}" for name, count in done.counts.items()
     )
     print_result(f"{shorten(path.absolute())}: {counts}")
+    if done.num_estimated:
+        print_result(f"ESTIMATED: the times of {done.num_estimated:,} nodes are estimates, not measurements")
     if done.num_untimed:
         print_result(f"{done.num_untimed:,} operators or parts in communications have no time, and are not in it")
     if to.name in _HOW_TO_OPEN:

@@ -236,6 +236,17 @@ def test_a_timeline_cannot_be_folded_and_an_unwritable_place_is_named(tmp_path: 
         export(graph, FORMATS["chrome"], tmp_path / "file" / "x.json", show=quiet)
 
 
+@pytest.mark.parametrize("to", ["perfetto", "chakra", "graphml", "csv"])
+def test_estimates_are_counted_and_marked_in_the_file(tmp_path: Path, to: str) -> None:
+    dag = pipeline(num_microbatches=1)
+    dag.nodes[0]["timing"] = "estimated"
+    path = tmp_path / FORMATS[to].file
+    done = export(as_graph(dag), FORMATS[to], path, show=quiet)
+    assert done.num_estimated == 1
+    written = sorted(path.iterdir()) if FORMATS[to].is_folder else [path]
+    assert any(b"estimated" in one.read_bytes() for one in written)
+
+
 def test_what_has_no_time_is_counted(tmp_path: Path) -> None:
     dag = pipeline(num_microbatches=1)
     dag.node(rank=0)

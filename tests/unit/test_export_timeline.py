@@ -197,11 +197,14 @@ def test_what_overlaps_goes_to_lanes_of_its_own(tmp_path: Path) -> None:
 
 def test_estimates_say_that_they_are(tmp_path: Path) -> None:
     dag = two_ranks()
-    dag.nodes[0]["timing"] = "estimated"
+    for node in (0, 2):
+        dag.nodes[node]["timing"] = "estimated"
     trace = perfetto(as_graph(dag), tmp_path)
     (mm,) = [one for one in trace.slices if one["name"].startswith("mm")]
     assert (mm["name"], mm["timing"]) == ("mm (estimated)", "estimated")
     assert all("timing" not in one for one in trace.slices if one["name"] == "relu")
+    told = {one["name"] for one in trace.slices if one["track"] == "tp communication"}
+    assert told == {"all-reduce tp (estimated)", "waiting (estimated)", "transfer (estimated)"}
 
 
 def test_kernels_are_on_their_streams_and_calls_on_their_threads(tmp_path: Path) -> None:

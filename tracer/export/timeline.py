@@ -173,14 +173,14 @@ def _parts(outer: pl.DataFrame) -> pl.DataFrame:
     waiting = met.filter(pl.col("last_ns") > pl.col("start_ns")).with_columns(
         *bare,
         end_ns="last_ns",
-        name=pl.lit("waiting"),
+        name=_mark(pl.lit("waiting")),
         category=pl.lit("waiting"),
         flow=pl.lit(None, pl.Int64),
         is_inner=True,
     )
     moves = (pl.col("done_ns") > pl.col("last_ns")) | pl.col("is_receive")
     transfer = met.filter(moves).with_columns(
-        *bare, start_ns="last_ns", name=pl.lit("transfer"), category=pl.lit("transfer"), is_inner=True,
+        *bare, start_ns="last_ns", name=_mark(pl.lit("transfer")), category=pl.lit("transfer"), is_inner=True,
         flow=pl.when("is_receive").then("flow"), end_ns=pl.max_horizontal("last_ns", "done_ns"),
     )  # fmt: skip
     return pl.concat([waiting.select(outer.columns), transfer.select(outer.columns)])
@@ -188,8 +188,9 @@ def _parts(outer: pl.DataFrame) -> pl.DataFrame:
 
 def _as_slices(frame: pl.DataFrame) -> pl.DataFrame:
     """Bring a frame to the columns of slices; estimates say so in their names."""
-    name = pl.when(pl.col("timing") == "estimated").then(pl.format("{} (estimated)", "label")).otherwise("label")
-    known = frame.with_columns(name=name, timing=pl.when(pl.col("timing") != "measured").then("timing"))
+    known = frame.with_columns(
+        name=_mark(pl.col("label")), timing=pl.when(pl.col("timing") != "measured").then("timing")
+    )
     schema = {**_SLICE, **dict.fromkeys(("last_ns", "done_ns"), pl.Int64)}
     # Numbers that stand for none are none.
     return known.select(
@@ -198,6 +199,11 @@ def _as_slices(frame: pl.DataFrame) -> pl.DataFrame:
         .alias(column)
         for column, dtype in schema.items()
     ).with_columns(pl.when(pl.col(name) >= 0).then(pl.col(name)).alias(name) for name in NUMBERS)
+
+
+def _mark(name: pl.Expr) -> pl.Expr:
+    """Have a slice whose times are estimates say so in its name."""
+    return pl.when(pl.col("timing") == "estimated").then(pl.format("{} (estimated)", name)).otherwise(name)
 
 
 def _split_lanes(slices: pl.DataFrame) -> pl.DataFrame:
