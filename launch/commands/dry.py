@@ -90,7 +90,7 @@ _SHOWN_CLASSES = 16
 
 def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
-    print_result(f"  not run: executed without memory, so that there are no times in it; {_say_routing(result)}")
+    print_result(f"  not run: executed without memory, so that nothing was timed; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
     num_classes = len(result.classes)
     print_result(f"  {num_classes} rank {'class' if num_classes == 1 else 'classes'} of {result.world_size} ranks:")
