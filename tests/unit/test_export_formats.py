@@ -121,8 +121,12 @@ def test_chakra_times_are_those_of_the_operators_and_of_moving_data(tmp_path: Pa
     reduce = dag.node("collective", -1, (one,), time=(9_000, 30_000), label="all-reduce tp")
     dag.meet(reduce, group, 0, (9_000, 20_000, 30_000))
     dag.meet(reduce, group, 1, (20_000, 20_000, 29_000))
+    other = dag.node("collective", -1, time=(31_000, 90_000), label="all-reduce tp")
+    dag.meet(other, group, 0, (31_000, None, 90_000))  # nobody knows when the last came
     folder = written(as_graph(dag), "chakra", tmp_path)
-    _, operator, meeting = messages(folder / "trace.0.et")
+    _, operator, meeting, unknown = messages(folder / "trace.0.et")
+    assert (first(unknown, 6), first(unknown, 7)) == (None, None)
+    assert "duration_ns" not in attributes(unknown)
     assert (first(operator, 6), first(operator, 7)) == (1, 8)
     assert (attributes(operator)["duration_ns"], attributes(operator)["num_ops"]) == (7_500, 12)
     assert (first(meeting, 6), first(meeting, 7)) == (20, 10)

@@ -195,6 +195,18 @@ def test_what_overlaps_goes_to_lanes_of_its_own(tmp_path: Path) -> None:
     assert [one["depth"] for one in trace.slices if one["name"] == "transfer"] == [1] * 4
 
 
+def test_what_is_not_known_of_a_communication_is_not_drawn(tmp_path: Path) -> None:
+    dag = SmallDag(num_ranks=2)
+    group = dag.group("tp", [0, 1])
+    for times in ((10, None, 50), (60, 70, None)):
+        node = dag.node("collective", -1, time=times[::2], label="all-reduce tp")
+        dag.meet(node, group, 0, times)
+    trace = perfetto(as_graph(dag), tmp_path)
+    assert [(one["name"], one["start"], one["end"]) for one in trace.slices] == [
+        ("all-reduce tp", 10, 50), ("all-reduce tp (end unknown)", 60, 70), ("waiting", 60, 70),
+    ]  # fmt: skip
+
+
 def test_estimates_say_that_they_are(tmp_path: Path) -> None:
     dag = two_ranks()
     for node in (0, 2):

@@ -81,17 +81,16 @@ def _write(write: Callable[[bytes], Any], message: bytes) -> None:
 def _rank_nodes(graph: Graph, rank: int) -> pl.DataFrame:
     """The rank's operators, and the communications it was in, with what it gave to them."""
     met = graph.participants.filter(pl.col("rank") == rank).select(
-        "node", "group", "send_bytes", "recv_bytes", met_start="start_ns", met_arrive="arrive_ns", met_end="end_ns"
+        "node", "group", "send_bytes", "recv_bytes", met_start="start_ns", met_end="end_ns"
     )
     own = (pl.col("rank") == rank) & pl.col("kind").is_in([*_TYPES])
     nodes = graph.nodes.with_columns(is_own=own).join(met, on="node", how="left")
     kept = nodes.filter(pl.col("is_own") | ((pl.col("kind") == "collective") & pl.col("group").is_not_null()))
-    # Waiting for others is what a simulator finds out: a communication lasts from the last arrival on.
-    start = pl.coalesce("met_start", "met_arrive", "start_ns")
+    # Waiting for others is what a simulator finds out: from the last arrival on, if that is known.
     is_met = pl.col("kind").is_in(COMMUNICATIONS) & pl.col("group").is_not_null()
     return (
         kept.with_columns(
-            start_ns=pl.when(is_met).then(start).otherwise("start_ns"),
+            start_ns=pl.when(is_met).then("met_start").otherwise("start_ns"),
             end_ns=pl.when(is_met).then("met_end").otherwise("end_ns"),
         )
         .select(*_COLUMNS, "group", "send_bytes", "recv_bytes")

@@ -2,8 +2,9 @@
 
 A rank is a process. Its operators are on the threads that ran them, on a GPU their kernels on streams; communications
 are on tracks of their own, one for each axis, since they run beside everything else: a slice from a rank's arrival to
-its end, in it one of waiting (until the last has arrived) and one of transfer. What overlaps on a track goes to a
-second lane of it. A flow leads through the participants of a collective as they arrive, and from a send to its receive.
+its end, in it one of waiting (until the last has arrived) and one of transfer, where it is known when the last arrived;
+where its end is not known, its name says so. What overlaps on a track goes to a second lane of it. A flow leads through
+the participants of a collective as they arrive, and from a send to its receive.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _kernels(kernels: pl.DataFrame, nodes: pl.DataFrame, told: pl.LazyFrame) -> 
 
 def _meetings(met: pl.DataFrame, messages: pl.DataFrame) -> pl.DataFrame:
     """What a rank took part in, from its arrival to its end."""
-    last = pl.coalesce("start_ns", "arrive_ns")
+    open_label = pl.when(pl.col("end_ns").is_null()).then(pl.format("{} (end unknown)", "label")).otherwise("label")
     # A send, its receive and the arrow between them have the send's number.
     sent = messages.select("node", sent="src")
     return _as_slices(
@@ -157,10 +158,11 @@ def _meetings(met: pl.DataFrame, messages: pl.DataFrame) -> pl.DataFrame:
             track=pl.format("{} communication", pl.col("axis").fill_null("other")),
             flow=pl.coalesce("sent", "node") + 1,
             is_receive=pl.col("kind") == "recv",
-            last_ns=last,
+            last_ns="start_ns",
+            label=open_label,
             done_ns="end_ns",
             start_ns="arrive_ns",
-            end_ns=pl.max_horizontal("arrive_ns", last, "end_ns"),
+            end_ns=pl.max_horizontal("arrive_ns", "start_ns", "end_ns"),
             group=pl.col("members").cast(pl.List(pl.String)).list.join(" "),
         )
     )
