@@ -14,13 +14,13 @@ Source: Chowdhery et al. 2022, "PaLM", appendix B.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
 
-_INDICES = re.compile(r"int(?:32|64)\[([\d,]*)\]")
+from truedag.tracer.graph.tensor_types import read_tensors
+
 _FORWARD = pl.col("phase").ne_missing("backward") & pl.col("phase").ne_missing("optimizer")
 
 
@@ -171,7 +171,7 @@ def measure_generations(
     ]
 
 
-def _sizes(inputs: str) -> list[int] | None:
+def _sizes(inputs: str) -> tuple[int, ...] | None:
     """Return the sizes of the indices of a look-up."""
-    found = _INDICES.findall(inputs)
-    return [int(size) for size in found[-1].split(",") if size] or [1] if found else None
+    found = [sizes for dtype, sizes in read_tensors(inputs) if dtype in ("int32", "int64")]
+    return found[-1] or (1,) if found else None

@@ -11,7 +11,6 @@ Source: mlcommons/chakra, schema/protobuf/et_def.proto (field numbers) and its f
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import polars as pl
 from truedag.tracer.export.timeline import COMMUNICATIONS
 from truedag.tracer.export.wire import bytes_field, number_field, packed_field, varint
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.tensor_types import read_tensors
 
 SCHEMA_VERSION = "0.0.4"
 _COMPUTE, _SEND, _RECEIVE, _COLLECTIVE = 4, 5, 6, 7
@@ -31,7 +31,6 @@ _COLLECTIVES = {
     "reduce-scatter": 7, "barrier": 9,
 }  # fmt: skip
 _INT32, _INT64, _UINT64, _BOOL, _STRING = 7, 9, 13, 27, 29
-_TENSOR = re.compile(r"(\w+)\[([\d,]*)\]")
 _COLUMNS = ("node", "kind", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step", "stream",
             "start_ns", "end_ns", "flops", "bytes_read", "bytes_written", "inputs", "outputs", "timing")  # fmt: skip
 _TOTALS = ("num_nodes", "num_data_dependencies", "num_order_dependencies", "num_unnamed_collectives",
@@ -201,10 +200,10 @@ def _comm_type(label: str) -> int | None:
 
 def _tensors(field: int, types: str | None) -> bytes:
     """Write types of tensors, as PyTorch's execution traces do."""
-    found = _TENSOR.findall(types or "")
+    found = read_tensors(types or "")
     if not found:
         return b""
-    shapes = json.dumps([[int(size) for size in sizes.split(",") if size] for _, sizes in found])
+    shapes = json.dumps([sizes for _, sizes in found])
     names = json.dumps([f"Tensor({dtype})" for dtype, _ in found])
     return bytes_field(field, bytes_field(2, shapes) + bytes_field(3, names))
 
