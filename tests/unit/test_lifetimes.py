@@ -35,6 +35,11 @@ def measured(program: Program, device: str, folder: Path) -> dict[str, Any]:
     return memory
 
 
+def row(what: str, op: str | None, num_bytes: int) -> dict[str, Any]:
+    """One storage that is alive."""
+    return {"what": what, "op": op, "layers": [], "num": 1, "bytes": num_bytes}
+
+
 def chain(device: str) -> Any:
     yield
     first = torch.zeros(1000, device=device)  # 4,000 bytes
@@ -52,7 +57,7 @@ def chain(device: str) -> Any:
 def test_what_is_given_back_is_not_there_any_more(device: str, tmp_path: Path) -> None:
     memory = measured(chain, device, tmp_path)
     assert (memory["peak_bytes"], memory["activation_bytes"], memory["peak_op"]) == (16_000, 16_000, "aten::add")
-    assert memory["alive"] == [{"what": "no module", "num": 2, "bytes": 16_000}]
+    assert memory["alive"] == [row("no module", "aten::_to_copy", 8_000), row("no module", "aten::add", 8_000)]
 
 
 def with_names(device: str) -> Any:
@@ -74,10 +79,11 @@ def test_what_was_there_counts_by_its_role_used_or_not_until_it_is_given_back(de
     assert (memory["parameter_bytes"], memory["state_bytes"]) == (400, 200)
     assert memory["peak_bytes"] == 400 + 200 + 100 + 800 + 4  # without the 40 that were given back
     assert memory["alive"] == [
-        {"what": "no module", "num": 2, "bytes": 804},
-        {"what": "parameter", "num": 1, "bytes": 400},
-        {"what": "state", "num": 1, "bytes": 200},
-        {"what": "before", "num": 1, "bytes": 100},
+        row("no module", "aten::ones", 800),
+        row("parameter", None, 400),
+        row("state", None, 200),
+        row("before", None, 100),
+        row("no module", "aten::sum", 4),
     ]
 
 

@@ -13,18 +13,28 @@ from typing import Any
 
 import polars as pl
 
+from truedag.tracer.analysis.quantities import write_runs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """A part of what is alive: `num` storages of `num_bytes` together.
 
     `what`: parameter, gradient, state; before, other memory that was there when the recording began; or the module that
-    made it, with `*` for the number of its layer.
+    made it, with `*` for the number of its layer. `op` made it, in these `layers`.
     """
 
     what: str
+    op: str | None
+    layers: tuple[int, ...]
     num: int
     num_bytes: int
+
+    def describe(self) -> str:
+        """Return what it is, in words."""
+        made = "" if self.op is None else f" made by {self.op.removeprefix('aten::')}"
+        layers = f" in layer{'s' if len(self.layers) > 1 else ''} {write_runs(self.layers)}" if self.layers else ""
+        return f"{self.what}{made}{layers}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +82,12 @@ def read_memory(meta: Mapping[str, Any], ranks: pl.DataFrame) -> list[HeldMemory
             members = ranks.filter(pl.col("rank_class") == number)["rank"].sort().to_list()
         else:
             members = [int(one.pop("rank"))]
-        alive = tuple(Held(what=row["what"], num=row["num"], num_bytes=row["bytes"]) for row in one.pop("alive"))
+        alive = tuple(
+            Held(
+                what=row["what"], op=row["op"], layers=tuple(row["layers"]), num=row["num"], num_bytes=row["bytes"]
+            )
+            for row in one.pop("alive")
+        )  # fmt: skip
         node = int(one.pop("peak_node"))
         alike = HeldMemory(ranks=(), alive=alive, peak_node=-1, **one)
         found.setdefault(alike, ([], node))[0].extend(members)

@@ -63,7 +63,10 @@ def list_facts(report: Report) -> list[str]:
     if 1 < len(report.steps_ns) <= 8 and report.step_spread is not None:
         facts.append(f"over {len(report.steps_ns)} steps: {_spread(report.step_spread)}")
     if report.num_estimated:
-        facts.append(f"ESTIMATED: the times of {report.num_estimated:,} nodes are estimates, and enter no figure here")
+        facts.append(
+            f"ESTIMATED: the times of {report.num_estimated:,} nodes are estimates, and enter no figure here; truedag "
+            "critical-path shows what they come to"
+        )
     return facts
 
 
@@ -205,8 +208,10 @@ def _throughput(report: Report) -> Section:
         if done.mfu is not None and done.hfu is not None and done.peak_flops_per_s is not None:
             rows.append([f"MFU of {_count(done.peak_flops_per_s)}FLOP/s", f"{100 * done.mfu:.2f} %"])
             rows.append(["hardware utilisation", f"{100 * done.hfu:.2f} %"])
-        else:
+        elif done.peak_flops_per_s is None:
             rows.append(["MFU", "unknown: say with --peak-flops what one device can do"])
+        else:
+            rows.append(["MFU", "unknown: the steps have no measured time"])
     if done.num_tokens is not None:
         rows.append(["tokens", f"{done.num_tokens:,}"])
     if done.tokens_per_s is not None:
@@ -270,7 +275,7 @@ def _held(report: Report) -> Section:
         )  # fmt: skip
         rows.append([write_runs(list(one.ranks)), *map(write_bytes, sizes), at])
         most = one.alive[:_MOST_HELD]
-        rows.extend(["", "", "", "", f"{held.num:,} x", write_bytes(held.num_bytes), held.what] for held in most)
+        rows.extend(["", "", "", "", f"{held.num:,} x", write_bytes(held.num_bytes), held.describe()] for held in most)
     return Section(
         name="held-memory", title="Memory of each rank",
         note="What the program had in memory: made while recording at most, all together at the peak, the operator at "

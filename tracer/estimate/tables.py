@@ -22,11 +22,13 @@ class Tables:
     """A graph as the simulation takes it: rows of classes. In a graph of all ranks each rank is a class."""
 
     nodes: pl.DataFrame
+    """Beside their columns `flops_of_all`: of all that a row stands for."""
+
     edges: pl.DataFrame
     parts: pl.DataFrame
     groups: pl.DataFrame
-    num_ranks: Mapping[int, int]  # by class
-    num_flops: int  # of all ranks
+    num_ranks: Mapping[int, int]
+    """By class."""
 
 
 def read_tables(folder: Path) -> Tables:
@@ -45,18 +47,20 @@ def _of_classes(folder: Path) -> Tables:
     nodes, edges, parts, groups, ranks = (
         pl.read_parquet(folder / f"{name}.parquet") for name in ("nodes", "edges", "participants", "groups", "ranks")
     )
-    num_flops = int((nodes["flops"].fill_null(0) * nodes["num"]).sum())
+    nodes = nodes.with_columns(flops_of_all=pl.col("flops") * pl.col("num"))
     own = folder / f"{SIZE_TABLES['nodes']}.parquet"
     if own.exists():
         sizes = pl.read_parquet(own).drop_nulls("flops")
-        num_flops += int((sizes["flops"] - nodes["flops"].gather(sizes["row"])).sum())
+        more = sizes["flops"] - nodes["flops"].gather(sizes["row"])
+        added = np.zeros(len(nodes), np.int64)
+        np.add.at(added, sizes["row"].to_numpy(), more.to_numpy())
+        nodes = nodes.with_columns(pl.col("flops_of_all") + pl.Series(added))
     return Tables(
         nodes=_largest(folder, "nodes", nodes, ("flops", "bytes_read", "bytes_written")),
         edges=edges,
         parts=_largest(folder, "participants", parts, ("send_bytes", "recv_bytes")),
         groups=groups,
         num_ranks=dict(ranks["rank_class"].value_counts().iter_rows()),
-        num_flops=num_flops,
     )
 
 
@@ -77,12 +81,11 @@ def _of_ranks(dataset: Dataset) -> Tables:
         dataset.scan(name).collect() for name in ("nodes", "edges", "participants", "groups", "ranks")
     )
     return Tables(
-        nodes=nodes.with_columns(rank_class=pl.col("rank")),
+        nodes=nodes.with_columns(rank_class=pl.col("rank"), flops_of_all=pl.col("flops")),
         edges=_edges_of_ranks(nodes, edges, parts),
         parts=parts.with_columns(rank_class=pl.col("rank"), team=pl.col("group")),
         groups=groups.with_columns(team=pl.col("group")),
         num_ranks=dict.fromkeys(ranks["rank"].to_list(), 1),
-        num_flops=int(nodes["flops"].fill_null(0).sum()),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ def measure_memory(nodes: RankNodes) -> dict[str, Any] | None:
     - `peak_bytes`: most of all together, `peak_node` the operator (local) at whose end that was, -1 none, and
       `peak_op`, `peak_module`, `peak_phase`, `peak_microbatch` what it is.
     - `alive`: what was there then: `what` (a role, before for other memory that was there, or the module that made it,
-      `*` for all layers), `num` storages, `bytes`; the largest first, the rest as one.
+      `*` for its layer), `op` that made it and in which `layers`, `num` storages, `bytes`; the largest first, the rest
+      as one.
     """
     trace = nodes.trace
     if trace.meta["recorder"] != "native" or trace.meta.get("device") not in ("cpu", "meta"):
@@ -193,24 +194,45 @@ def find_peak(lives: Lives, chosen: NDArray[np.bool_]) -> tuple[int, int]:
 def _list_alive(nodes: RankNodes, lives: Lives, time_ns: int) -> list[dict[str, Any]]:
     alive = np.flatnonzero((lives.begin_ns <= time_ns) & (lives.end_ns >= time_ns))
     makers = np.searchsorted(nodes.start_ns, lives.made_ns[alive], side="right") - 1
-    found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    found: dict[tuple[str, str | None], _Pieces] = defaultdict(_Pieces)
     for one, maker in zip(alive.tolist(), makers.tolist(), strict=True):
-        role = int(lives.role[one])
+        role, op, layer = int(lives.role[one]), None, None
         if role >= 0:
             what = ROLES[role]
         elif lives.begin_ns[one] == _BEFORE:
             what = "before"
         else:
-            module = nodes.belonging.label(maker).module if maker >= 0 else None
-            what = _LAYER.sub(".*", module) if module else "no module"
-        found[what][0] += 1
-        found[what][1] += int(lives.num_bytes[one])
-    rows = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
-    rest = rows[_NUM_SHOWN:]
-    if rest:
-        rows = rows[:_NUM_SHOWN]
-        rows.append((f"{len(rest)} more", [sum(one[0] for _, one in rest), sum(one[1] for _, one in rest)]))
-    return [{"what": what, "num": num, "bytes": size} for what, (num, size) in rows]
+            label = nodes.belonging.label(maker) if maker >= 0 else Label()
+            what, layer = _LAYER.sub(".*", label.module) if label.module else "no module", label.layer
+            op = str(nodes.trace.ops[int(nodes.op_number[maker])]["name"]) if maker >= 0 else None
+        found[what, op].add(int(lives.num_bytes[one]), layer)
+    rows = sorted(found.items(), key=lambda item: (-item[1].num_bytes, item[0][0], item[0][1] or ""))
+    rest = _Pieces()
+    for _, pieces in rows[_NUM_SHOWN:]:
+        rest.join(pieces)
+    told = [pieces.tell(what, op) for (what, op), pieces in rows[:_NUM_SHOWN]]
+    return [*told, *([rest.tell(f"{len(rows) - _NUM_SHOWN} more", None)] if rest.num else [])]
+
+
+@dataclass(slots=True)
+class _Pieces:
+    """Storages that are told of together."""
+
+    num: int = 0
+    num_bytes: int = 0
+    layers: set[int] = field(default_factory=set)
+
+    def add(self, num_bytes: int, layer: int | None) -> None:
+        self.num, self.num_bytes = self.num + 1, self.num_bytes + num_bytes
+        if layer is not None:
+            self.layers.add(layer)
+
+    def join(self, other: _Pieces) -> None:
+        self.num, self.num_bytes = self.num + other.num, self.num_bytes + other.num_bytes
+        self.layers |= other.layers
+
+    def tell(self, what: str, op: str | None) -> dict[str, Any]:
+        return {"what": what, "op": op, "layers": sorted(self.layers), "num": self.num, "bytes": self.num_bytes}
 
 
 def _weigh_named(trace: Trace) -> dict[str, int]:
