@@ -27,7 +27,9 @@ from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.font_metrics import text_width
 from truedag.tracer.views.fonts import FAMILY, write_fontconfig
 from truedag.tracer.views.gpus import write_gpus
-from truedag.tracer.views.scope import find_scope
+from truedag.tracer.views.legend import tell
+from truedag.tracer.views.scope import MAX_NODES, find_scope
+from truedag.tracer.views.ties import sort_ties
 from truedag.tracer.views.world import read_world
 
 
@@ -218,6 +220,40 @@ def test_one_rank_of_each_class_stands_for_the_others():
     assert [one.calls for one in worlds[0].traffic] == [one.calls for one in worlds[1].traffic]
     assert worlds[0].parts == worlds[1].parts
     assert ExpertMap(whole).held == ExpertMap(part).held
+
+
+def test_what_ranks_and_calls_ran_is_a_number_only_where_it_is_the_same(tmp_path):
+    dag = replicas()
+    scope = find_scope(with_places(dag))
+    assert [one.num_operators for one in read_world(scope).classes] == [(18, 18), (17, 17)]
+    # An expert without tokens gives zeros without an element: the ranks are of one class all the same.
+    last = next(row["node"] for row in dag.nodes if row["rank"] == 1 and row["layer"] == 1 and row["expert"] == 1)
+    told = {"phase": "forward", "microbatch": 0, "layer": 1, "op": "aten::zeros", "label": "zeros"}
+    dag.node(rank=1, module="decoder.layers.1.mlp", outputs="float32[0,4]", inputs="", **told)
+    other = find_scope(with_places(dag))
+    assert other.members == scope.members
+    assert [one.num_operators for one in read_world(other).classes] == [(18, 19), (17, 17)]
+    views = tmp_path / "views"
+    path = dag.write(tmp_path / "dag")
+    with_places(dag)._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+    draw(path, views, views=["comprehensive", "detailed"])
+    assert "each 18 to 19 operators" in (views / "comprehensive.dot").read_text()
+    labels = (views / "detailed.dot").read_text()
+    assert "17 operators in 2" in labels
+    assert "8 operators x 2" in labels
+
+
+def test_counts_that_one_rank_gave_for_others_that_ran_are_marked():
+    recorded, dry = with_places(replicas()), folded(with_places(replicas()))
+    recorded._source.meta["num_nodes"] = MAX_NODES + 1
+    assert [find_scope(one).is_folded for one in (recorded, dry)] == [True, True]
+    for graph, about in ((recorded, "about "), (dry, "")):
+        scope = find_scope(graph)
+        blocks = fold_blocks(scope, alike=True)
+        boxes = make_boxes(scope, blocks)
+        said = tell(scope, blocks, boxes, sort_ties(blocks.fold.edges, boxes), is_part=False)[0]
+        assert f"they stand for {about}" in said
+        assert said.count("about") == (about != "")
 
 
 def test_alike_layers_are_drawn_once_and_others_are_not():

@@ -147,7 +147,7 @@ def _stood_for(blocks: Blocks) -> dict[int, int]:
 
 
 def _calls(scope: Scope, blocks: Blocks) -> dict[int, dict[str, Any]]:
-    """Count each folded node's calls (a rank in a step and microbatch) and their mean and longest measured time."""
+    """Count each folded node's calls (a rank in a step and microbatch), their operators, and their measured times."""
     duration = pl.when(pl.col("timing") == "measured").then(pl.col("end_ns") - pl.col("start_ns"))
     per_call = (
         blocks.nodes.join(blocks.fold.members, on="node")
@@ -162,6 +162,8 @@ def _calls(scope: Scope, blocks: Blocks) -> dict[int, dict[str, Any]]:
         .agg(
             num_calls=pl.col("times").sum(),
             num_ops=(pl.col("num") * pl.col("times")).sum(),
+            fewest=pl.col("num").min(),
+            most=pl.col("num").max(),
             mean_ns=pl.col("time").mean(),
             max_ns=pl.col("time").max(),
         )
@@ -289,8 +291,7 @@ def _describe_computation(
         title = captions.name_computation(parts) + (f": {side}" if side else "")
         if row["phase"] is not None and not row["is_microbatch"]:
             title = f"{row['phase']}: {title}"
-    ops, calls = called["num_ops"], called["num_calls"]
-    each = f"{captions.count(ops // calls, 'op')} x {calls:,}" if ops % calls == 0 else f"{ops:,} ops in {calls:,}"
+    each = captions.count_in_calls(called["num_ops"], called["num_calls"], called["fewest"], called["most"], "op")
     return [
         title,
         _in_out(texts),

@@ -34,6 +34,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def count_in_calls(total: int, num_calls: int, fewest: int, most: int, noun: str) -> str:
+    """Write how many ran in how many calls: 33 ops x 8 where each call ran as many, else 265 ops in 8."""
+    return f"{count(fewest, noun)} x {num_calls:,}" if fewest == most else f"{count(total, noun)} in {num_calls:,}"
+
+
 def write_shapes(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
     """Write tensor types, the largest first; many of one kind as a range in each dimension that varies."""
     kinds: dict[tuple[str, int], set[tuple[int, ...]]] = {}

@@ -27,6 +27,8 @@ class Part:
         num_nodes: nodes that were read and that it stands for.
         num_items: the same, counted on each of their ranks.
         num_calls: calls of it.
+        fewest: nodes in the call that ran the fewest.
+        most: nodes in the call that ran the most.
         mean_ns: mean over calls of the sum of the operators' times; None: not all are known.
         num_parameters: elements of the parameters of the layer on one GPU.
     """
@@ -38,6 +40,8 @@ class Part:
     num_nodes: int
     num_items: int
     num_calls: int
+    fewest: int
+    most: int
     mean_ns: float | None
     inputs: set[Tensor] = field(default_factory=set)
     outputs: set[Tensor] = field(default_factory=set)
@@ -66,7 +70,9 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
         .agg(
             pl.len().alias("calls"),
             pl.col("num").sum(),
-            pl.col("first").min(),
+            fewest=pl.col("num").min(),
+            most=pl.col("num").max(),
+            first=pl.col("first").min(),
             time=pl.when(pl.col("known").all()).then(pl.col("time").mean()),
         )
         .join(
@@ -85,6 +91,8 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
             num_nodes=round(row["nodes"]),
             num_items=row["num"],
             num_calls=row["calls"],
+            fewest=row["fewest"],
+            most=row["most"],
             mean_ns=row["time"],
         )
         for row in rows.to_dicts()

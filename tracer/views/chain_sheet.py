@@ -35,6 +35,7 @@ class ChainSubject:
         told: sentences for the head.
         links: further links.
         num_total: all nodes of the graph.
+        about: what stands before counts of nodes, as `Scope.about`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ChainSubject:
     told: tuple[str, ...]
     links: tuple[Link, ...]
     num_total: int
+    about: str
 
 
 def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
@@ -53,9 +55,10 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
     width = max(width, 900.0)
     stood = sum(part.num_nodes for part in chain.parts)
     told = (
-        f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {stood:,}, which one rank class of "
+        f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {subject.about}{stood:,}, which one rank class of "
         "each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: microbatches, "
-        "decode steps and the GPUs of the class; a layer's time is the mean over its calls.",
+        "decode steps and the GPUs of the class; 9 operators x 8: in each of 8 calls, 70 operators in 8: in all of them; "
+        "a layer's time is the mean over its calls.",
         *subject.told,
     )
     head = plan_head(subject.title, told, (*SIGNS[:3], *SIGNS[4:]), width=width, links=subject.links)
@@ -106,8 +109,7 @@ def _describe(part: Part, subject: ChainSubject) -> list[str]:
     if part.num_parameters:
         text.append(f"{part.num_parameters / 1e6:,.2f} M parameters a GPU")
     noun = "message" if part.label else "operator"
-    each = part.num_items / part.num_calls
-    text.append(f"{captions.count(round(each), noun)} x {part.num_calls:,}")
+    text.append(captions.count_in_calls(part.num_items, part.num_calls, part.fewest, part.most, noun))
     text.append(write_gpus(subject.ranks[part.stage]))
     text.append("not timed" if part.mean_ns is None else write_time(part.mean_ns))
     return text

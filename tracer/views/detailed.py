@@ -86,6 +86,7 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
             told=tuple(part for part in (told, _tell_classes(scope)) if part),
             links=tuple(links),
             num_total=scope.num_total,
+            about=scope.about,
         ),
     )
     return [first, *sheets]

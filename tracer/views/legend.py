@@ -57,7 +57,8 @@ def list_signs(boxes: Sequence[Box]) -> list[Sign]:
 
 
 _CALLS = (
-    "33 ops x 8: operators in each of so many calls; a call is what one rank runs in one microbatch, or once per step. "
+    "33 ops x 8: operators in each of so many calls, 265 ops in 8: in all of them; a call is what one rank runs in one "
+    "microbatch, or once per step. "
 )
 _TIMES = (
     f"{_CALLS}Times are measured: the mean of a call and the longest; for communication the mean of a participant, "
@@ -87,7 +88,7 @@ def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties
         between += f"{blocks.later[0]:,} from a decode step to a later one ({write_bytes(blocks.later[1])}), "
     return (
         f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for "
-        f"{sum(box.num_nodes for box in boxes):,}; the others are {counted}. "
+        f"{scope.about}{sum(box.num_nodes for box in boxes):,}; the others are {counted}. "
         f"Of {total:,} edges of data and messages{of_classes} {drawn:,} are drawn as {len(ties.lines):,} lines, "
         f"{bundled:,} bundled, {between}{inner:,} inside a node, {others:,} from and to parameters, inputs and outputs."
     )
@@ -95,8 +96,8 @@ def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties
 
 def _write_part(scope: Scope, boxes: Sequence[Box], ties: Ties) -> str:
     return (
-        f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for {sum(box.num_nodes for box in boxes):,}; "
-        f"the others are on the sheets of other stages. {sum(tie.num_edges for tie in ties.lines):,} edges are drawn "
+        f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for {scope.about}"
+        f"{sum(box.num_nodes for box in boxes):,}; the others are on the sheets of other stages. {sum(tie.num_edges for tie in ties.lines):,} edges are drawn "
         f"as {len(ties.lines):,} lines, {sum(tie.num_edges for tie in ties.bundled):,} bundled."
     )
 

@@ -56,6 +56,14 @@ class Scope:
         """Return how many ranks this one stands for."""
         return len(self.members.get(rank, (rank,))) if self.is_folded else 1
 
+    @property
+    def about(self) -> str:
+        """What stands before counts of nodes: 'about ' where one rank of a class was counted for all that were recorded.
+
+        For experts without tokens a rank runs other operators than another of its class.
+        """
+        return "about " if self.is_folded and self.whole.meta.get("form") != "classes" else ""
+
     def class_of(self, rank: int) -> int:
         """Return the lowest rank of a rank's class."""
         return self._firsts[rank]

@@ -16,12 +16,15 @@ _COMMUNICATIONS = ("collective", "send", "recv")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankClass:
-    """Ranks that ran the same program: the lowest of them, all of them, what it ran, and all their operators."""
+    """Ranks that ran the same program: the lowest of them, all of them, and what they ran.
+
+    `num_operators` is the fewest and the most that one of them ran: for experts without tokens one runs others.
+    """
 
     first: int
     stage: int
     ranks: tuple[int, ...]
-    num_operators: int
+    num_operators: tuple[int, int]
     num_nodes: int
     num_communications: int
     num_parameters: int
@@ -149,13 +152,14 @@ def _classes(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> l
     classes = []
     for first, ranks in sorted(scope.members.items()):
         read = [rank for rank in ([first] if scope.is_folded else ranks) if rank in told]
+        nums = [told[rank]["num"] for rank in read] or [0]
         times = [told[rank]["busy"] for rank in read if told[rank]["known"]]
         classes.append(
             RankClass(
                 first=first,
                 stage=scope.coordinate(first, "pp"),
                 ranks=ranks,
-                num_operators=told[first]["num"] if first in told else 0,
+                num_operators=(min(nums), max(nums)),
                 num_nodes=sum(told[rank]["num"] * scope.weight(rank) for rank in read),
                 num_communications=met.get(first, 0),
                 num_parameters=sizes.get(first, 0),

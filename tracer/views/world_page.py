@@ -203,7 +203,8 @@ def _describe_class(scope: Scope, one: RankClass) -> list[str]:
         f"class of GPU {one.first}: {len(one.ranks):,} {noun}",
         write_gpus(one.ranks),
         ", ".join(spans),
-        f"each {one.num_operators:,} operators, {one.num_communications:,} communications",
+        f"each {scope.about}{' to '.join(f'{num:,}' for num in dict.fromkeys(one.num_operators))} operators, "
+        f"{one.num_communications:,} communications",
         f"each {one.num_parameters / 1e6:,.2f} M parameters",
         "not timed" if one.busy_ns is None else f"{write_time(one.busy_ns)} in operators, mean of a GPU",
     ]
