@@ -31,6 +31,7 @@ from truedag.tracer.views.legend import tell
 from truedag.tracer.views.scope import MAX_NODES, find_scope
 from truedag.tracer.views.ties import sort_ties
 from truedag.tracer.views.world import read_world
+from truedag.tracer.views.world_page import lay_out_world
 
 
 def replicas(*, num_layers: int = 2, num_experts: int = 2) -> SmallDag:
@@ -158,10 +159,46 @@ def test_every_gpu_stands_on_the_map_of_its_stage(views):
 
 
 def test_the_batch_is_split_over_replicas_and_merged(views):
-    text = (views / "comprehensive.dot").read_text()
+    text = (views / "comprehensive.dot").read_text().replace("<BR/>", " ")
     assert "6 sequences, 24 tokens" in text
     assert text.count("3 sequences, 12 tokens") == 2
-    assert "gradients of 6 sequences, merged" in text
+    assert "6 sequences, no backward pass was told" in text
+
+
+def test_gradients_are_told_where_a_backward_pass_was(tmp_path):
+    dag = replicas()
+    for rank in (0, 1):
+        dag.node(rank=rank, phase="backward", microbatch=0)
+    for name, is_merged in (("with", True), ("without", False)):
+        path = dag.write(tmp_path / name)
+        with_places(dag)._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+        draw(path, tmp_path / name / "views", views=["comprehensive"])
+        text = (tmp_path / name / "views" / "comprehensive.dot").read_text().replace("<BR/>", " ")
+        assert "gradients of 6 sequences" in text
+        assert ("gradients of 6 sequences, merged" in text) == is_merged
+        dag.groups = [row | {"axis": "tp" if row["axis"] == "dp" else row["axis"]} for row in dag.groups]
+
+
+def test_a_batch_is_counted_once_a_step_and_not_guessed():
+    dag = replicas()
+    (before,) = {(world.num_sequences, world.num_tokens) for world in [read_world(find_scope(with_places(dag)))]}
+    assert before == (6, 24)
+    for rank in (0, 1):  # another step, whose sequences are longer
+        tokens = dag.node("input", rank, outputs="int64[3,9]")
+        dag.node(rank=rank, after=(tokens,), phase="forward", microbatch=0, step=1)
+    world = read_world(find_scope(with_places(dag)))
+    assert (world.num_sequences, world.num_tokens) == before
+    graph = with_places(dag)
+    graph._source.frames["ranks"] = graph._source.frames["ranks"].with_columns(dp=pl.lit(None, pl.Int32))
+    assert read_world(find_scope(graph)).parts == [], "nobody told whether the ranks are replicas"
+    ranks = with_places(dag)._source.frames["ranks"].with_columns(cp=pl.col("rank") % 2, dp=pl.lit(0, pl.Int32))
+    graph._source.frames["ranks"] = ranks
+    scope = find_scope(graph)
+    words = [line for node in lay_out_world(scope, read_world(scope), ExpertMap(scope)).nodes for line in node.text]
+    assert "3 sequences, 12 tokens on each of 2 places on cp" in " ".join(words)
+    mask = dag.node("input", 0, outputs="int64[1,4]")
+    dag.node(rank=0, after=(mask,), phase="forward", microbatch=0)
+    assert read_world(find_scope(with_places(dag))).parts == [], "which of the two are the tokens?"
 
 
 def test_every_layer_is_a_box_that_leads_to_its_operators(views):
@@ -227,7 +264,6 @@ def test_what_ranks_and_calls_ran_is_a_number_only_where_it_is_the_same(tmp_path
     scope = find_scope(with_places(dag))
     assert [one.num_operators for one in read_world(scope).classes] == [(18, 18), (17, 17)]
     # An expert without tokens gives zeros without an element: the ranks are of one class all the same.
-    last = next(row["node"] for row in dag.nodes if row["rank"] == 1 and row["layer"] == 1 and row["expert"] == 1)
     told = {"phase": "forward", "microbatch": 0, "layer": 1, "op": "aten::zeros", "label": "zeros"}
     dag.node(rank=1, module="decoder.layers.1.mlp", outputs="float32[0,4]", inputs="", **told)
     other = find_scope(with_places(dag))

@@ -55,9 +55,9 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
     width = max(width, 900.0)
     stood = sum(part.num_nodes for part in chain.parts)
     told = (
-        f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {subject.about}{stood:,}, which one rank class of "
-        "each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: microbatches, "
-        "decode steps and the GPUs of the class; 9 operators x 8: in each of 8 calls, 70 operators in 8: in all of them; "
+        f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {subject.about}{stood:,}, which "
+        "one rank class of each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: microbatches, "
+        "decode steps and the GPUs of the class; 9 operators x 8: in each of 8 calls, 70 operators in 8: in all; "
         "a layer's time is the mean over its calls.",
         *subject.told,
     )

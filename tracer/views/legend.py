@@ -95,10 +95,11 @@ def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties
 
 
 def _write_part(scope: Scope, boxes: Sequence[Box], ties: Ties) -> str:
+    drawn, bundled = sum(tie.num_edges for tie in ties.lines), sum(tie.num_edges for tie in ties.bundled)
     return (
         f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for {scope.about}"
-        f"{sum(box.num_nodes for box in boxes):,}; the others are on the sheets of other stages. {sum(tie.num_edges for tie in ties.lines):,} edges are drawn "
-        f"as {len(ties.lines):,} lines, {sum(tie.num_edges for tie in ties.bundled):,} bundled."
+        f"{sum(box.num_nodes for box in boxes):,}; the others are on the sheets of other stages. "
+        f"{drawn:,} edges are drawn as {len(ties.lines):,} lines, {bundled:,} bundled."
     )
 
 

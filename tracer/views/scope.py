@@ -58,7 +58,7 @@ class Scope:
 
     @property
     def about(self) -> str:
-        """What stands before counts of nodes: 'about ' where one rank of a class was counted for all that were recorded.
+        """What stands before counts of nodes: 'about ' where one rank of a class was counted for others that ran.
 
         For experts without tokens a rank runs other operators than another of its class.
         """

@@ -70,7 +70,10 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPart:
-    """A part of the batch: where on the axis, how many sequences and tokens, and the GPUs of the first stage."""
+    """A part of the batch: where on the axis, how many sequences and tokens, and the GPUs of the first stage.
+
+    Where sequences are cut over cp, `num_tokens` counts those that a place on cp has.
+    """
 
     axis: str
     place: int
@@ -93,6 +96,7 @@ class World:
     num_microbatches: int
     num_decode_steps: int
     num_nodes: int
+    has_backward: bool
 
 
 def read_world(scope: Scope) -> World:
@@ -107,6 +111,7 @@ def read_world(scope: Scope) -> World:
         "layer",
         "phase",
         "microbatch",
+        "step",
         "decode_step",
         "start_ns",
         "end_ns",
@@ -134,6 +139,7 @@ def read_world(scope: Scope) -> World:
         num_microbatches=nodes.filter(pl.col("microbatch") >= 0)["microbatch"].n_unique(),
         num_decode_steps=nodes.filter(pl.col("decode_step") >= 0)["decode_step"].n_unique(),
         num_nodes=round(inside["weight"].sum()),
+        has_backward=(nodes["phase"] == "backward").any(),
     )
 
 
@@ -258,7 +264,9 @@ def _batch(scope: Scope, nodes: pl.DataFrame, edges: pl.DataFrame) -> tuple[list
     """Find the token tensors that the ranks of the first stage read, and how they are spread over the replicas.
 
     A token tensor is an input of whole numbers in two dimensions, sequences and positions, which is read in a
-    microbatch's forward pass or prefill before the layers.
+    microbatch's forward pass or prefill outside the layers. Of several steps the first is counted. There are no parts
+    where a microbatch reads tensors of several such shapes, or where several ranks read some and nobody told which of
+    them are replicas.
     """
     inputs = nodes.filter((pl.col("kind") == "input") & pl.col("outputs").str.contains(r"^int64\[\d+,\d+\]$"))
     reads = nodes.filter(
@@ -266,11 +274,14 @@ def _batch(scope: Scope, nodes: pl.DataFrame, edges: pl.DataFrame) -> tuple[list
     )
     rows = (
         edges.join(inputs.select(src="node", tokens="outputs"), on="src")
-        .join(reads.select("rank", "microbatch", dst="node"), on="dst")
+        .join(reads.select("rank", "step", "microbatch", dst="node"), on="dst")
+        .filter(pl.col("step") == pl.col("step").min())
         .select("rank", "microbatch", "tokens")
         .unique()
         .sort("rank", "microbatch", "tokens")
     )
+    if rows.select("rank", "microbatch").is_duplicated().any():
+        return [], 0, 0
     given: dict[int, tuple[int, int]] = {}
     for rank, _, text in rows.iter_rows():
         (shape,) = (shape for _, shape in captions.read_tensors(text))
@@ -278,6 +289,8 @@ def _batch(scope: Scope, nodes: pl.DataFrame, edges: pl.DataFrame) -> tuple[list
             if scope.coordinate(one, "pp") <= 0:
                 before = given.get(one, (0, 0))
                 given[one] = (before[0] + shape[0], before[1] + shape[0] * shape[1])
+    if len(given) > 1 and not scope.size("dp"):
+        return [], 0, 0
     axis = "dp" if scope.size("dp") <= 16 else "edp"
     whole = {scope.coordinate(rank, "dp"): told for rank, told in sorted(given.items(), reverse=True)}
     spread: dict[int, dict[int, list[int]]] = {}
