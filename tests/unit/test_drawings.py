@@ -143,6 +143,20 @@ def test_links_lead_to_sheets_that_are_there_and_reach_all(views):
     assert {path.resolve() for path in sheets(views, "svg")} == {path.resolve() for path in reached}
 
 
+def test_links_lead_to_no_sheet_that_was_not_asked_for(tmp_path):
+    path = replicas().write(tmp_path / "dag")
+    with_places(replicas())._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+    out = tmp_path / "views"
+    draw(path, out, views=["simplified"])
+    assert links(out / "simplified.svg") == []
+    draw(path, out, views=["simplified", "comprehensive"], choice=Choice(stages=(1,)))
+    for sheet in sheets(out, "svg"):
+        assert all((sheet.parent / way).exists() for way in links(sheet)), sheet.name
+    assert set(links(out / "simplified.svg")) == {"comprehensive.svg", "comprehensive/stage-1.svg"}
+    draw(path, out, views=["detailed"])
+    assert {"simplified.svg", "comprehensive.svg"} <= set(links(out / "detailed.svg"))
+
+
 def test_every_dot_file_is_read_by_graphviz_and_networkx_as_a_dag_of_true_edges(views):
     for path in sheets(views, "dot"):
         graph = pygraphviz.AGraph(filename=str(path))

@@ -1,7 +1,8 @@
 """Layers that follow each other and are alike, drawn once.
 
-Layers of a stage are alike if they pass the same folded nodes and edges, in all phases, and lead to and come from the
-same others. Folded onto each other they would make a cycle, as each reads what the one before it gave; so the edges
+Layers of a stage are alike if they pass the same folded nodes and edges inside them, in all phases. What leads into and
+out of them is not compared: the first reads what stands before the layers, the last gives to what stands after them.
+Folded onto each other they would make a cycle, as each reads what the one before it gave; so the edges
 from one of them to the next are taken out, counted, and said in words. What is left of the graph is a DAG.
 """
 

@@ -56,9 +56,9 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
     stood = sum(part.num_nodes for part in chain.parts)
     told = (
         f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {subject.about}{stood:,}, which "
-        "one rank class of each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: microbatches, "
-        "decode steps and the GPUs of the class; 9 operators x 8: in each of 8 calls, 70 operators in 8: in all; "
-        "a layer's time is the mean over its calls.",
+        "one rank class of each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: "
+        "microbatches, decode steps and the GPUs of the class; 9 operators x 8: in each of 8 calls, 70 operators in 8: "
+        "in all; a layer's time is the mean over its calls.",
         *subject.told,
     )
     head = plan_head(subject.title, told, (*SIGNS[:3], *SIGNS[4:]), width=width, links=subject.links)

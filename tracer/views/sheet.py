@@ -22,6 +22,7 @@ _LINE = 13.0
 _SIGN_LINE = 20.0
 _MARGIN = 12.0
 GREY = "#6f6f6f"
+_VIEWS = {"simplified": "strategy", "comprehensive": "all GPUs", "detailed": "all layers and operators"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,11 @@ class Sheet:
     height: float
     num_shown: int
     num_nodes: int
+
+
+def link_views(linked: Sequence[str], *, but: str) -> tuple[Link, ...]:
+    """Return the ways to the first sheets of other views, of those that there are."""
+    return tuple(Link(words=words, sheet=name) for name, words in _VIEWS.items() if name in linked and name != but)
 
 
 def plan_head(

@@ -106,7 +106,8 @@ def _tell(scope: Scope, page: WorldPage, stood: int) -> list[str]:
     )
     return [
         f"{len(page.nodes):,} nodes shown of {scope.num_total:,}: they stand for {scope.about}{stood:,}, which are "
-        "all operators (in the rank classes) and all communications (by stage and axis); parameters are counted in elements. "
+        "all operators (in the rank classes) and all communications (by stage and axis); parameters are counted in "
+        "elements. "
         f"{len(page.cells):,} GPUs are drawn, all of them.{read}",
         f"Folded: what ran in a class and over an axis. Axes: {axes or 'none was told'}. Bytes are those that all GPUs "
         "send; times are means of a participant, transfer from the last one's arrival and the wait for it. A stage's "

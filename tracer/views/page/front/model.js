@@ -164,10 +164,7 @@ export class Model {
     return passing;
   }
 
-  /**
-   * The node that is a leaf, or its nearest closed one above.
-   * @param {number} leaf
-   */
+  /** The node that is a leaf. @param {number} leaf */
   nodeOfLeaf(leaf) {
     return this.leaves.node[leaf];
   }
