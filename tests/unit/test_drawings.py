@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import networkx as nx
@@ -417,6 +419,22 @@ def read_gpus(text: str) -> set[int]:
 def test_no_gpu_is_left_out_of_a_name(base, distance, times):
     ranks = {rank + distance * k for rank in base for k in range(times)}
     assert read_gpus(write_gpus(sorted(ranks))) == ranks
+
+
+def test_names_are_text_in_every_picture_whatever_they_hold(tmp_path):
+    hostile = '</svg><script>alert(1)</script>"\\N &amp; <b>\x01\x1b[31m\n\ufffe'
+    dag = pipeline()
+    for node in dag.nodes:
+        node |= {"label": hostile, "op": f"aten::{hostile}", "module": f"{node['module']}.<x>"}
+    path = dag.write(tmp_path / "dag")
+    meta = json.loads((path / "meta.json").read_text()) | {"deployment": hostile, "strategy": "<TP2>"}
+    (path / "meta.json").write_text(json.dumps(meta))
+    draw(path, tmp_path / "views")
+    for sheet in sheets(tmp_path / "views", "svg"):
+        root = ET.parse(sheet).getroot()
+        assert "{http://www.w3.org/2000/svg}script" not in {one.tag for one in root.iter()}, sheet.name
+        said = "".join("".join(one.itertext()) for one in root.iter("{http://www.w3.org/2000/svg}text"))
+        assert "<script>alert(1)</script>" in said.replace(" ", "").replace("\xa0", ""), sheet.name
 
 
 def test_a_pipeline_of_the_other_tests_is_drawn_in_all_views(tmp_path):
