@@ -250,11 +250,17 @@ def test_one_layer_alone_is_drawn_for_itself(tmp_path):
     assert {one.stem for one in drawing.sheets} == {"detailed", "stage-0.layer-1.forward"}
 
 
-@pytest.mark.parametrize("choice", [Choice(layers=(9,)), Choice(stages=(7,)), Choice(rank=5)])
-def test_a_choice_that_is_not_in_the_graph_is_said(tmp_path, choice):
+@pytest.mark.parametrize(
+    ("view", "choice"),
+    [
+        ("detailed", Choice(layers=(9,))), ("detailed", Choice(stages=(7,))), ("detailed", Choice(rank=5)),
+        ("comprehensive", Choice(stages=(1, 7))),
+    ],
+)  # fmt: skip
+def test_a_choice_that_is_not_in_the_graph_is_said(tmp_path, view, choice):
     path = replicas().write(tmp_path / "dag")
     with pytest.raises(DrawError, match="is not in the graph"):
-        draw(path, tmp_path / "views", views=["detailed"], choice=choice)
+        draw(path, tmp_path / "views", views=[view], choice=choice)
 
 
 def test_one_rank_of_each_class_stands_for_the_others():

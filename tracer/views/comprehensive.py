@@ -24,6 +24,7 @@ def draw_comprehensive(
 
     Raises:
         GraphError: the dataset is broken.
+        DrawError: a stage that was chosen is not in the graph.
     """
     say("reading the world")
     world = read_world(scope)
@@ -31,6 +32,7 @@ def draw_comprehensive(
     blocks = fold_blocks(scope, alike=False)
     boxes = make_boxes(scope, blocks)
     stages = sorted({box.stage for box in boxes if box.stage >= 0})
+    choice.check_stages(stages, scope)
     chosen = [stage for stage in stages if choice.has_stage(stage)]
     ways = {stage: f"{NAME}/stage-{stage}" for stage in chosen}
     links = (

@@ -5,7 +5,7 @@ The first sheet is the chain of all layers; each leads to a sheet of its operato
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from truedag.tracer.analysis.quantities import write_runs
@@ -42,6 +42,15 @@ class Choice:
     def has_stage(self, stage: int) -> bool:
         """Whether a stage is drawn."""
         return self.stages is None or stage in self.stages
+
+    def check_stages(self, known: Collection[int], scope: Scope) -> None:
+        """Refuse stages that are not there.
+
+        Raises:
+            DrawError: there is one.
+        """
+        if unknown := sorted(set(self.stages or ()) - set(known)):
+            raise DrawError(f"stage {unknown[0]} is not in the graph of {scope.whole.path}: it has {write_runs(known)}")
 
 
 def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], *, linked: Sequence[str]) -> list[Sheet]:
@@ -115,11 +124,8 @@ def _leads(scope: Scope, choice: Choice) -> dict[int, int]:
         leads.setdefault(scope.coordinate(first, "pp"), first)
     if choice.rank is not None:
         leads[scope.coordinate(choice.rank, "pp")] = scope.class_of(choice.rank)
-    if choice.stages is not None:
-        if unknown := sorted(set(choice.stages) - set(leads)):
-            raise DrawError(f"stage {unknown[0]} is not in the graph of {scope.whole.path}: it has {write_runs(leads)}")
-        leads = {stage: lead for stage, lead in leads.items() if stage in choice.stages}
-    return leads
+    choice.check_stages(leads, scope)
+    return {stage: lead for stage, lead in leads.items() if choice.has_stage(stage)}
 
 
 def _contents(calls: Calls, choice: Choice) -> list[tuple[tuple[int, ...], str | None]]:

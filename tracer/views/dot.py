@@ -30,7 +30,9 @@ class Dot:
         self, name: str, place: Rectangle, text: Sequence[str], *, num_bold: int = 1, **attributes: object
     ) -> None:
         """Add a node; the first lines of its text are bold."""
-        label = "<BR/>".join(f"<B>{_escape(line)}</B>" if i < num_bold else _escape(line) for i, line in enumerate(text))
+        label = "<BR/>".join(
+            f"<B>{_escape(line)}</B>" if i < num_bold else _escape(line) for i, line in enumerate(text)
+        )
         given = {
             "pos": self._point((place.x, place.y)),
             "width": f"{place.width / _POINTS_PER_INCH:.4f}",
