@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from truedag.tracer.graph.fold import Fold
+from truedag.tracer.graph.fold import ENDS, Fold
 from truedag.tracer.views import captions
 
 _SAME = ("kind", "phase", "is_microbatch", "where", "role", "what", "path", "experts", "passed")
@@ -22,9 +22,7 @@ Layers = dict[tuple[int, int], tuple[int, ...]]
 
 def find_alike(coarse: Fold) -> Layers:
     """Return for the first layer of each run of alike layers (by stage and layer) the layers of the run."""
-    nodes = _add_paths(coarse.nodes).filter(
-        (pl.col("layer") >= 0) & ~pl.col("kind").is_in(["parameter", "input", "output"])
-    )
+    nodes = _add_paths(coarse.nodes).filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(ENDS))
     names = nodes.select("fold", "stage", "layer", name=pl.struct(*_SAME).struct.json_encode())
     inside = (
         coarse.edges.join(names.rename({"fold": "src", "name": "a"}), on="src")

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
+from truedag.tracer.graph.fold import ENDS
 from truedag.tracer.views import captions
 from truedag.tracer.views.blocks import Blocks
 from truedag.tracer.views.gpus import write_gpus
@@ -21,7 +22,6 @@ from truedag.tracer.views.scope import Scope
 
 STEP, ACROSS = "step", "across"
 Column = tuple[int, int]  # (0, 0) before the layers, (1, layer), (2, 0) after them
-_ENDS = ("parameter", "input", "output")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Box:
 
 def make_boxes(scope: Scope, blocks: Blocks) -> list[Box]:
     """Describe every folded node but what goes in and out of the program, in topological order."""
-    folded = blocks.fold.nodes.filter(~pl.col("kind").is_in(_ENDS))
+    folded = blocks.fold.nodes.filter(~pl.col("kind").is_in(ENDS))
     stages = folded.filter(pl.col("stage") >= 0)["stage"].n_unique()
     falling = _falling_phases(folded)
     panels = {row["fold"]: _panel(row, stages > 0) for row in folded.to_dicts()}
@@ -195,7 +195,7 @@ def _groups(scope: Scope, blocks: Blocks) -> dict[int, str]:
 def _parts(blocks: Blocks) -> dict[int, list[tuple[str | None, str]]]:
     """Each folded node's modules and operators, in order, each pair once."""
     rows = (
-        blocks.nodes.filter(~pl.col("kind").is_in(_ENDS))
+        blocks.nodes.filter(~pl.col("kind").is_in(ENDS))
         .join(blocks.fold.members, on="node")
         .sort("node")
         .select("fold", "module", "layer", "op")

@@ -9,12 +9,12 @@ from typing import Any
 import polars as pl
 
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.fold import ENDS
 from truedag.tracer.views import captions
 from truedag.tracer.views.calls import CALL, Calls
 from truedag.tracer.views.operators import Tensor
 
 BEFORE, AFTER, ALONE = -3, -2, -1
-_ENDS = ("parameter", "input", "output")
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
     items = pl.concat([_with_slots(one).with_columns(home=pl.lit(stage)) for stage, one in sorted(calls.items())])
     duration = pl.when(pl.col("timing") == "measured").then(pl.col("end_ns") - pl.col("start_ns"))
     by = ("home", "phase", "slot", "talk")
-    inside = items.filter(~pl.col("kind").is_in(_ENDS))
+    inside = items.filter(~pl.col("kind").is_in(ENDS))
     per_call = inside.group_by(*by, "rank", *CALL).agg(
         num=pl.len(), known=duration.is_not_null().all(), time=duration.sum(), first=pl.col("node").min()
     )
@@ -109,7 +109,7 @@ def _with_slots(calls: Calls) -> pl.DataFrame:
     """Add slot and talk (what a message's end is) to the operators of the class."""
     items = calls.items.filter(pl.col("rank").is_in(calls.ranks))
     near = ("rank", "phase", *CALL)
-    layered = items.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(_ENDS))
+    layered = items.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(ENDS))
     spans = layered.group_by(near).agg(low=pl.col("node").min())
     slot = (
         pl.when(pl.col("layer") >= 0)

@@ -16,6 +16,7 @@ import polars as pl
 
 from truedag.tracer.errors import DrawError
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.fold import ENDS
 
 # Above so many nodes a graph is drawn from one rank of each class.
 MAX_NODES = 3_000_000
@@ -123,7 +124,7 @@ def find_scope(graph: Graph) -> Scope:
     Raises:
         DrawError: there is nothing to draw.
     """
-    ran = graph.nodes.filter(~pl.col("kind").is_in(["parameter", "input", "output"])).select("node").head(1)
+    ran = graph.nodes.filter(~pl.col("kind").is_in(ENDS)).select("node").head(1)
     if ran.collect().is_empty():
         raise DrawError(f"{graph.path} holds no operator: there is nothing to draw")
     is_folded = graph.meta.get("form") == "classes" or (graph.meta.get("num_nodes") or 0) > MAX_NODES

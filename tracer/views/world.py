@@ -8,10 +8,9 @@ from typing import Any
 
 import polars as pl
 
+from truedag.tracer.graph.fold import COMMUNICATIONS, ENDS
 from truedag.tracer.views import captions
 from truedag.tracer.views.scope import Scope, weigh
-
-_COMMUNICATIONS = ("collective", "send", "recv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +127,7 @@ def read_world(scope: Scope) -> World:
     joined = edges.filter(pl.col("kind") == "p2p").join(ends[0], on="src").join(ends[1], on="dst")
     tied = joined.group_by("a", "b").agg(pl.len(), pl.col("bytes").sum()).sort("a", "b")
     parts, num_sequences, num_tokens = _batch(scope, nodes, edges)
-    inside = nodes.filter(~pl.col("kind").is_in(["parameter", "input", "output"])).join(weights, on="node")
+    inside = nodes.filter(~pl.col("kind").is_in(ENDS)).join(weights, on="node")
     return World(
         classes=_classes(scope, nodes, participants),
         traffic=traffic,
@@ -180,7 +179,7 @@ def _traffic(
 ) -> tuple[list[Traffic], pl.DataFrame]:
     """Add up the communications; return with them for each message its place in the list."""
     groups = scope.whole.groups.select("group", "axis", "ranks").collect()
-    talks = nodes.filter(pl.col("kind").is_in(_COMMUNICATIONS)).join(weights, on="node")
+    talks = nodes.filter(pl.col("kind").is_in(COMMUNICATIONS)).join(weights, on="node")
     part = (
         participants.join(talks.drop("rank", "start_ns", "end_ns"), on="node")
         .join(groups, on="group")
