@@ -16,11 +16,6 @@ _TENSOR = re.compile(r"(\w+)\[([\d,]*)\]")
 _MAX_SHAPES = 3
 
 
-def write_ranks(ranks: Sequence[int]) -> str:
-    """Name ranks: rank 3, ranks 0-3."""
-    return f"rank{'' if len(ranks) == 1 else 's'} {write_runs(ranks)}"
-
-
 def write_groups(groups: Sequence[Sequence[int]]) -> str:
     """Name process groups by their ranks, or count them where there are many."""
     if len(groups) <= 4 and sum(len(group) for group in groups) <= 16:

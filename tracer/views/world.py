@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from truedag.tracer.graph.fold import COMMUNICATIONS, ENDS
+from truedag.tracer.graph.fold import COMMUNICATIONS
 from truedag.tracer.views import captions
 from truedag.tracer.views.scope import Scope, weigh
 
@@ -94,7 +94,6 @@ class World:
     num_tokens: int
     num_microbatches: int
     num_decode_steps: int
-    num_nodes: int
     has_backward: bool
 
 
@@ -127,7 +126,6 @@ def read_world(scope: Scope) -> World:
     joined = edges.filter(pl.col("kind") == "p2p").join(ends[0], on="src").join(ends[1], on="dst")
     tied = joined.group_by("a", "b").agg(pl.len(), pl.col("bytes").sum()).sort("a", "b")
     parts, num_sequences, num_tokens = _batch(scope, nodes, edges)
-    inside = nodes.filter(~pl.col("kind").is_in(ENDS)).join(weights, on="node")
     return World(
         classes=_classes(scope, nodes, participants),
         traffic=traffic,
@@ -137,7 +135,6 @@ def read_world(scope: Scope) -> World:
         num_tokens=num_tokens,
         num_microbatches=nodes.filter(pl.col("microbatch") >= 0)["microbatch"].n_unique(),
         num_decode_steps=nodes.filter(pl.col("decode_step") >= 0)["decode_step"].n_unique(),
-        num_nodes=round(inside["weight"].sum()),
         has_backward=(nodes["phase"] == "backward").any(),
     )
 

@@ -110,14 +110,6 @@ export class Model {
     return names;
   }
 
-  /**
-   * How a node of the tree is: group, or its leaf's kind.
-   * @param {number} node
-   */
-  kindOf(node) {
-    return this.isLeaf[node] ? this.word(this.leaves.kind, this.tree.low[node]) : "group";
-  }
-
   /** @param {number} node */
   categoryOf(node) {
     const leaf = this.tree.low[node];
