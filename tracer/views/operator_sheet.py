@@ -52,7 +52,6 @@ class Subject:
         title: its title.
         stage: the pipeline stage.
         ranks: GPUs of the class.
-        parameters: for the name of each parameter the operators that read it (by number).
         told: further sentences for the head.
         links: ways to other sheets.
         num_total: all nodes of the graph.
