@@ -88,7 +88,7 @@ def test_boxes_open_from_stage_to_operator_and_still_stand_for_every_node(page: 
     told = facts(page)
     router = graph.nodes.filter(pl.col("module").str.ends_with("layers.0.mlp.experts.local_experts.0.linear_fc1"))
     assert router.collect().height > 0
-    assert told["Stands for"].endswith("on 1 ranks")
+    assert told["Stands for"].endswith("on 1 rank")
 
 
 def test_a_module_stands_for_its_nodes_with_their_times(page: Chromium, graph: Graph) -> None:
@@ -97,7 +97,7 @@ def test_a_module_stands_for_its_nodes_with_their_times(page: Chromium, graph: G
     own = (pl.col("phase") == "forward") & (pl.col("stage") == 1)
     nodes = graph.nodes.filter(own & ~pl.col("kind").is_in(["parameter", "input", "output"])).collect()
     told = facts(page)
-    assert told["Stands for"] == f"{len(nodes):,} nodes on 1 ranks"
+    assert told["Stands for"] == f"{len(nodes):,} nodes on 1 rank"
     compute = nodes.filter(pl.col("kind") == "compute")
     met = graph.participants.join(nodes.lazy().select("node"), on="node").collect()
     spent = sum((frame["end_ns"] - frame["start_ns"]).sum() for frame in (compute, met))
