@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import truedag, write_small_deployment
+from command_line import Ran, run_small, truedag, write_small_deployment
 
 from truedag.launch.cli import COMMANDS
 
@@ -112,14 +112,12 @@ def test_a_run_that_records_nothing_says_what_the_steps_came_to(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("recorder", ["native", "python"])
-def test_a_run_leaves_its_dag_its_pictures_and_its_report(tmp_path: Path, recorder: str) -> None:
-    deployment = write_small_deployment(tmp_path)
-    result = truedag("run", str(deployment), "--out", "out", "--recorder", recorder, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.rstrip().splitlines()[-1].startswith("next: ")
-    out = tmp_path / "out"
+def test_a_run_leaves_its_dag_its_pictures_and_its_report(tmp_path: Path, recorder: str, small_run: Ran) -> None:
+    run = small_run if recorder == "native" else run_small(tmp_path, "--recorder", recorder)
+    assert run.said.rstrip().splitlines()[-1].startswith("next: ")
+    out = run.out
     assert json.loads((out / "dag" / "meta.json").read_text())["deployment"] == "small"
     assert list((out / "views").glob("*.svg"))
-    assert "unmatched communications: 0" in result.stdout
+    assert "unmatched communications: 0" in run.said
     assert "unmatched communications: 0" in (out / "report.md").read_text()
     assert isinstance(json.loads((out / "report.json").read_text()), dict)

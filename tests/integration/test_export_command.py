@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import networkx as nx
 import polars as pl
 import pytest
-from command_line import truedag, write_small_deployment
+from command_line import Ran, truedag
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    result = truedag("run", str(write_small_deployment(folder)), "--out", "out", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder / "out"
+def run(small_run: Ran, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, beside whose graph exports are written."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    shutil.copytree(small_run.out, out)
+    return out
 
 
 def test_a_real_run_is_exported_and_says_what_is_in_it(run: Path) -> None:
