@@ -251,13 +251,15 @@ def test_a_thousand_recordings_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def write(folder: Path, name: str, **said: str) -> None:
-    text = (
-        "import sys, torch\nfrom pathlib import Path\nfrom truedag.tracer.record.recording import record\n"
-        "with record(Path(sys.argv[1]), synchronize=False):\n    torch.ones(1)\n"
-    )
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    """Record as the rank that the environment names; as none without one."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-c", text, str(folder / name)], env=kept | said, timeout=120, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for key in ("RANK", "WORLD_SIZE"):
+            patch.delenv(key, raising=False)
+        for key, value in said.items():
+            patch.setenv(key, value)
+        with record(folder / name, synchronize=False):
+            torch.ones(1)
 
 
 def test_traces_under_a_processes_name_are_taken_for_ranks_that_left_nothing_else(tmp_path: Path) -> None:
