@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """Recorded by the native recorder, into `out`. Nobody writes into it: who must, copies it first."""
+    """Recorded natively, with its routing, into `out`. Nobody writes into it: who must, copies it first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(Path(__file__).parent / "integration"), *sys.path])
         from command_line import run_small
-    return run_small(tmp_path_factory.mktemp("small"))
+    return run_small(tmp_path_factory.mktemp("small"), "trace.routing=true")
