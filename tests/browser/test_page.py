@@ -12,18 +12,15 @@ from chromium import Chromium
 from page_probe import VIEWS, box_of, facts, go, number_of_colours, state
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-from command_line import truedag, write_small_deployment
+from command_line import Ran
 
 from truedag.tracer.graph import Graph
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    done = truedag("run", str(write_small_deployment(folder)), "--out", str(folder / "run"), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "index.html" in done.stdout
-    return folder / "run"
+def run(small_run: Ran) -> Path:
+    assert "index.html" in small_run.said
+    return small_run.out
 
 
 @pytest.fixture(scope="module")
