@@ -118,8 +118,9 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks_whatever_their_size
     graph = Graph.open(folder)
     sizes = pl.read_parquet(folder / "dag" / "node_sizes.parquet")
     assert len(sizes) < graph.meta["num_class_nodes"], "only what differs is kept"
-    ranks = graph.nodes.filter((pl.col("op") == "aten::mm") & (pl.col("expert") >= 0)).collect()
-    assert ranks.group_by("rank").agg(pl.col("flops").sum())["flops"].n_unique() == 8
+    written = graph.nodes.filter(pl.col("rank") >= 0).group_by("rank").agg(pl.col("bytes_written").sum())
+    of_class = written.join(graph.ranks.select("rank", "rank_class"), on="rank").group_by("rank_class")
+    assert of_class.agg(pl.col("bytes_written").n_unique()).collect()["bytes_written"].to_list() == [2, 2, 2, 2]
 
 
 @pytest.mark.slow
