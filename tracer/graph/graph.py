@@ -51,7 +51,7 @@ class Graph:
         """
         dataset = Dataset.open(path)
         if dataset.meta.get("form") == FORM:
-            return cls(ClassDataset(dataset.path, dataset.meta))
+            return cls(ClassDataset.open(dataset.path, dataset.meta))
         return cls(dataset)
 
     @property
