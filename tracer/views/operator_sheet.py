@@ -111,7 +111,8 @@ def _is_parameter(text: str) -> bool:
 
 def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_edges: int) -> list[str]:
     engine = f" Rows are depths: {page.engine}." if page.engine else ""
-    calls = f"{captions.count(sheet.num_calls, 'call')} of one layer by one GPU in one microbatch or decode step"
+    what = "" if sheet.layers == (-1,) else "of one layer "
+    calls = f"{captions.count(sheet.num_calls, 'call')} {what}by one GPU in one microbatch or decode step"
     alike = (
         "which all pass the same operators (checked)"
         if sheet.num_unlike == 0
@@ -119,6 +120,9 @@ def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_
     )
     if sheet.is_first_alone:
         alike += "; their orders differ so that lines which lead back are left out"
+    if sheet.is_by_depth:
+        alike += "; operators of one name, as deep in their call as the other, stand in one box: 57 x 8 are 57 in each"
+        alike += " of 8 calls"
     return [
         f"{len(sheet.operators):,} nodes shown of {subject.num_total:,}: they stand for {sheet.num_nodes:,}, "
         f"which are every operator and communication of {write_gpus(subject.ranks)} here, and of all experts. "
@@ -133,10 +137,11 @@ def _describe(one: Operator, parameters: Sequence[str]) -> list[str]:
     title = one.label if not last else f"{one.label} · {last}"
     out = " ".join(captions.write_shapes(one.outputs))
     into = " ".join(captions.write_shapes(one.inputs))
-    calls = f"x {one.num_calls:,}"
+    calls = f"x {one.num_calls:,}" if one.num_alike == 1 else f"{one.num_alike:,.4g} x {one.num_calls:,}"
     text = [title, f"{into} → {out}" if into or out else "no tensor"]
     if parameters and one.expert < 0:
-        text.append(f"reads {', '.join(parameters)}")
+        many = f"{len(parameters):,} parameters" if one.num_alike > 1 else ", ".join(parameters)
+        text.append(f"reads {many}")
     if one.kind != "compute":
         text.append(f"{_groups(one)} · {write_bytes(one.num_bytes)} · {calls}")
         text.append(_time(one))
