@@ -39,7 +39,7 @@ ASSUMED = (
     "operators are those that run on the CPU, communications those of the deployment's backend",
 )
 
-# A graph of more nodes takes minutes and gigabytes to audit, and its page takes minutes.
+# A graph of more nodes takes minutes and gigabytes to audit.
 _AUDITED_NODES = 1_000_000
 
 
@@ -195,7 +195,9 @@ def run_dry(
         is_small = merged["num_nodes"] <= _AUDITED_NODES
         audited = _audit(deployment, folder, show) if is_small else None
         pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
-        page = _write_page(folder, show) if views and is_small else None
+        # A class graph's page is made of its classes; with times, or of all ranks, each rank counts.
+        is_light = is_small or not (all_ranks or expand or hardware is not None)
+        page = _write_page(folder, show) if views and is_light else None
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(

@@ -5,7 +5,7 @@ memory, so nothing is computed and nothing is timed; operators, shapes, communic
 real run. Ranks that must run the same program are executed once; --verify N also executes N random others and demands
 that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
 part of it is made when it is read; --expand writes it out. It is drawn whole. Up to
-a million nodes are audited and have their page; truedag audit and truedag view do that for more. --device estimates
+a million nodes are audited; truedag audit does that for more. --device estimates
 what it would take on a GPU, and says so.
 """
 

@@ -11,9 +11,14 @@ import pytest
 from command_line import truedag, write_small_deployment
 from graph_comparison import list_differences
 from hand_arithmetic import expect_gradients, expect_layer
+from polars.testing import assert_frame_equal
 
 from truedag.launch.deployment_file import load_deployment
 from truedag.tracer.graph import Graph
+from truedag.tracer.views.page.figures import measure, on_ranks
+from truedag.tracer.views.page.leaves import find_leaves
+from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
+from truedag.tracer.views.page.tree import build_tree
 
 
 def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_path: Path) -> None:
@@ -98,6 +103,26 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> 
     assert differences == []
     classes = json.loads((folder / "classes.json").read_text())["classes"]
     assert [one["num_ranks"] for one in classes] == [2, 2, 2, 2]
+    _check_page(Graph.open(folder))
+
+
+def _check_page(graph: Graph) -> None:
+    """The page of a class graph says what that of every node and edge says."""
+    whole = graph.subgraph(where=pl.lit(value=True))
+    assert graph.classes is not None
+    assert whole.classes is None
+    lazy, read = find_leaves(graph), find_leaves(whole)
+    assert (lazy.num_edges, lazy.num_inner_edges) == (read.num_edges, read.num_inner_edges)
+    nodes = range(-1, graph.meta["num_nodes"] + 1)
+    assert lazy.leaf_of(nodes).tolist() == read.leaf_of(nodes).tolist()
+    assert lazy.leaf_of(nodes).min() == -1 == lazy.leaf_of([-1, graph.meta["num_nodes"]]).max()
+    tables = [
+        (leaves.table, leaves.edges, measure(leaves, build_tree(leaves), spent).table, stage_matrix(leaves, spent),
+         collective_traffic(leaves), message_traffic(one)[0])
+        for one, leaves in ((graph, lazy), (whole, read)) for spent in [on_ranks(leaves)]
+    ]  # fmt: skip
+    for one, other in zip(*tables, strict=True):
+        assert_frame_equal(one, other, check_dtypes=False)
 
 
 @pytest.mark.slow
@@ -113,7 +138,10 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> 
 def test_the_graph_of_classes_is_that_of_all_ranks_for_any_strategy(
     strategy: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert _differences(tmp_path, strategy, *options)[1] == []
+    folder, differences = _differences(tmp_path, strategy, *options)
+    assert differences == []
+    if "--expand" not in options:
+        _check_page(Graph.open(folder))
 
 
 def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:

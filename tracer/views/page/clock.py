@@ -13,7 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from truedag.tracer.analysis.spans import Spans, length, union
-from truedag.tracer.views.page.leaves import COMMUNICATIONS, Leaves
+from truedag.tracer.views.page.leaves import Leaves
+from truedag.tracer.views.page.rows import COMMUNICATIONS
 from truedag.tracer.views.page.tree import Tree
 
 _MOST_CELLS = 1 << 19
