@@ -80,8 +80,7 @@ def write_page(
     spent = on_ranks(leaves)
     progress("adding up")
     payload = Payload()
-    ranks = graph.ranks.sort("rank").collect()
-    occupation = occupy(leaves, ranks["rank"].to_list())
+    occupation = occupy(graph, leaves)
     slices = None
     if occupation is not None:
         slices = cut_slices(leaves, tree, occupation.start_ns, occupation.end_ns)
@@ -154,12 +153,12 @@ def _add_ranks(
     told = leaves.ranks.sort("rank").join(sent, on="alike", how="left", maintain_order="left")
     payload.add("ranks", "sent_bytes", told["sent_bytes"].fill_null(0).cast(pl.Float64).to_numpy())
     payload.add("ranks", "num_parts", told["calls"].fill_null(0).to_numpy())
-    names = ("compute_ns", "transfer_ns", "waiting_ns", "idle_ns", "overlap_ns")
+    names = ("compute_ns", "transfer_ns", "waiting_ns", "bubble_ns", "host_ns", "overlap_ns")
     for place, name in enumerate(names):
         values = np.full(len(ranks), np.nan) if occupation is None else occupation.spent_ns[place]
         payload.add("ranks", name, values.astype(np.float64))
     if occupation is not None:
-        for place, name in enumerate(("compute", "transfer", "waiting")):
+        for place, name in enumerate(("compute", "transfer", "waiting", "bubble")):
             payload.add("heat", name, occupation.bins[place].reshape(-1))
     payload.add("groups", "group", groups["group"].to_numpy())
     payload.add_strings("groups", "axis", groups["axis"])

@@ -33,7 +33,7 @@ async function start() {
 /** How measured, estimated and unknown look, in every view. */
 function legend() {
   const place = /** @type {HTMLElement} */ (document.getElementById("legend"));
-  for (const [kind, name] of [["compute", "compute"], ["transfer", "communication"], ["waiting", "waiting"], ["routing", "routing"], ["idle", "idle"]]) {
+  for (const [kind, name] of [["compute", "compute"], ["transfer", "communication"], ["waiting", "waiting"], ["bubble", "bubble"], ["host", "host"], ["routing", "routing"]]) {
     place.append(Object.assign(document.createElement("i"), { className: `swatch ${kind}` }), ` ${name} `);
   }
   place.append(Object.assign(document.createElement("i"), { className: "swatch measured" }), " measured ");
