@@ -16,16 +16,17 @@ class Pictures:
 
 
 def draw_pictures(dag: Path, views: Path, *, show: Callable[[str], None]) -> Pictures:
-    """Draw all views of a dataset.
+    """Draw all views of a dataset; what its audit found is marked.
 
     Raises:
         GraphError: the dataset is broken.
     """
+    from truedag.launch.run_audit import read_audit
     from truedag.tracer.errors import DrawError
     from truedag.tracer.views.draw import draw
 
     show("drawing")
     try:
-        return Pictures(drawn=[one.svg for one in draw(dag, views, progress=show)])
+        return Pictures(drawn=[one.svg for one in draw(dag, views, audit=read_audit(dag), progress=show)])
     except DrawError as error:
         return Pictures(drawn=[], why_not=str(error))

@@ -256,11 +256,11 @@ def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, sho
         progress=show,
         resources=Resources.of_machine(),
     )
-    pictures = draw_pictures(folder.dag, folder.views, show=show)
     show("reporting")
     write_report(folder.dag, folder.root)
     show("auditing")
     audited = audit_run(folder.dag, folder.root, deployment)
+    pictures = draw_pictures(folder.dag, folder.views, show=show)
     page = make_page(folder.root, folder.views, progress=show)
     return dataclasses.replace(
         result,

@@ -26,6 +26,7 @@ from truedag.tracer.views.detailed import draw_detailed
 from truedag.tracer.views.draw import VIEWS, Choice, draw
 from truedag.tracer.views.engine import Problem, by_depth, lay_out_layers
 from truedag.tracer.views.experts import ExpertMap
+from truedag.tracer.views.faults import RED, Faults
 from truedag.tracer.views.font_metrics import text_width
 from truedag.tracer.views.fonts import FAMILY, write_fontconfig
 from truedag.tracer.views.gpus import write_gpus
@@ -385,3 +386,30 @@ def test_programs_that_told_nothing_are_drawn_in_all_views(tmp_path):
         drawings = draw(dag.write(tmp_path / name / "dag"), tmp_path / name / "views")
         assert {one.num_nodes for one in drawings[:2]} == {len(dag.nodes)}, "each node is stood for once"
         assert len(drawings) == len(VIEWS)
+
+
+def test_what_an_audit_found_is_marked_and_leads_to_the_page(tmp_path):
+    path = replicas().write(tmp_path / "dag")
+    graph = Graph.open(path)
+    faulty = graph.nodes.filter((pl.col("layer") == 1) & (pl.col("phase") == "forward")).head(1).collect()["node"][0]
+    findings = [
+        {"title": "a layer is not what it should be " + 40 * "x", "nodes": [], "ranks": [], "layers": [0]},
+        {"title": "an operator is wrong", "nodes": [f"{faulty} (mm)"], "ranks": [0], "layers": [1]},
+        {"title": "a GPU is missing", "nodes": [], "ranks": [9], "layers": []},
+    ]
+    plain = {one.view: one.dot.read_text() for one in draw(path, tmp_path / "plain")}
+    for one in draw(path, tmp_path / "views", audit={"findings": findings}):
+        assert RED not in plain[one.view]
+        for sheet in one.sheets:
+            dot = pygraphviz.AGraph(filename=str(sheet.with_suffix(".dot")))
+            marked = [node for node in dot.nodes() if node.attr["color"] == RED]
+            up = "../" * len(sheet.parent.relative_to(tmp_path / "views").parts)
+            for node in marked:
+                number = 1 if "an operator is wrong" in node.attr["label"] else 0
+                assert f"finding {number + 1}" in node.attr["label"]
+                way = f"{up}index.html#view=graph&select=finding.{number}"
+                assert node.attr["URL"] == way or node.attr["URL"].startswith(up + "detailed/")
+            if one.view == "simplified":
+                assert marked
+    members = graph.nodes.select("node", "rank", "layer", box="node").collect()
+    assert [one.number for one in Faults.of({"findings": findings}).on(members)[faulty]] == [1]

@@ -11,6 +11,7 @@ from truedag.tracer.views import captions
 from truedag.tracer.views.chain import AFTER, ALONE, BEFORE, Chain, Part
 from truedag.tracer.views.colours import SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.fitting import fit_text
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Rectangle
@@ -48,7 +49,7 @@ class ChainSubject:
 
 def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
     """Draw it: a section for each stage, in it a row for each phase, layers below layers."""
-    texts = [_describe(part, subject) for part in chain.parts]
+    texts = [[*_describe(part, subject), *write_faults(chain.faults.get(i, ()))] for i, part in enumerate(chain.parts)]
     places, sections, width, bottom = _place(chain.parts, texts)
     width = max(width, 900.0)
     stood = sum(part.num_nodes for part in chain.parts)
@@ -57,6 +58,7 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
         "each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: microbatches, "
         "decode steps and the GPUs of the class; a layer's time is the mean over its calls.",
         *subject.told,
+        *([f"{TOLD}."] if chain.faults else []),
     )
     head = plan_head(subject.title, told, (*SIGNS[:3], *SIGNS[4:]), width=width, links=subject.links)
     for place in (*places, *sections.values()):
@@ -74,11 +76,14 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
             fitted.lines,
             num_bold=fitted.num_title,
             shape=shape,
-            color=stage_colour(part.stage),
             fillcolor=tint(stage_colour(part.stage), SHARES[shape]),
             stands_for=part.num_nodes,
             ranks=write_runs(subject.ranks[part.stage]),
-            **({} if way is None else {"URL": find_way(subject.name, way), "tooltip": "to its operators"}),
+            **{
+                "color": stage_colour(part.stage),
+                **mark_faults(subject.name, chain.faults.get(i, ())),
+                **({} if way is None else {"URL": find_way(subject.name, way), "tooltip": "to its operators"}),
+            },
         )
     _draw_ties(dot, chain, places)
     return Sheet(

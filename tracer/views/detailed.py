@@ -79,7 +79,7 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
                 for slot in (layer,) if layer >= 0 else (BEFORE, AFTER, ALONE):
                     ways[stage, phase, slot] = subject.name
             sheets.append(draw_operators(found, subject))
-    chain = make_chain(scope.whole, calls)
+    chain = make_chain(scope.whole, calls, scope.faults)
     told = f"Left out as too many for a sheet, and counted here: {'; '.join(left_out)}." if left_out else ""
     first = draw_chain(
         chain,

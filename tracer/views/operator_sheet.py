@@ -9,6 +9,7 @@ from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_ti
 from truedag.tracer.views import captions
 from truedag.tracer.views.colours import SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.operator_page import (
@@ -80,10 +81,14 @@ def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
         told[0] for text, ends in sheet.sources.items() if _is_parameter(text) for told in ends.values()
     )
     sheet.sources = {text: ends for text, ends in sheet.sources.items() if not _is_parameter(text)}
-    texts = [_describe(one, parameters[i]) for i, one in enumerate(sheet.operators)]
+    texts = [
+        [*_describe(one, parameters[i]), *write_faults(sheet.faults.get(i, ()))]
+        for i, one in enumerate(sheet.operators)
+    ]
     page = lay_out_operators(sheet, texts)
     width = max(page.width, _MIN_WIDTH)
     told = [*_tell(sheet, subject, page, num_parameter_edges), *subject.told]
+    told += [f"{TOLD}; a click on one leads to its place on the page."] if sheet.faults else []
     head = plan_head(subject.title, told, SIGNS, width=width, links=subject.links)
     move_down(page, head.height)
     dot = Dot(name=subject.title, width=width + _MARGIN, height=page.height + head.height + _MARGIN)
@@ -91,7 +96,7 @@ def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
     _draw_panels(dot, page, colour)
     draw_head(dot, head, sheet=subject.name)
     _draw_cards(dot, sheet, page, colour)
-    _draw_boxes(dot, sheet, page, colour)
+    _draw_boxes(dot, sheet, page, colour, subject.name)
     _draw_ports(dot, page)
     _draw_lines(dot, sheet, page, colour)
     return Sheet(
@@ -210,7 +215,7 @@ def _held(sheet: Operators) -> Mapping[int, tuple[int, ...]]:
     return {expert: tuple(sorted(ranks)) for expert, ranks in sorted(held.items())}
 
 
-def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> None:
+def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str, name: str) -> None:
     for i, one in enumerate(sheet.operators):
         shape = shape_of(one)
         module = f" in {one.path}" if one.path else ""
@@ -220,12 +225,15 @@ def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> 
             page.texts[i],
             num_bold=page.num_title[i],
             shape=shape,
-            color=colour,
             fillcolor="#ffffff" if one.expert >= 0 and shape == "box" else tint(colour, SHARES[shape]),
-            tooltip=f"{one.op}{module}: {one.num_nodes:,} nodes of the graph",
             stands_for=one.num_nodes,
             ranks=write_runs(one.ranks),
             **({"regular": "false", "distortion": "0", "skew": "0"} if shape == "parallelogram" else {}),
+            **{
+                "color": colour,
+                "tooltip": f"{one.op}{module}: {one.num_nodes:,} nodes of the graph",
+                **mark_faults(name, sheet.faults.get(i, ())),
+            },
         )
 
 

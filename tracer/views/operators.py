@@ -15,6 +15,7 @@ from truedag.tracer.topology import number_nodes
 from truedag.tracer.views import captions
 from truedag.tracer.views.calls import CALL, KEY, Calls, select_sheet
 from truedag.tracer.views.depths import add_depths
+from truedag.tracer.views.faults import Fault
 from truedag.tracer.views.scope import Scope
 
 _COMMUNICATIONS = ("collective", "send", "recv")
@@ -98,6 +99,7 @@ class Operators:
         phase: the phase; None: outside all.
         is_first_alone: only the first call's order could be drawn without a cycle.
         is_by_depth: operators of one name at one depth of a call stand in one box.
+        faults: what an audit found, by number.
     """
 
     operators: list[Operator]
@@ -110,6 +112,7 @@ class Operators:
     phase: str | None = None
     is_first_alone: bool = False
     is_by_depth: bool = False
+    faults: Mapping[int, list[Fault]] = field(default_factory=dict)
 
     @property
     def num_nodes(self) -> int:
@@ -167,6 +170,7 @@ def fold_operators(
         phase=phase,
         is_first_alone=is_first_alone,
         is_by_depth=by_depth,
+        faults=scope.faults.on(items.select("node", "rank", "layer", box="number")),
     )
 
 
