@@ -122,28 +122,50 @@ def _place(
     parts: Sequence[Part], texts: Sequence[Sequence[str]]
 ) -> tuple[list[Rectangle], dict[int, Rectangle], float, float]:
     sizes = [fit_text(texts[i], _shape(part), _WIDTH).height for i, part in enumerate(parts)]
+    ways = [_place_in(parts, sizes, count) for count in range(1, len({part.stage for part in parts}) + 1)]
+    return min(ways, key=lambda way: (max(way[2], way[3]), way[3]))
+
+
+def _place_in(
+    parts: Sequence[Part], sizes: Sequence[float], num_columns: int
+) -> tuple[list[Rectangle], dict[int, Rectangle], float, float]:
+    """Place the sections of stages below each other, in so many columns."""
     places = [Rectangle(0.0, 0.0, _WIDTH, size) for size in sizes]
     sections: dict[int, Rectangle] = {}
-    top, right = 0.0, 0.0
-    for stage in sorted({part.stage for part in parts}):
-        inside = [i for i, part in enumerate(parts) if part.stage == stage]
-        y, wide = top + _STAGE_HEAD, 0.0
-        phases = dict.fromkeys(parts[i].phase for i in inside if parts[i].slot != ALONE)
-        rows = [[i for i in inside if parts[i].phase == phase and parts[i].slot != ALONE] for phase in phases]
-        rows += [[i for i in inside if parts[i].slot == ALONE]]
-        for row in rows:
-            ordered = sorted(row, key=lambda i: _column(parts, parts[i]))
-            for begin in range(0, len(ordered), _PER_ROW):
-                line = ordered[begin : begin + _PER_ROW]
-                tall = max(sizes[i] for i in line)
-                for k, i in enumerate(line):
-                    places[i].x, places[i].y = _PAD * 2 + (k + 0.5) * _PITCH, y + tall / 2
-                wide = max(wide, len(line) * _PITCH)
-                y += tall + _ROW_GAP
-        bottom = y - _ROW_GAP + _PAD
-        sections[stage] = Rectangle(_PAD + (wide + 2 * _PAD) / 2, (top + bottom) / 2, wide + 2 * _PAD, bottom - top)
-        top, right = bottom + _ROW_GAP, max(right, wide + 4 * _PAD)
-    return places, sections, right, top - _ROW_GAP
+    stages = sorted({part.stage for part in parts})
+    per_column = -(-len(stages) // num_columns)
+    left, lowest = 0.0, 0.0
+    for begin in range(0, len(stages), per_column):
+        top, right = 0.0, left
+        for stage in stages[begin : begin + per_column]:
+            section = _place_stage(parts, sizes, places, stage, (left, top))
+            sections[stage] = section
+            top, right = section.bottom + _ROW_GAP, max(right, section.right + _PAD)
+        left, lowest = right + _PAD, max(lowest, top - _ROW_GAP)
+    return places, sections, left - _PAD, lowest
+
+
+def _place_stage(
+    parts: Sequence[Part], sizes: Sequence[float], places: Sequence[Rectangle], stage: int, corner: tuple[float, float]
+) -> Rectangle:
+    """Place the parts of a stage, a row for each phase; return its section."""
+    left, top = corner
+    inside = [i for i, part in enumerate(parts) if part.stage == stage]
+    y, wide = top + _STAGE_HEAD, 0.0
+    phases = dict.fromkeys(parts[i].phase for i in inside if parts[i].slot != ALONE)
+    rows = [[i for i in inside if parts[i].phase == phase and parts[i].slot != ALONE] for phase in phases]
+    rows += [[i for i in inside if parts[i].slot == ALONE]]
+    for row in rows:
+        ordered = sorted(row, key=lambda i: _column(parts, parts[i]))
+        for begin in range(0, len(ordered), _PER_ROW):
+            line = ordered[begin : begin + _PER_ROW]
+            tall = max(sizes[i] for i in line)
+            for k, i in enumerate(line):
+                places[i].x, places[i].y = left + _PAD * 2 + (k + 0.5) * _PITCH, y + tall / 2
+            wide = max(wide, len(line) * _PITCH)
+            y += tall + _ROW_GAP
+    bottom = y - _ROW_GAP + _PAD
+    return Rectangle(left + _PAD + (wide + 2 * _PAD) / 2, (top + bottom) / 2, wide + 2 * _PAD, bottom - top)
 
 
 def _column(parts: Sequence[Part], part: Part) -> tuple[int, int, str]:
