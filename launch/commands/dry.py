@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
 from truedag.launch.errors import LaunchError
+from truedag.launch.typed_numbers import natural, positive
 from truedag.tracer.estimate.estimate import Estimate
 
 
@@ -43,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ranks.add_argument("--all-ranks", action="store_true", help="execute every rank, and build their DAG")
     ranks.add_argument(
         "--verify",
-        type=_count,
+        type=natural,
         default=0,
         metavar="N",
         help="also execute N random ranks: they must run as their class",
@@ -54,16 +55,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="estimate times for this GPU: h100, h200, a100, or the path of a device file"
     )
-    parser.add_argument("--gpus-per-node", type=_count, default=8, metavar="N", help="for the estimates (default: 8)")
+    parser.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="for the estimates (default: 8)")
     parser.add_argument("--no-views", action="store_true", help="draw nothing, and write no page")
-    parser.add_argument("--jobs", type=_count, metavar="N", help="ranks executed at a time (default: one a core)")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of ranks")
-    return number
+    parser.add_argument("--jobs", type=positive, metavar="N", help="ranks executed at a time (default: one a core)")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -100,7 +94,7 @@ _SHOWN_CLASSES = 16
 
 def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
-    print_result(f"  not run: executed without memory, so that there are no times in it; {_say_routing(result)}")
+    print_result(f"  not run: executed without memory, so that nothing was timed; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
     num_classes = len(result.classes)
     print_result(f"  {num_classes} rank {'class' if num_classes == 1 else 'classes'} of {result.world_size} ranks:")

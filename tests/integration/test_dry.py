@@ -14,6 +14,7 @@ from hand_arithmetic import expect_gradients, expect_layer
 from polars.testing import assert_frame_equal
 
 from truedag.launch.deployment_file import load_deployment
+from truedag.tracer.analysis.report import make_report
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page.figures import measure, on_ranks
 from truedag.tracer.views.page.leaves import find_leaves
@@ -154,6 +155,10 @@ def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
     ran = written.nodes.filter(pl.col("kind").is_in(["compute", "collective", "send", "recv"])).collect()
     assert ran["timing"].unique().to_list() == ["estimated"]
     assert ran["end_ns"].max() == written.meta["estimate"]["step_ns"]
+    for graph in (lazy, written):
+        report = make_report(graph, peak_flops_per_s=1e12)
+        assert (report.num_estimated, report.steps_ns, report.throughput.mfu) == (len(ran), {}, None)
+        assert {one.transfer_ns for one in report.communications} == {None}
     before, after = (ran.select(node="node", start="start_ns", end="end_ns") for _ in range(2))
     led = written.edges.filter(pl.col("kind") == "data").collect().join(before, left_on="src", right_on="node")
     led = led.join(after, left_on="dst", right_on="node", suffix="_after")

@@ -2,8 +2,9 @@
 
 A rank is a process. Its operators are on the threads that ran them, on a GPU their kernels on streams; communications
 are on tracks of their own, one for each axis, since they run beside everything else: a slice from a rank's arrival to
-its end, in it one of waiting (until the last has arrived) and one of transfer. What overlaps on a track goes to a
-second lane of it. A flow leads through the participants of a collective as they arrive, and from a send to its receive.
+its end, in it one of waiting (until the last has arrived) and one of transfer, where it is known when the last arrived;
+where its end is not known, its name says so. What overlaps on a track goes to a second lane of it. A flow leads through
+the participants of a collective as they arrive, and from a send to its receive.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def list_tracks(slices: pl.DataFrame) -> list[str]:
 def _name_ranks(graph: Graph) -> Mapping[int, str]:
     names = {}
     for row in graph.ranks.collect().iter_rows(named=True):
-        places = [f"{axis} {row[axis]}" for axis in _AXES if (row.get(axis) or -1) >= 0 or row.get(axis) == 0]
+        places = [f"{axis} {row[axis]}" for axis in _AXES if row.get(axis) is not None and row[axis] >= 0]
         names[int(row["rank"])] = " · ".join([f"rank {row['rank']}", *places, str(row["host"])])
     return names
 
@@ -151,7 +152,7 @@ def _kernels(kernels: pl.DataFrame, nodes: pl.DataFrame, told: pl.LazyFrame) -> 
 
 def _meetings(met: pl.DataFrame, messages: pl.DataFrame) -> pl.DataFrame:
     """What a rank took part in, from its arrival to its end."""
-    last = pl.coalesce("start_ns", "arrive_ns")
+    open_label = pl.when(pl.col("end_ns").is_null()).then(pl.format("{} (end unknown)", "label")).otherwise("label")
     # A send, its receive and the arrow between them have the send's number.
     sent = messages.select("node", sent="src")
     return _as_slices(
@@ -160,10 +161,11 @@ def _meetings(met: pl.DataFrame, messages: pl.DataFrame) -> pl.DataFrame:
             track=pl.format("{} communication", pl.col("axis").fill_null("other")),
             flow=pl.coalesce("sent", "node") + 1,
             is_receive=pl.col("kind") == "recv",
-            last_ns=last,
+            last_ns="start_ns",
+            label=open_label,
             done_ns="end_ns",
             start_ns="arrive_ns",
-            end_ns=pl.max_horizontal("arrive_ns", last, "end_ns"),
+            end_ns=pl.max_horizontal("arrive_ns", "start_ns", "end_ns"),
             group=pl.col("members").cast(pl.List(pl.String)).list.join(" "),
         )
     )
@@ -176,14 +178,14 @@ def _parts(outer: pl.DataFrame) -> pl.DataFrame:
     waiting = met.filter(pl.col("last_ns") > pl.col("start_ns")).with_columns(
         *bare,
         end_ns="last_ns",
-        name=pl.lit("waiting"),
+        name=_mark(pl.lit("waiting")),
         category=pl.lit("waiting"),
         flow=pl.lit(None, pl.Int64),
         is_inner=True,
     )
     moves = (pl.col("done_ns") > pl.col("last_ns")) | pl.col("is_receive")
     transfer = met.filter(moves).with_columns(
-        *bare, start_ns="last_ns", name=pl.lit("transfer"), category=pl.lit("transfer"), is_inner=True,
+        *bare, start_ns="last_ns", name=_mark(pl.lit("transfer")), category=pl.lit("transfer"), is_inner=True,
         flow=pl.when("is_receive").then("flow"), end_ns=pl.max_horizontal("last_ns", "done_ns"),
     )  # fmt: skip
     return pl.concat([waiting.select(outer.columns), transfer.select(outer.columns)])
@@ -191,8 +193,9 @@ def _parts(outer: pl.DataFrame) -> pl.DataFrame:
 
 def _as_slices(frame: pl.DataFrame) -> pl.DataFrame:
     """Bring a frame to the columns of slices; estimates say so in their names."""
-    name = pl.when(pl.col("timing") == "estimated").then(pl.format("{} (estimated)", "label")).otherwise("label")
-    known = frame.with_columns(name=name, timing=pl.when(pl.col("timing") != "measured").then("timing"))
+    known = frame.with_columns(
+        name=_mark(pl.col("label")), timing=pl.when(pl.col("timing") != "measured").then("timing")
+    )
     schema = {**_SLICE, **dict.fromkeys(("last_ns", "done_ns"), pl.Int64)}
     # Numbers that stand for none are none.
     return known.select(
@@ -201,6 +204,11 @@ def _as_slices(frame: pl.DataFrame) -> pl.DataFrame:
         .alias(column)
         for column, dtype in schema.items()
     ).with_columns(pl.when(pl.col(name) >= 0).then(pl.col(name)).alias(name) for name in NUMBERS)
+
+
+def _mark(name: pl.Expr) -> pl.Expr:
+    """Have a slice whose times are estimates say so in its name."""
+    return pl.when(pl.col("timing") == "estimated").then(pl.format("{} (estimated)", name)).otherwise(name)
 
 
 def _split_lanes(slices: pl.DataFrame) -> pl.DataFrame:

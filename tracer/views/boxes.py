@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
+from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.views import captions
 from truedag.tracer.views.blocks import Blocks
 from truedag.tracer.views.gpus import write_gpus
@@ -253,7 +254,7 @@ def _told_shapes(blocks: Blocks) -> tuple[Shapes, Shapes]:
     gave: Shapes = {}
     for row in rows.to_dicts():
         for found, text in ((given, row["inputs"]), (gave, row["outputs"])):
-            found.setdefault(row["fold"], set()).update(captions.read_tensors(text))
+            found.setdefault(row["fold"], set()).update(read_tensors(text))
     return given, gave
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
+from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.topology import number_nodes
 from truedag.tracer.views import captions
 from truedag.tracer.views.calls import CALL, KEY, Calls, select_sheet
@@ -313,7 +314,7 @@ def _num_nodes(
 
 
 def _tensors(texts: Sequence[str | None]) -> frozenset[Tensor]:
-    return frozenset(tensor for text in texts if text for tensor in captions.read_tensors(text))
+    return frozenset(tensor for text in texts if text for tensor in read_tensors(text))
 
 
 def _ports(

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.views import captions
 from truedag.tracer.views.scope import Scope, weigh
 
@@ -247,7 +248,7 @@ def _num_groups(scope: Scope, members: Sequence[tuple[tuple[int, ...], int]]) ->
 
 
 def _write(texts: Sequence[str | None]) -> str:
-    return " ".join(captions.write_shapes({one for text in texts if text for one in captions.read_tensors(text)}))
+    return " ".join(captions.write_shapes({one for text in texts if text for one in read_tensors(text)}))
 
 
 def _batch(scope: Scope, nodes: pl.DataFrame, edges: pl.DataFrame) -> tuple[list[BatchPart], int, int]:
@@ -269,7 +270,7 @@ def _batch(scope: Scope, nodes: pl.DataFrame, edges: pl.DataFrame) -> tuple[list
     )
     given: dict[int, tuple[int, int]] = {}
     for rank, _, text in rows.iter_rows():
-        (shape,) = (shape for _, shape in captions.read_tensors(text))
+        (shape,) = (shape for _, shape in read_tensors(text))
         for one in scope.spread([rank]):
             if scope.coordinate(one, "pp") <= 0:
                 before = given.get(one, (0, 0))
