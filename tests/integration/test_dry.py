@@ -16,6 +16,7 @@ from polars.testing import assert_frame_equal
 from truedag.launch.deployment_file import load_deployment
 from truedag.tracer.analysis.report import make_report
 from truedag.tracer.graph import Graph
+from truedag.tracer.views.draw import VIEWS
 from truedag.tracer.views.page.figures import measure, on_ranks
 from truedag.tracer.views.page.leaves import find_leaves
 from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
@@ -23,7 +24,8 @@ from truedag.tracer.views.page.tree import build_tree
 
 
 def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_path: Path) -> None:
-    done = truedag("dry", "moe-30b-ep64-tp8-pp2-dp2", "--verify", "1", "--json", "--out", "out", cwd=tmp_path)
+    done = truedag("dry", "moe-30b-ep64-tp8-pp2-dp2", "--verify", "1", "--no-views", "--json", "--out", "out",
+                   cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["world_size"] == 2048
@@ -92,7 +94,7 @@ def _differences(tmp_path: Path, strategy: str, *options: str) -> tuple[Path, li
     path = write_small_deployment(tmp_path)
     overrides = (f"strategy={strategy}", "workload.global_batch_size=8", "model.num_attention_heads=4")
     for name, more in (("classes", ()), ("all", ("--all-ranks",))):
-        done = truedag("dry", str(path), *overrides, *options, *more, "--out", name, cwd=tmp_path)
+        done = truedag("dry", str(path), *overrides, *options, *more, "--no-views", "--out", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     found = list_differences(Graph.open(tmp_path / "classes"), Graph.open(tmp_path / "all"))
     # Classes are told apart by what they run, those of all ranks by the names of experts too.
@@ -147,7 +149,7 @@ def test_the_graph_of_classes_is_that_of_all_ranks_for_any_strategy(
 
 def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
     path = write_small_deployment(tmp_path)
-    done = truedag("dry", str(path), "--expand", "--device", "h100", "--out", "out", cwd=tmp_path)
+    done = truedag("dry", str(path), "--expand", "--device", "h100", "--no-views", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Estimated, not measured, on h100 with 8 GPUs a node:" in done.stdout
     lazy, written = Graph.open(tmp_path / "out" / "classes"), Graph.open(tmp_path / "out")
@@ -180,6 +182,11 @@ def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "routing zipf (alpha 1.5, seed 3)" in done.stdout
     assert "Audit: Right" in done.stdout
+    views = tmp_path / "truedag-out" / "small-dry" / "views"
+    assert {path.name for path in views.glob("*.svg")} == {f"{view}.svg" for view in VIEWS}
+    assert (views / "index.html").stat().st_size > 100_000
+    assert "Drawn: " in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("index.html")
     assert (tmp_path / "truedag-out" / "small-dry" / "audit.md").is_file()
     graph = Graph.open(tmp_path / "truedag-out" / "small-dry")
     assert graph.meta["dry"]["routing"] == {"kind": "zipf", "alpha": 1.5, "seed": 3}
@@ -196,7 +203,9 @@ def test_routing_of_a_real_run_is_taken_over(tmp_path: Path) -> None:
     path = write_small_deployment(tmp_path)
     real = truedag("run", str(path), "trace.routing=true", "--out", "real", cwd=tmp_path)
     assert real.returncode == 0, real.stderr
-    dry = truedag("dry", str(path), "--all-ranks", "--routing", "real/routing", "--out", "dry", cwd=tmp_path)
+    dry = truedag(
+        "dry", str(path), "--all-ranks", "--routing", "real/routing", "--no-views", "--out", "dry", cwd=tmp_path
+    )
     assert dry.returncode == 0, dry.stderr
     shapes = [
         Graph.open(tmp_path / name)
