@@ -29,6 +29,7 @@ from truedag.launch.rank_state import Phase, RankState, read_states
 from truedag.launch.results import GenerationResult, StepResult
 from truedag.launch.run_folder import ENDED, RunFolder
 from truedag.launch.torchrun import SilentError, TimeUpError, Torchrun
+from truedag.tracer.record.native.library import recorder_path
 
 _SHOWN: Mapping[Phase, str] = {
     "starting": "starting the ranks",
@@ -115,8 +116,7 @@ def run_deployment(
     if folder.find_run(record, nodes.node) is None:
         folder.check_free(replace=replace)
     if deployment.trace.recorder == "native":
-        progress.show("building the recorder")
-        build_recorder()
+        build_recorder(progress.show)
     folder.claim(record, nodes.node, replace=replace)
     try:
         _run_ranks(deployment, folder, nodes, progress)
@@ -128,12 +128,20 @@ def run_deployment(
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 
-def build_recorder() -> None:
-    """Build the native recorder before eight ranks want it at once; a child does it, to keep torch out of here.
+def build_recorder(show: Callable[[str], None]) -> None:
+    """Build the native recorder, where it is not there, before eight ranks want it at once.
+
+    A child does it, to keep torch out of here.
+
+    Args:
+        show: is told, when there is something to build.
 
     Raises:
         LaunchError: it could not be built.
     """
+    if recorder_path().exists():
+        return
+    show("building the recorder")
     build = subprocess.run(
         [sys.executable, "-m", "truedag.tracer.record.native"], capture_output=True, text=True, check=False
     )

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from command_line import truedag
+import pytest
+from command_line import Ran, truedag
 
 
-def test_its_length_is_the_step_that_the_report_tells(small_run: Path) -> None:
-    result = truedag("critical-path", "out", "--json", "--top", "3", cwd=small_run.parent)
+@pytest.fixture(scope="module")
+def run(small_run: Ran) -> Path:
+    return small_run.out
+
+
+def test_its_length_is_the_step_that_the_report_tells(run: Path) -> None:
+    result = truedag("critical-path", "out", "--json", "--top", "3", cwd=run.parent)
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
-    report = json.loads((small_run / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text())
     assert report["steps_ns"] == {str(told["step"]): told["length_ns"]}
     spent = [told["total"][f"{kind}_ns"] for kind in ("compute", "transfer", "waiting", "host")]
     assert sum(spent) == told["length_ns"]
@@ -22,14 +28,14 @@ def test_its_length_is_the_step_that_the_report_tells(small_run: Path) -> None:
     assert len(told["longest"]) == 3
 
 
-def test_a_person_reads_it_in_100_columns_and_is_told_of_a_step_that_is_none(small_run: Path) -> None:
-    result = truedag("critical-path", str(small_run), "--top", "4", cwd=small_run.parent)
+def test_a_person_reads_it_in_100_columns_and_is_told_of_a_step_that_is_none(run: Path) -> None:
+    result = truedag("critical-path", str(run), "--top", "4", cwd=run.parent)
     assert result.returncode == 0, result.stderr
     for title in ("What the time was spent on", "Rank", "Phase", "Layer", "Operator", "Who was waited for"):
         assert f"\n{title}" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
-    refused = truedag("critical-path", "out", "--step", "77", cwd=small_run.parent)
+    refused = truedag("critical-path", "out", "--step", "77", cwd=run.parent)
     assert refused.returncode == 1
     assert refused.stdout == ""
     assert "step 77 is not in out/dag; recorded steps: " in refused.stderr
-    assert truedag("critical-path", "out", "--top", "0", cwd=small_run.parent).returncode == 2
+    assert truedag("critical-path", "out", "--top", "0", cwd=run.parent).returncode == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from command_line import truedag, write_small_deployment
+from command_line import Ran, truedag, write_small_deployment
 from graph_comparison import list_differences
 from hand_arithmetic import expect_gradients, expect_layer
 from polars.testing import assert_frame_equal
@@ -199,23 +199,20 @@ def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
     assert len(messages) == 2 * 2 * 4, "sends and receives, forward and backward, of four microbatches"
 
 
-def test_routing_of_a_real_run_is_taken_over(tmp_path: Path) -> None:
+def test_routing_of_a_real_run_is_taken_over(tmp_path: Path, small_run: Ran) -> None:
     path = write_small_deployment(tmp_path)
-    real = truedag("run", str(path), "trace.routing=true", "--out", "real", cwd=tmp_path)
-    assert real.returncode == 0, real.stderr
-    dry = truedag(
-        "dry", str(path), "--all-ranks", "--routing", "real/routing", "--no-views", "--out", "dry", cwd=tmp_path
-    )
+    routing = ("--routing", str(small_run.out / "routing"))
+    dry = truedag("dry", str(path), "--all-ranks", *routing, "--no-views", "--out", "dry", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     shapes = [
-        Graph.open(tmp_path / name)
+        Graph.open(folder)
         .nodes.filter(pl.col("module").str.contains("experts") & (pl.col("phase") == "forward"))
         .filter(pl.col("kind") == "compute")
         .group_by("rank", "layer", "microbatch", "op", "inputs")
         .len()
         .sort(pl.all())
         .collect()
-        for name in ("real", "dry")
+        for folder in (small_run.out, tmp_path / "dry")
     ]
     assert shapes[0].equals(shapes[1])
 

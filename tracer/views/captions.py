@@ -15,11 +15,6 @@ _DTYPES = {
 _MAX_SHAPES = 3
 
 
-def write_ranks(ranks: Sequence[int]) -> str:
-    """Name ranks: rank 3, ranks 0-3."""
-    return f"rank{'' if len(ranks) == 1 else 's'} {write_runs(ranks)}"
-
-
 def write_groups(groups: Sequence[Sequence[int]]) -> str:
     """Name process groups by their ranks, or count them where there are many."""
     if len(groups) <= 4 and sum(len(group) for group in groups) <= 16:
@@ -31,6 +26,11 @@ def write_groups(groups: Sequence[Sequence[int]]) -> str:
 def count(number: int, noun: str) -> str:
     """Write a count with its noun: 1 call, 16 calls."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def count_in_calls(total: int, num_calls: int, fewest: int, most: int, noun: str) -> str:
+    """Write how many ran in how many calls: 33 ops x 8 where each call ran as many, else 265 ops in 8."""
+    return f"{count(fewest, noun)} x {num_calls:,}" if fewest == most else f"{count(total, noun)} in {num_calls:,}"
 
 
 def write_shapes(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:

@@ -9,19 +9,18 @@ from typing import Any
 from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
 from truedag.tracer.views import captions
 from truedag.tracer.views.chain import AFTER, ALONE, BEFORE, Chain, Part
-from truedag.tracer.views.colours import SHARES, stage_colour, tint
+from truedag.tracer.views.colours import DARK, LIGHT, SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.fitting import fit_text
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.operator_sheet import SIGNS
-from truedag.tracer.views.sheet import Link, Sheet, draw_head, find_way, plan_head
+from truedag.tracer.views.sheet import Link, Sheet, draw_head, find_way, frame_stage, plan_head
 
 _WIDTH, _PITCH, _ROW_GAP = 112.0, 132.0, 34.0
 _MARGIN, _STAGE_HEAD, _PAD = 12.0, 30.0, 12.0
 _PER_ROW = 24
-_DARK, _LIGHT = "#3a3a3a", "#9a9a9a"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +35,7 @@ class ChainSubject:
         told: sentences for the head.
         links: further links.
         num_total: all nodes of the graph.
+        about: what stands before counts of nodes, as `Scope.about`.
     """
 
     name: str
@@ -45,6 +45,7 @@ class ChainSubject:
     told: tuple[str, ...]
     links: tuple[Link, ...]
     num_total: int
+    about: str
 
 
 def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
@@ -54,9 +55,10 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
     width = max(width, 900.0)
     stood = sum(part.num_nodes for part in chain.parts)
     told = (
-        f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {stood:,}, which one rank class of "
-        "each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: microbatches, "
-        "decode steps and the GPUs of the class; a layer's time is the mean over its calls.",
+        f"{len(chain.parts):,} nodes shown of {subject.num_total:,}: they stand for {subject.about}{stood:,}, which "
+        "one rank class of each stage runs. A box is a layer in a phase; a click on it leads to its operators. Folded: "
+        "microbatches, decode steps and the GPUs of the class; 9 operators x 8: in each of 8 calls, 70 operators in 8: "
+        "in all; a layer's time is the mean over its calls.",
         *subject.told,
         *([f"{TOLD}."] if chain.faults else []),
     )
@@ -111,8 +113,7 @@ def _describe(part: Part, subject: ChainSubject) -> list[str]:
     if part.num_parameters:
         text.append(f"{part.num_parameters / 1e6:,.2f} M parameters a GPU")
     noun = "message" if part.label else "operator"
-    each = part.num_items / part.num_calls
-    text.append(f"{captions.count(round(each), noun)} x {part.num_calls:,}")
+    text.append(captions.count_in_calls(part.num_items, part.num_calls, part.fewest, part.most, noun))
     text.append(write_gpus(subject.ranks[part.stage]))
     text.append("not timed" if part.mean_ns is None else write_time(part.mean_ns))
     return text
@@ -180,16 +181,7 @@ def _column(parts: Sequence[Part], part: Part) -> tuple[int, int, str]:
 def _draw_sections(dot: Dot, parts: Sequence[Part], sections: Mapping[int, Rectangle], subject: ChainSubject) -> None:
     for stage, place in sections.items():
         inside = [f"part{i}" for i, part in enumerate(parts) if part.stage == stage]
-        colour = stage_colour(stage)
-        dot.box(
-            f"stage {stage}",
-            place,
-            inside,
-            style="filled,rounded",
-            fillcolor=tint(colour, 0.05),
-            color=colour,
-            penwidth=1.6,
-        )
+        frame_stage(dot, stage, place, inside)
         layers = {part.slot for part in parts if part.stage == stage and part.slot >= 0}
         words = f"Stage {stage}" if stage >= 0 else "No stage was told"
         words += f" · {write_gpus(subject.ranks[stage])}" + (f" · layers {write_runs(layers)}" if layers else "")
@@ -212,9 +204,9 @@ def _draw_ties(dot: Dot, chain: Chain, places: Sequence[Rectangle]) -> None:
             lane = (lane + 1) % 4
         elif one.stage == other.stage and a.y == b.y and abs(a.x - b.x) < _PITCH * 1.5:
             ends = ((a.right, a.y), (b.left, b.y)) if a.x < b.x else ((a.left, a.y), (b.right, b.y))
-            dot.line(*pair, ends, color=_DARK, **told)
+            dot.line(*pair, ends, color=DARK, **told)
         elif one.stage == other.stage and a.x == b.x and 0 < b.top - a.bottom < 2 * _ROW_GAP:
-            dot.line(*pair, ((a.x, a.bottom), (b.x, b.top)), color=_LIGHT, penwidth=1.6, **told)
+            dot.line(*pair, ((a.x, a.bottom), (b.x, b.top)), color=LIGHT, penwidth=1.6, **told)
         else:
             dot.hidden(*pair, num_edges=num, bytes=size)
 

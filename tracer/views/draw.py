@@ -18,7 +18,8 @@ from truedag.tracer.views.simplified import draw_simplified
 
 __all__ = ["VIEWS", "Choice", "Drawing", "draw"]
 
-VIEWS = ("simplified", "comprehensive", "detailed")
+_DRAWERS = {"simplified": draw_simplified, "comprehensive": draw_comprehensive, "detailed": draw_detailed}
+VIEWS = tuple(_DRAWERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +74,8 @@ def draw(
     say = progress or (lambda _: None)
     scope = find_scope(Graph.open(dag_dir), Faults.of(audit))
     chosen = choice or Choice()
-    made: dict[str, list[Sheet]] = {}
-    for view in VIEWS:
-        if view not in views:
-            continue
-        if view == "simplified":
-            made[view] = draw_simplified(scope, say)
-        elif view == "comprehensive":
-            made[view] = draw_comprehensive(scope, chosen, say)
-        else:
-            made[view] = draw_detailed(scope, chosen, say)
+    linked = [view for view in VIEWS if view in views or (views_dir / f"{view}.svg").exists()]
+    made = {view: how(scope, chosen, say, linked=linked) for view, how in _DRAWERS.items() if view in views}
     write_sheets([sheet for sheets in made.values() for sheet in sheets], views_dir, say)
     return [_drawing(view, sheets, views_dir, scope.num_total) for view, sheets in made.items()]
 

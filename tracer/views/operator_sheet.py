@@ -11,7 +11,6 @@ from truedag.tracer.views.colours import SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.gpus import write_gpus
-from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.operator_page import (
     COLUMN_HEAD,
     PORT_SIZE,
@@ -54,7 +53,6 @@ class Subject:
         title: its title.
         stage: the pipeline stage.
         ranks: GPUs of the class.
-        parameters: for the name of each parameter the operators that read it (by number).
         told: further sentences for the head.
         links: ways to other sheets.
         num_total: all nodes of the graph.
@@ -228,7 +226,6 @@ def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str, nam
             fillcolor="#ffffff" if one.expert >= 0 and shape == "box" else tint(colour, SHARES[shape]),
             stands_for=one.num_nodes,
             ranks=write_runs(one.ranks),
-            **({"regular": "false", "distortion": "0", "skew": "0"} if shape == "parallelogram" else {}),
             **{
                 "color": colour,
                 "tooltip": f"{one.op}{module}: {one.num_nodes:,} nodes of the graph",
@@ -321,6 +318,6 @@ def _draw_card_lines(dot: Dot, sheet: Operators, page: OperatorPage, lines: Sequ
                 f"op{line.src}", f"op{line.dst}", ((a.x, a.bottom), (b.x, b.top)), color=_DARK, penwidth=0.8, **told
             )
         else:
-            aside = Rectangle(a.right + 3.5, 0.0, 0.0, 0.0).x
+            aside = a.right + 3.5
             way = ((a.right, a.y + 3), (aside, a.y + 3), (aside, b.y - 3), (b.right, b.y - 3))
             dot.line(f"op{line.src}", f"op{line.dst}", way, color=_LIGHT, penwidth=0.6, **told)

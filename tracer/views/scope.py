@@ -16,6 +16,7 @@ import polars as pl
 
 from truedag.tracer.errors import DrawError
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.fold import ENDS
 from truedag.tracer.views.faults import Faults
 
 # Above so many nodes a graph is drawn from one rank of each class.
@@ -58,6 +59,14 @@ class Scope:
     def weight(self, rank: int) -> int:
         """Return how many ranks this one stands for."""
         return len(self.members.get(rank, (rank,))) if self.is_folded else 1
+
+    @property
+    def about(self) -> str:
+        """What stands before counts of nodes: 'about ' where one rank of a class was counted for others that ran.
+
+        For experts without tokens a rank runs other operators than another of its class.
+        """
+        return "about " if self.is_folded and self.whole.meta.get("form") != "classes" else ""
 
     def class_of(self, rank: int) -> int:
         """Return the lowest rank of a rank's class."""
@@ -118,7 +127,7 @@ def find_scope(graph: Graph, faults: Faults | None = None) -> Scope:
     Raises:
         DrawError: there is nothing to draw.
     """
-    ran = graph.nodes.filter(~pl.col("kind").is_in(["parameter", "input", "output"])).select("node").head(1)
+    ran = graph.nodes.filter(~pl.col("kind").is_in(ENDS)).select("node").head(1)
     if ran.collect().is_empty():
         raise DrawError(f"{graph.path} holds no operator: there is nothing to draw")
     is_folded = graph.meta.get("form") == "classes" or (graph.meta.get("num_nodes") or 0) > MAX_NODES

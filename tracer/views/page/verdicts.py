@@ -29,12 +29,14 @@ class Paths:
         pieces: step, start_ns, end_ns, spent, rank, node, leaf; what follows on one rank, leaf and kind is one piece.
         stragglers: node, leaf, label, group, phase, layer, rank, late_ns, waited_ns, held_spent, held_ns, held_rank,
             held_node, held_label.
+        num_stragglers: how many there are; of each step the first of them, the most waited for, are listed.
         why_not: why there is none; "" if there is.
     """
 
     steps: list[dict[str, Any]]
     pieces: pl.DataFrame
     stragglers: pl.DataFrame
+    num_stragglers: int
     why_not: str
 
 
@@ -62,6 +64,7 @@ def find_paths(graph: Graph, leaves: Leaves) -> Paths:
         steps=rows,
         pieces=pl.concat([_join_pieces(path, leaves) for path in found]),
         stragglers=pl.concat([_stragglers(path, leaves) for path in found]),
+        num_stragglers=sum(len(path.stragglers) for path in found),
         why_not="",
     )
 
@@ -106,4 +109,4 @@ def _stragglers(path: CriticalPath, leaves: Leaves) -> pl.DataFrame:
 
 
 def _none(why: str) -> Paths:
-    return Paths(steps=[], pieces=pl.DataFrame(), stragglers=pl.DataFrame(), why_not=why)
+    return Paths(steps=[], pieces=pl.DataFrame(), stragglers=pl.DataFrame(), num_stragglers=0, why_not=why)

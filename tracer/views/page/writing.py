@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,7 @@ def _describe(
         "num_slices": 0 if slices is None else len(slices.table),
         "slices_file": SLICES_FILE if is_apart else None,
         "no_path": paths.why_not,
+        "num_stragglers": paths.num_stragglers,
         "audit": None if audit is None else {key: audit[key] for key in ("verdict", "against", "passed", "unchecked")},
     }
 
@@ -286,8 +287,7 @@ def _write(out: Path, payload: Payload, apart: Slices | None, num_nodes: int, nu
 
 
 def _title(graph: Graph) -> str:
-    name = str(graph.meta.get("deployment") or "recorded program")
-    return json.dumps(name)[1:-1].replace("&", "&amp;").replace("<", "&lt;")
+    return escape(str(graph.meta.get("deployment") or "recorded program"))
 
 
 def _floats(series: pl.Series) -> np.ndarray[Any, Any]:

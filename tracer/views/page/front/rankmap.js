@@ -2,7 +2,7 @@
 
 import { Board, FONT } from "./board.js";
 import { TURNS, amountColour, inkOn, stripes } from "./palette.js";
-import { writeBytes, writeCount, writeRuns, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeRanks, writeRuns, writeTime } from "./text.js";
 import { countRuns, eachRun } from "./model.js";
 
 const AXES = ["tp", "ep", "etp", "pp", "dp", "edp", "cp"];
@@ -102,7 +102,7 @@ export class RankMap {
       context.font = `600 12px ${FONT}`;
       context.fillStyle = colours.quiet;
       context.textAlign = "left";
-      context.fillText(`${head.stage < 0 ? "no stage told" : `stage ${head.stage}`} · ${head.count} rank${head.count === 1 ? "" : "s"}`, head.x, head.y - 11);
+      context.fillText(`${head.stage < 0 ? "no stage told" : `stage ${head.stage}`} · ${writeRanks(head.count)}`, head.x, head.y - 11);
     }
     context.textAlign = "center";
     const gap = size > 12 ? 1 : size > 5 ? 0.5 : 0.15;

@@ -3,7 +3,7 @@
 import { Board, FONT } from "./board.js";
 import { drawHeat, drawOrder } from "./heat.js";
 import { Timeline } from "./timeline.js";
-import { writeCount, writeTime } from "./text.js";
+import { writeCount, writeRanks, writeTime } from "./text.js";
 
 const LEFT = 116;
 const TOP = 30;
@@ -82,7 +82,7 @@ export class TimeView {
     } else {
       drawHeat(board.context, sight, app);
       const why = state.lanes ? ` · ${app.whyNoSlices}` : "";
-      this.note.textContent = `${sight.ranks.length} ranks · ${writeTime(sight.to - sight.from)}${model.meta.is_estimated ? " · times are estimates" : ""}${why}`;
+      this.note.textContent = `${writeRanks(sight.ranks.length)} · ${writeTime(sight.to - sight.from)}${model.meta.is_estimated ? " · times are estimates" : ""}${why}`;
     }
     this.drawAxis(sight);
     if (this.chosen) {
