@@ -22,6 +22,7 @@ from truedag.launch.deployment_file import load_deployment
 from truedag.launch.device_file import load_device
 from truedag.launch.errors import LaunchError, RunError
 from truedag.launch.nodes import TorchrunOptions, place_ranks
+from truedag.launch.pictures import Pictures, draw_pictures
 from truedag.launch.run import build_recorder, describe_run
 from truedag.launch.run_folder import ENDED, RunFolder
 from truedag.model.errors import ModelError
@@ -98,6 +99,12 @@ class DryResult:
     """What ranks have in memory."""
     is_expanded: bool
     """Whether all its nodes and edges are written out."""
+    pictures: list[Path]
+    """The first sheet of each drawing, the simplest first."""
+    not_drawn: str
+    """Why there are none; '': there are, or nobody asked for them."""
+    page: Path | None
+    """The interactive page; None: nobody asked for it, or the graph is too large for one that nobody asked for."""
     estimate: Estimate | None
     """What it would take on a device; None: nobody asked."""
     seconds: float
@@ -122,6 +129,7 @@ def run_dry(
     gpus_per_node: int,
     num_verified: int,
     jobs: int | None,
+    views: bool,
     command: Sequence[str],
     show: Callable[[str], None],
 ) -> DryResult:
@@ -140,6 +148,7 @@ def run_dry(
         gpus_per_node: where communications cross nodes, for the estimates.
         num_verified: random other ranks that are executed as well, and must have their class's program.
         jobs: ranks that are executed at a time; None: as many as there are cores.
+        views: draw the graph, and write its page.
         command: the command line.
         show: is told what goes on.
 
@@ -192,7 +201,13 @@ def run_dry(
             )
         if expand:
             _expand(folder, show)
-        audited = _audit(deployment, folder, show) if merged["num_nodes"] <= _AUDITED_NODES else None
+        is_small = merged["num_nodes"] <= _AUDITED_NODES
+        audited = _audit(deployment, folder, show) if is_small else None
+        pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
+        # A class graph's page is made of its classes; with times or own sizes, or of all ranks, each rank counts.
+        is_uneven = any(len(one.alike) > 1 for one in classes)
+        is_light = is_small or not (all_ranks or expand or is_uneven or hardware is not None)
+        page = _write_page(folder, show) if views and is_light else None
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(
@@ -209,6 +224,9 @@ def run_dry(
         audit=audited,
         memory=_read_memory(folder),
         is_expanded=all_ranks or expand,
+        pictures=pictures.drawn,
+        not_drawn=pictures.why_not,
+        page=page,
         estimate=estimated,
         seconds=time.monotonic() - started,
     )
@@ -447,6 +465,12 @@ def first_experts(deployment: Deployment) -> NDArray[np.int64]:
     """Return [world] the lowest number of a layer's experts that a rank holds; 0 where there are none."""
     per_rank = (deployment.model.num_experts or 0) // deployment.strategy.ep
     return places_on(deployment.strategy, "ep") * per_rank
+
+
+def _write_page(folder: RunFolder, show: Callable[[str], None]) -> Path:
+    from truedag.launch.page import make_page
+
+    return make_page(folder.root, folder.views, progress=show).html
 
 
 def _audit(deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> Mapping[str, Any]:

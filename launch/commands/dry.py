@@ -4,7 +4,9 @@ DEPLOYMENT and key.path=value are as in truedag run. Ranks are executed one afte
 memory, so nothing is computed and nothing is timed; operators, shapes, communications and their sizes are those of a
 real run. Ranks that must run the same program are executed once; --verify N also executes N random others and demands
 that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
-part of it is made when it is read; --expand writes it out. --device estimates what it would take on a GPU, and says so.
+part of it is made when it is read; --expand writes it out. It is drawn whole. Up to
+a million nodes are audited; truedag audit does that for more. --device estimates
+what it would take on a GPU, and says so.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="NAME", help="estimate times for this GPU: h100, h200, a100, or the path of a device file"
     )
     parser.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="for the estimates (default: 8)")
+    parser.add_argument("--no-views", action="store_true", help="draw nothing, and write no page")
     parser.add_argument("--jobs", type=positive, metavar="N", help="ranks executed at a time (default: one a core)")
 
 
@@ -74,6 +77,7 @@ def execute(arguments: argparse.Namespace) -> int:
             gpus_per_node=arguments.gpus_per_node,
             num_verified=arguments.verify,
             jobs=arguments.jobs,
+            views=not arguments.no_views,
             command=sys.argv,
             show=progress.show,
         )
@@ -120,12 +124,23 @@ def _print_result(result: DryResult) -> None:
     _print_memory(result)
     if result.estimate is not None:
         _print_estimate(result.estimate)
-    out = shlex.quote(str(shorten(result.out)))
     if result.audit is not None:
         print_audited(result.audit)
-        print_result(f"next: truedag draw {out}")
-    else:
-        print_result(f"next: truedag audit {out}")
+    if result.pictures:
+        print_result(f"Drawn: {', '.join(str(shorten(path)) for path in result.pictures)}")
+    if result.page is not None:
+        print_result(f"Page: {shorten(result.page)}")
+    if result.not_drawn:
+        print_result(f"not drawn: {result.not_drawn}")
+    print_result(f"next: {_find_next(result)}")
+
+
+def _find_next(result: DryResult) -> str:
+    """Say what to type: what opens the page or the simplest drawing, or what makes the one that is not there."""
+    shown = result.page or next(iter(result.pictures), None)
+    if shown is None:
+        return f"truedag draw {shlex.quote(str(shorten(result.out)))}"
+    return f"{'open' if sys.platform == 'darwin' else 'xdg-open'} {shlex.quote(str(shorten(shown)))}"
 
 
 def _print_memory(result: DryResult) -> None:

@@ -165,6 +165,12 @@ def test_a_finding_leads_to_its_place(browser: Chromium, tmp_path: Path) -> None
     assert (told["view"], told["selection"]["kind"]) == ("graph", "finding")
     marked = browser.evaluate("[...truedag.app.views.graph.markedBoxes()].length")
     assert marked > 0
+    opened = told["open"]
+    browser.open((tmp_path / "views" / "index.html").as_uri() + "#view=graph&select=finding.0")  # as drawings lead here
+    browser.settle()
+    told = state(browser)
+    assert (told["selection"], told["view"]) == ({"kind": "finding", "id": 0}, "graph")
+    assert told["open"] == opened != []
 
 
 @pytest.fixture

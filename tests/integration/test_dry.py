@@ -12,17 +12,24 @@ import pytest
 from command_line import Ran, truedag, write_small_deployment
 from graph_comparison import list_differences
 from hand_arithmetic import expect_gradients, expect_layer
+from polars.testing import assert_frame_equal
 
 from truedag.launch.deployment_file import load_deployment
 from truedag.tracer.analysis.report import make_report
 from truedag.tracer.graph import Graph
+from truedag.tracer.views.draw import VIEWS
+from truedag.tracer.views.page.figures import measure, on_ranks
+from truedag.tracer.views.page.leaves import find_leaves
+from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
+from truedag.tracer.views.page.tree import build_tree
 
 # Every expert gets tokens of every rank, each another number of them.
-UNEVEN = ("--routing", "zipf:0.5", "workload.sequence_length=256", "model.max_sequence_length=256")
+UNEVEN = ("--routing", "zipf:0.5", "workload.sequence_length=256", "model.max_sequence_length=256", "--device", "h100")
 
 
 def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_path: Path) -> None:
-    done = truedag("dry", "moe-30b-ep64-tp8-pp2-dp2", "--verify", "1", "--json", "--out", "out", cwd=tmp_path)
+    done = truedag("dry", "moe-30b-ep64-tp8-pp2-dp2", "--verify", "1", "--no-views", "--json", "--out", "out",
+                   cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["world_size"] == 2048
@@ -90,21 +97,27 @@ def _estimate(folder: Path) -> Any:
     return json.loads((folder / "dag" / "meta.json").read_text())["estimate"]
 
 
+def _check_estimates(folder: Path, *, is_even: bool) -> None:
+    classes, every = (_estimate(folder / name) for name in ("classes", "all"))
+    assert classes["flops"] == every["flops"]
+    if is_even:
+        assert every["step_ns"] == classes["step_ns"]
+        assert every["idle_share"] == pytest.approx(classes["idle_share"])
+    else:
+        assert every["step_ns"] <= classes["step_ns"] < 1.5 * every["step_ns"], "of each class the slowest"
+
+
 def _differences(tmp_path: Path, strategy: str, *options: str) -> tuple[Path, list[str]]:
     """Execute ranks of classes and all ranks; return the folder of the first, and what differs."""
     path = write_small_deployment(tmp_path)
     overrides = (f"strategy={strategy}", "workload.global_batch_size=8", "model.num_attention_heads=4")
     for name, more in (("classes", ()), ("all", ("--all-ranks",))):
-        done = truedag("dry", str(path), *overrides, *options, *more, "--device", "h100", "--out", name, cwd=tmp_path)
+        options_of = (*overrides, *options, *more, "--no-views", "--out", name)
+        done = truedag("dry", str(path), *options_of, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     found = list_differences(Graph.open(tmp_path / "classes"), Graph.open(tmp_path / "all"))
-    classes, every = (_estimate(tmp_path / name) for name in ("classes", "all"))
-    assert classes["flops"] == every["flops"]
-    if options[: len(UNEVEN)] == UNEVEN:
-        assert every["step_ns"] <= classes["step_ns"] < 1.5 * every["step_ns"], "of each class the slowest"
-    else:
-        assert every["step_ns"] == classes["step_ns"]
-        assert every["idle_share"] == pytest.approx(classes["idle_share"])
+    if "--device" in options:
+        _check_estimates(tmp_path, is_even=options != UNEVEN)
     # Classes are told apart by what they run, those of all ranks by the names of experts too.
     return tmp_path / "classes", [line for line in found if not line.startswith("ranks: ")]
 
@@ -123,13 +136,39 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks_whatever_their_size
     assert of_class.agg(pl.col("bytes_written").n_unique()).collect()["bytes_written"].to_list() == [2, 2, 2, 2]
 
 
+def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> None:
+    folder, differences = _differences(tmp_path, "EP2-TP2-PP2")
+    assert differences == []
+    classes = json.loads((folder / "classes.json").read_text())["classes"]
+    assert [one["num_ranks"] for one in classes] == [2, 2, 2, 2]
+    _check_page(Graph.open(folder))
+
+
+def _check_page(graph: Graph) -> None:
+    """The page of a class graph says what that of every node and edge says."""
+    whole = graph.subgraph(where=pl.lit(value=True))
+    assert graph.classes is not None
+    assert whole.classes is None
+    lazy, read = find_leaves(graph), find_leaves(whole)
+    assert (lazy.num_edges, lazy.num_inner_edges) == (read.num_edges, read.num_inner_edges)
+    nodes = range(-1, graph.meta["num_nodes"] + 1)
+    assert lazy.leaf_of(nodes).tolist() == read.leaf_of(nodes).tolist()
+    assert lazy.leaf_of(nodes).min() == -1 == lazy.leaf_of([-1, graph.meta["num_nodes"]]).max()
+    tables = [
+        (leaves.table, leaves.edges, measure(leaves, build_tree(leaves), spent).table, stage_matrix(leaves, spent),
+         collective_traffic(leaves), message_traffic(one)[0])
+        for one, leaves in ((graph, lazy), (whole, read)) for spent in [on_ranks(leaves)]
+    ]  # fmt: skip
+    for one, other in zip(*tables, strict=True):
+        assert_frame_equal(one, other, check_dtypes=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [
-        ("EP2-TP2-PP2", ()),
         ("EP2-TP2-PP2-DP2", UNEVEN),
-        ("TP2-PP2-DP2-EP2-ETP1", ("workload.distributed_optimizer=true",)),
+        ("TP2-PP2-DP2-EP2-ETP1", ("workload.distributed_optimizer=true", "--device", "h100")),
         ("PP2-VPP2-DP4-EP2-ETP1", ("model.num_layers=4",)),
         ("EP2-TP2-PP2-DP2", ("--routing", "zipf:1.2")),
         ("EP2-TP2-PP2-DP2", ("--expand",)),
@@ -138,12 +177,15 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks_whatever_their_size
 def test_the_graph_of_classes_is_that_of_all_ranks_for_any_strategy(
     strategy: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert _differences(tmp_path, strategy, *options)[1] == []
+    folder, differences = _differences(tmp_path, strategy, *options)
+    assert differences == []
+    if "--expand" not in options:
+        _check_page(Graph.open(folder))
 
 
 def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
     path = write_small_deployment(tmp_path)
-    done = truedag("dry", str(path), "--expand", "--device", "h100", "--out", "out", cwd=tmp_path)
+    done = truedag("dry", str(path), "--expand", "--device", "h100", "--no-views", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Estimated, not measured, on h100 with 8 GPUs a node:" in done.stdout
     lazy, written = Graph.open(tmp_path / "out" / "classes"), Graph.open(tmp_path / "out")
@@ -176,6 +218,11 @@ def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "routing zipf (alpha 1.5, seed 3)" in done.stdout
     assert "Audit: Right" in done.stdout
+    views = tmp_path / "truedag-out" / "small-dry" / "views"
+    assert {path.name for path in views.glob("*.svg")} == {f"{view}.svg" for view in VIEWS}
+    assert (views / "index.html").stat().st_size > 100_000
+    assert "Drawn: " in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("index.html")
     assert (tmp_path / "truedag-out" / "small-dry" / "audit.md").is_file()
     graph = Graph.open(tmp_path / "truedag-out" / "small-dry")
     assert graph.meta["dry"]["routing"] == {"kind": "zipf", "alpha": 1.5, "seed": 3}
@@ -191,7 +238,7 @@ def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
 def test_routing_of_a_real_run_is_taken_over(tmp_path: Path, small_run: Ran) -> None:
     path = write_small_deployment(tmp_path)
     routing = ("--routing", str(small_run.out / "routing"))
-    dry = truedag("dry", str(path), "--all-ranks", *routing, "--out", "dry", cwd=tmp_path)
+    dry = truedag("dry", str(path), "--all-ranks", *routing, "--no-views", "--out", "dry", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     shapes = [
         Graph.open(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import networkx as nx
 import polars as pl
+import pydot
 import pygraphviz
 import pytest
 from dag_source import as_graph
@@ -23,9 +24,11 @@ from truedag.tracer.errors import DrawError
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.blocks import fold_blocks
 from truedag.tracer.views.boxes import make_boxes
+from truedag.tracer.views.detailed import draw_detailed
 from truedag.tracer.views.draw import VIEWS, Choice, draw
 from truedag.tracer.views.engine import Problem, by_depth, lay_out_layers
 from truedag.tracer.views.experts import ExpertMap
+from truedag.tracer.views.faults import RED, Faults
 from truedag.tracer.views.font_metrics import text_width
 from truedag.tracer.views.fonts import FAMILY, write_fontconfig
 from truedag.tracer.views.gpus import write_gpus
@@ -167,6 +170,22 @@ def test_every_dot_file_is_read_by_graphviz_and_networkx_as_a_dag_of_true_edges(
         assert len(nx.nx_agraph.from_agraph(graph)) == graph.number_of_nodes()
 
 
+@pytest.mark.filterwarnings("ignore:.* deprecated - use:DeprecationWarning")  # pydot's use of its own parser
+def test_pydot_reads_the_nodes_and_edges_that_graphviz_reads(views):
+    for view in VIEWS:
+        (found,) = pydot.graph_from_dot_file(str(views / f"{view}.dot"))
+        graph = pygraphviz.AGraph(filename=str(views / f"{view}.dot"))
+        read, ties = set(), []
+        clusters = [found]
+        while clusters:
+            one = clusters.pop()
+            clusters += one.get_subgraphs()
+            read |= {node.get_name().strip('"') for node in one.get_nodes()} - {"graph", "node", "edge"}
+            ties += [(edge.get_source().strip('"'), edge.get_destination().strip('"')) for edge in one.get_edges()]
+        assert read == set(graph.nodes())
+        assert sorted(ties) == sorted((str(a), str(b)) for a, b in graph.edges())
+
+
 def test_every_gpu_stands_on_the_map_of_its_stage(views):
     graph = pygraphviz.AGraph(filename=str(views / "comprehensive.dot"))
     for stage, ranks in ((0, {"0", "1"}), (1, {"2", "3"})):
@@ -279,6 +298,20 @@ def test_one_rank_of_each_class_stands_for_the_others():
     assert [one.calls for one in worlds[0].traffic] == [one.calls for one in worlds[1].traffic]
     assert worlds[0].parts == worlds[1].parts
     assert ExpertMap(whole).held == ExpertMap(part).held
+
+
+def test_operators_of_many_parameters_are_folded_by_their_depth():
+    dag = replicas()
+    for _ in range(200):
+        moment = dag.node(rank=0, label="lerp_", phase="update")
+        root = dag.node(rank=0, label="sqrt", phase="update")
+        dag.node(rank=0, after=[moment, root], label="addcdiv_", phase="update")
+    _, *sheets = draw_detailed(find_scope(with_places(dag)), Choice(), lambda _: None, linked=())
+    (update,) = [sheet for sheet in sheets if sheet.name.endswith("outside-layers.update")]
+    assert (update.num_shown, update.num_nodes) == (3, 600)
+    assert update.dot.count("200 x 1") == 3
+    graph = nx.MultiDiGraph(nx.nx_agraph.from_agraph(pygraphviz.AGraph(string=update.dot)))
+    assert sum(int(edge.get("num_edges", 0)) for _, _, edge in graph.edges(data=True)) == 400
 
 
 def test_what_ranks_and_calls_ran_is_a_number_only_where_it_is_the_same(tmp_path):
@@ -463,3 +496,30 @@ def test_programs_that_told_nothing_are_drawn_in_all_views(tmp_path):
         drawings = draw(dag.write(tmp_path / name / "dag"), tmp_path / name / "views")
         assert {one.num_nodes for one in drawings[:2]} == {len(dag.nodes)}, "each node is stood for once"
         assert len(drawings) == len(VIEWS)
+
+
+def test_what_an_audit_found_is_marked_and_leads_to_the_page(tmp_path):
+    path = replicas().write(tmp_path / "dag")
+    graph = Graph.open(path)
+    faulty = graph.nodes.filter((pl.col("layer") == 1) & (pl.col("phase") == "forward")).head(1).collect()["node"][0]
+    findings = [
+        {"title": "a layer is not what it should be " + 40 * "x", "nodes": [], "ranks": [], "layers": [0]},
+        {"title": "an operator is wrong", "nodes": [f"{faulty} (mm)"], "ranks": [0], "layers": [1]},
+        {"title": "a GPU is missing", "nodes": [], "ranks": [9], "layers": []},
+    ]
+    plain = {one.view: one.dot.read_text() for one in draw(path, tmp_path / "plain")}
+    for one in draw(path, tmp_path / "views", audit={"findings": findings}):
+        assert RED not in plain[one.view]
+        for sheet in one.sheets:
+            dot = pygraphviz.AGraph(filename=str(sheet.with_suffix(".dot")))
+            marked = [node for node in dot.nodes() if node.attr["color"] == RED]
+            up = "../" * len(sheet.parent.relative_to(tmp_path / "views").parts)
+            for node in marked:
+                number = 1 if "an operator is wrong" in node.attr["label"] else 0
+                assert f"finding {number + 1}" in node.attr["label"]
+                way = f"{up}index.html#view=graph&select=finding.{number}"
+                assert node.attr["URL"] == way or node.attr["URL"].startswith(up + "detailed/")
+            if one.view == "simplified":
+                assert marked
+    members = graph.nodes.select("node", "rank", "layer", box="node").collect()
+    assert [one.number for one in Faults.of({"findings": findings}).on(members)[faulty]] == [1]

@@ -26,7 +26,7 @@ from truedag.tracer.dry.sizes import ClassSizes, Names, measure_sizes, size_tabl
 from truedag.tracer.dry.world import Ints, Teams, World
 from truedag.tracer.errors import CycleError
 from truedag.tracer.graph import FORMAT_VERSION
-from truedag.tracer.graph.class_dataset import FORM, ClassEdges
+from truedag.tracer.graph.class_dataset import FORM, FORM_VERSION, ClassEdges
 from truedag.tracer.graph.class_world import ClassWorld
 from truedag.tracer.merge.clock import Clock
 from truedag.tracer.merge.dataset import AXES, begin_folder, finish_folder
@@ -376,6 +376,7 @@ def _describe(
     return {
         "format_version": FORMAT_VERSION,
         "form": FORM,
+        "form_version": FORM_VERSION,
         "deployment": deployment,
         "strategy": strategy,
         "world_size": len(world.rank_class),

@@ -13,7 +13,9 @@ import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
@@ -24,6 +26,7 @@ NUMBERS = ("node", "layer", "microbatch", "expert", "step", "decode_step", "flop
 TEXTS = ("op", "module", "phase", "inputs", "outputs", "group", "timing")
 _TOLD = ("node", "kind", "category", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step",
          "decode_step", "timing", "inputs", "outputs", "flops", "bytes_read", "bytes_written")  # fmt: skip
+Ints = NDArray[np.int64]
 _BATCH = 2_000_000  # nodes in memory at once
 _AXES = ("tp", "ep", "etp", "pp", "dp", "edp", "cp")
 _THREAD, _STREAM, _COMMUNICATION = range(3)
@@ -210,16 +213,16 @@ def _mark(name: pl.Expr) -> pl.Expr:
 
 def _split_lanes(slices: pl.DataFrame) -> pl.DataFrame:
     """Put what overlaps on a track into further lanes of it, each a track of its own."""
-    track = ["rank", "order", "track"]
-    # Only what is needed is sorted: slices are many columns wide.
-    narrow = slices.select(*track, "start_ns", "end_ns").with_row_index("at").sort(*track, "start_ns", "end_ns", "at")
-    clash = pl.col("start_ns") < pl.col("end_ns").cum_max().shift().over(track)
-    tracks = narrow.with_columns(clash=clash).filter("clash").select(track).unique()
-    if tracks.is_empty():
+    # Only what is needed is sorted, and as numbers: slices are many columns wide.
+    key = pl.col("rank") * (1 << 24) + pl.col("track").cast(pl.Categorical).to_physical().cast(pl.Int64)
+    narrow = slices.select("start_ns", "end_ns", key=key).with_row_index("at").sort("key", "start_ns", "end_ns", "at")
+    clash = _overlap(*(narrow[name].to_numpy() for name in ("key", "start_ns", "end_ns")))
+    if not clash.any():
         return slices
-    clashing = narrow.join(tracks, on=track, how="semi", maintain_order="left")
+    tracks = narrow.filter(pl.Series(clash)).select("key").unique()
+    clashing = narrow.join(tracks, on="key", how="semi", maintain_order="left")
     lanes: list[int] = []
-    for part in clashing.partition_by(track, maintain_order=True):
+    for part in clashing.partition_by("key", maintain_order=True):
         free: list[int] = []
         busy: list[tuple[int, int]] = []
         for start, end in part.select("start_ns", "end_ns").iter_rows():
@@ -232,3 +235,15 @@ def _split_lanes(slices: pl.DataFrame) -> pl.DataFrame:
     numbered = slices.with_row_index("at").join(moved, on="at", how="left", maintain_order="left")
     name = pl.when(pl.col("lane") > 0).then(pl.format("{} ({})", "track", pl.col("lane") + 1)).otherwise("track")
     return numbered.with_columns(track=name).select(slices.columns)
+
+
+def _overlap(key: Ints, start_ns: Ints, end_ns: Ints) -> NDArray[np.bool_]:
+    """Return which slices begin before one earlier on their track has ended; they are sorted by key and start."""
+    if not len(key):
+        return np.zeros(0, bool)
+    place = np.cumsum(np.diff(key, prepend=key[0]) != 0)
+    base, stretch = start_ns.min(), end_ns.max() - start_ns.min() + 1
+    reach = np.maximum.accumulate(end_ns - base + place * stretch)  # of one track after the other
+    found = np.zeros(len(key), bool)
+    found[1:] = start_ns[1:] - base + place[1:] * stretch < reach[:-1]
+    return found

@@ -27,7 +27,7 @@ from truedag.tracer.graph.class_sizes import Sizes
 from truedag.tracer.graph.class_world import Bools, ClassWorld, Ints, Wanted
 from truedag.tracer.graph.source import TABLES
 
-FORM = "classes"  # of `meta.json`
+FORM, FORM_VERSION = "classes", 2  # of `meta.json`
 
 _ROWS_AT_ONCE = 1 << 18
 _OWN = {"nodes": ("rank_class", "team", "num"), "edges": ("rank_class", "team", "place")}
@@ -45,6 +45,21 @@ class ClassDataset:
 
     path: Path
     meta: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, meta: Mapping[str, Any]) -> ClassDataset:
+        """Open a class graph whose `meta.json` was read.
+
+        Raises:
+            GraphError: it is of another version.
+        """
+        found = meta.get("form_version")
+        if found != FORM_VERSION:
+            raise GraphError(
+                f"{path} is a class graph of version {found}, this truedag reads version {FORM_VERSION}: make it again "
+                "with truedag dry"
+            )
+        return cls(path, meta)
 
     def scan(self, table: str, ranks: AbstractSet[int] | None = None) -> pl.LazyFrame:
         """Return a table of the whole graph, or of what concerns some ranks; it is made when it is collected.
@@ -82,7 +97,8 @@ class ClassDataset:
         return {name: dtype for name, dtype in schema.items() if name not in _OWN[table]}
 
     @cached_property
-    def _world(self) -> ClassWorld:
+    def world(self) -> ClassWorld:
+        """Where every rank stands in classes and teams."""
         return ClassWorld.of(*(pl.read_parquet(self.path / f"{name}.parquet") for name in ("ranks", "groups")))
 
     @cached_property
@@ -92,6 +108,11 @@ class ClassDataset:
     @cached_property
     def _sizes(self) -> dict[str, Sizes | None]:
         return {table: Sizes.read(self.path, table) for table in ("nodes", "edges", "participants")}
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all ranks of each class have equal sizes."""
+        return all(sizes is None for sizes in self._sizes.values())
 
     def _sized(self, table: str, frame: pl.DataFrame, row: Ints, turn: Ints) -> pl.DataFrame:
         sizes = self._sizes[table]
@@ -106,13 +127,13 @@ class ClassDataset:
         return ClassEdges.of(self._rows["nodes"], self._rows["edges"])
 
     def _want(self, ranks: AbstractSet[int] | None) -> Wanted:
-        size = len(self._world.rank_class)
+        size = len(self.world.rank_class)
         has = np.full(size, ranks is None)
         has[[rank for rank in ranks or () if 0 <= rank < size]] = True
-        return Wanted(world=self._world, has=has)
+        return Wanted(world=self.world, has=has)
 
     def _nodes(self, wanted: Wanted, columns: list[str]) -> Iterator[pl.DataFrame]:
-        world, rows = self._world, self._rows["nodes"]
+        world, rows = self.world, self._rows["nodes"]
         team, rank_class, first = (rows[name].to_numpy().astype(np.int64) for name in ("team", "rank_class", "node"))
         pools = [*(world.place[ranks] for ranks in wanted.members), *wanted.turns]
         keys = np.where(team >= 0, len(world.members) + team, rank_class)
@@ -127,7 +148,7 @@ class ClassDataset:
             yield move_experts(frame, some[moved != 0], moved[moved != 0])
 
     def _participants(self, wanted: Wanted, columns: list[str]) -> Iterator[pl.DataFrame]:
-        world, rows = self._world, self._rows["participants"]
+        world, rows = self.world, self._rows["participants"]
         node, rank_class, team = (rows[name].to_numpy().astype(np.int64) for name in ("node", "rank_class", "team"))
         node_team = _teams_of(self._rows["nodes"], node)
         pairs, keys = np.unique(np.stack([rank_class, node_team], axis=1), axis=0, return_inverse=True)
@@ -149,7 +170,7 @@ class ClassDataset:
 
     def _edges(self, wanted: Wanted, columns: list[str], *, owned: bool) -> Iterator[pl.DataFrame]:
         """Make the edges that belong to wanted ranks and, unless `owned`, those of others with an end among theirs."""
-        world, ends, rows = self._world, self._ends, self._rows["edges"]
+        world, ends, rows = self.world, self._ends, self._rows["edges"]
         # Whether an edge that touches a collective or another rank is wanted, the other ranks have a say in.
         is_wide = (ends.src_team >= 0) | (ends.dst_team >= 0) | (ends.team >= 0)
         pools = [*wanted.members, *world.members]

@@ -51,7 +51,7 @@ class Graph:
         """
         dataset = Dataset.open(path)
         if dataset.meta.get("form") == FORM:
-            return cls(ClassDataset(dataset.path, dataset.meta))
+            return cls(ClassDataset.open(dataset.path, dataset.meta))
         return cls(dataset)
 
     @property
@@ -63,6 +63,15 @@ class Graph:
     def meta(self) -> Mapping[str, Any]:
         """What `meta.json` says of the whole graph."""
         return self._source.meta
+
+    @property
+    def classes(self) -> ClassDataset | None:
+        """The class graph that this whole graph is made of, each row for all that it stands for.
+
+        None: it has rows of its own, is a part, or ranks of a class have sizes of their own.
+        """
+        source = self._source
+        return source if isinstance(source, ClassDataset) and not self._cuts and source.is_even else None
 
     @property
     def nodes(self) -> pl.LazyFrame:

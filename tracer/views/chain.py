@@ -12,6 +12,7 @@ from truedag.tracer.graph import Graph
 from truedag.tracer.graph.fold import ENDS
 from truedag.tracer.views import captions
 from truedag.tracer.views.calls import CALL, Calls
+from truedag.tracer.views.faults import Fault, Faults
 from truedag.tracer.views.operators import Tensor
 
 BEFORE, AFTER, ALONE = -3, -2, -1
@@ -54,9 +55,10 @@ class Chain:
 
     parts: list[Part]
     ties: Mapping[tuple[int, int], tuple[int, int, bool]]
+    faults: Mapping[int, list[Fault]] = field(default_factory=dict)
 
 
-def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
+def make_chain(graph: Graph, calls: Mapping[int, Calls], faults: Faults) -> Chain:
     """Fold the classes of several stages (by stage) into parts."""
     items = pl.concat([_with_slots(one).with_columns(home=pl.lit(stage)) for stage, one in sorted(calls.items())])
     duration = pl.when(pl.col("timing") == "measured").then(pl.col("end_ns") - pl.col("start_ns"))
@@ -102,7 +104,10 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
     _add_parameters(parts, items)
     edges = [one.edges for one in calls.values()]
     edges.append(_messages(graph, calls))
-    return Chain(parts=parts, ties=_ties(parts, place, pl.concat(edges, how="diagonal_relaxed")))
+    held = faults.on(
+        place.join(inside.select("node", "rank", "layer").unique("node"), on="node").rename({"part": "box"})
+    )
+    return Chain(faults=held, parts=parts, ties=_ties(parts, place, pl.concat(edges, how="diagonal_relaxed")))
 
 
 def _with_slots(calls: Calls) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from truedag.tracer.views import captions
 from truedag.tracer.views.chain import AFTER, ALONE, BEFORE, Chain, Part
 from truedag.tracer.views.colours import DARK, LIGHT, SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.fitting import fit_text
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Rectangle
@@ -49,7 +50,7 @@ class ChainSubject:
 
 def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
     """Draw it: a section for each stage, in it a row for each phase, layers below layers."""
-    texts = [_describe(part, subject) for part in chain.parts]
+    texts = [[*_describe(part, subject), *write_faults(chain.faults.get(i, ()))] for i, part in enumerate(chain.parts)]
     places, sections, width, bottom = _place(chain.parts, texts)
     width = max(width, 900.0)
     stood = sum(part.num_nodes for part in chain.parts)
@@ -59,6 +60,7 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
         "microbatches, decode steps and the GPUs of the class; 9 operators x 8: in each of 8 calls, 70 operators in 8: "
         "in all; a layer's time is the mean over its calls.",
         *subject.told,
+        *([f"{TOLD}."] if chain.faults else []),
     )
     head = plan_head(subject.title, told, (*SIGNS[:3], *SIGNS[4:]), width=width, links=subject.links)
     for place in (*places, *sections.values()):
@@ -76,11 +78,14 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
             fitted.lines,
             num_bold=fitted.num_title,
             shape=shape,
-            color=stage_colour(part.stage),
             fillcolor=tint(stage_colour(part.stage), SHARES[shape]),
             stands_for=part.num_nodes,
             ranks=write_runs(subject.ranks[part.stage]),
-            **({} if way is None else {"URL": find_way(subject.name, way), "tooltip": "to its operators"}),
+            **{
+                "color": stage_colour(part.stage),
+                **mark_faults(subject.name, chain.faults.get(i, ())),
+                **({} if way is None else {"URL": find_way(subject.name, way), "tooltip": "to its operators"}),
+            },
         )
     _draw_ties(dot, chain, places)
     return Sheet(
@@ -118,28 +123,50 @@ def _place(
     parts: Sequence[Part], texts: Sequence[Sequence[str]]
 ) -> tuple[list[Rectangle], dict[int, Rectangle], float, float]:
     sizes = [fit_text(texts[i], _shape(part), _WIDTH).height for i, part in enumerate(parts)]
+    ways = [_place_in(parts, sizes, count) for count in range(1, len({part.stage for part in parts}) + 1)]
+    return min(ways, key=lambda way: (max(way[2], way[3]), way[3]))
+
+
+def _place_in(
+    parts: Sequence[Part], sizes: Sequence[float], num_columns: int
+) -> tuple[list[Rectangle], dict[int, Rectangle], float, float]:
+    """Place the sections of stages below each other, in so many columns."""
     places = [Rectangle(0.0, 0.0, _WIDTH, size) for size in sizes]
     sections: dict[int, Rectangle] = {}
-    top, right = 0.0, 0.0
-    for stage in sorted({part.stage for part in parts}):
-        inside = [i for i, part in enumerate(parts) if part.stage == stage]
-        y, wide = top + _STAGE_HEAD, 0.0
-        phases = dict.fromkeys(parts[i].phase for i in inside if parts[i].slot != ALONE)
-        rows = [[i for i in inside if parts[i].phase == phase and parts[i].slot != ALONE] for phase in phases]
-        rows += [[i for i in inside if parts[i].slot == ALONE]]
-        for row in rows:
-            ordered = sorted(row, key=lambda i: _column(parts, parts[i]))
-            for begin in range(0, len(ordered), _PER_ROW):
-                line = ordered[begin : begin + _PER_ROW]
-                tall = max(sizes[i] for i in line)
-                for k, i in enumerate(line):
-                    places[i].x, places[i].y = _PAD * 2 + (k + 0.5) * _PITCH, y + tall / 2
-                wide = max(wide, len(line) * _PITCH)
-                y += tall + _ROW_GAP
-        bottom = y - _ROW_GAP + _PAD
-        sections[stage] = Rectangle(_PAD + (wide + 2 * _PAD) / 2, (top + bottom) / 2, wide + 2 * _PAD, bottom - top)
-        top, right = bottom + _ROW_GAP, max(right, wide + 4 * _PAD)
-    return places, sections, right, top - _ROW_GAP
+    stages = sorted({part.stage for part in parts})
+    per_column = -(-len(stages) // num_columns)
+    left, lowest = 0.0, 0.0
+    for begin in range(0, len(stages), per_column):
+        top, right = 0.0, left
+        for stage in stages[begin : begin + per_column]:
+            section = _place_stage(parts, sizes, places, stage, (left, top))
+            sections[stage] = section
+            top, right = section.bottom + _ROW_GAP, max(right, section.right + _PAD)
+        left, lowest = right + _PAD, max(lowest, top - _ROW_GAP)
+    return places, sections, left - _PAD, lowest
+
+
+def _place_stage(
+    parts: Sequence[Part], sizes: Sequence[float], places: Sequence[Rectangle], stage: int, corner: tuple[float, float]
+) -> Rectangle:
+    """Place the parts of a stage, a row for each phase; return its section."""
+    left, top = corner
+    inside = [i for i, part in enumerate(parts) if part.stage == stage]
+    y, wide = top + _STAGE_HEAD, 0.0
+    phases = dict.fromkeys(parts[i].phase for i in inside if parts[i].slot != ALONE)
+    rows = [[i for i in inside if parts[i].phase == phase and parts[i].slot != ALONE] for phase in phases]
+    rows += [[i for i in inside if parts[i].slot == ALONE]]
+    for row in rows:
+        ordered = sorted(row, key=lambda i: _column(parts, parts[i]))
+        for begin in range(0, len(ordered), _PER_ROW):
+            line = ordered[begin : begin + _PER_ROW]
+            tall = max(sizes[i] for i in line)
+            for k, i in enumerate(line):
+                places[i].x, places[i].y = left + _PAD * 2 + (k + 0.5) * _PITCH, y + tall / 2
+            wide = max(wide, len(line) * _PITCH)
+            y += tall + _ROW_GAP
+    bottom = y - _ROW_GAP + _PAD
+    return Rectangle(left + _PAD + (wide + 2 * _PAD) / 2, (top + bottom) / 2, wide + 2 * _PAD, bottom - top)
 
 
 def _column(parts: Sequence[Part], part: Part) -> tuple[int, int, str]:

@@ -21,8 +21,10 @@ from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.sheet import Link, Sheet, link_views
 
 NAME = "detailed"
-# Outside the layers, a sheet of more operators than this is no picture any more: it is left out, and counted.
-MAX_OPERATORS = 400
+# Outside the layers, a sheet of more operators is folded by depth (`depths.py`): every parameter's update is alike.
+MAX_OPERATORS = 120
+# If it still has more than this, it is no picture any more: it is left out, and counted.
+_MOST_OPERATORS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,9 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], *, l
             if found is None:
                 continue
             if layers == (-1,) and len(found.operators) > MAX_OPERATORS:
+                found = fold_operators(scope, one, layers, phase, by_depth=True)
+                assert found is not None, "it has operators"
+            if layers == (-1,) and len(found.operators) > _MOST_OPERATORS:
                 left_out.append(
                     f"{phase or 'outside the phases'} of stage {stage}: {captions.count(found.num_nodes, 'node')}"
                 )
@@ -87,7 +92,7 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], *, l
                 for slot in (layer,) if layer >= 0 else (BEFORE, AFTER, ALONE):
                     ways[stage, phase, slot] = subject.name
             sheets.append(draw_operators(found, subject))
-    chain = make_chain(scope.whole, calls)
+    chain = make_chain(scope.whole, calls, scope.faults)
     told = f"Left out as too many for a sheet, and counted here: {'; '.join(left_out)}." if left_out else ""
     first = draw_chain(
         chain,

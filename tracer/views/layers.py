@@ -17,6 +17,7 @@ from truedag.tracer.views.blocks import Blocks
 from truedag.tracer.views.boxes import ACROSS, STEP, Box
 from truedag.tracer.views.colours import DARK, LIGHT, stage_colour
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Page, Rectangle, lay_out
 from truedag.tracer.views.legend import group_colour, list_signs, tell
@@ -52,10 +53,15 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
     """Draw boxes of blocks, all or those of one stage, with the lines between them."""
     boxes = [box for box in all_boxes if subject.stage is None or box.stage == subject.stage]
     ties = sort_ties(blocks.fold.edges, boxes)
-    boxes = [_with_notes(box, ties.notes.get(box.fold, [])) for box in boxes]
+    members = blocks.nodes.select("node", "rank", "layer").join(blocks.fold.members, on="node").rename({"fold": "box"})
+    faults = scope.faults.on(members)
+    boxes = [
+        _with_notes(box, [*ties.notes.get(box.fold, []), *write_faults(faults.get(box.fold, ()))]) for box in boxes
+    ]
     levels = count_levels(blocks.fold.edges, boxes)
     width = max(lay_out(boxes, levels, top=0.0).width, _MIN_WIDTH)
     told = tell(scope, blocks, boxes, ties, is_part=subject.stage is not None)
+    told += [f"{TOLD}; a click on one leads to its place on the page."] if faults else []
     head = plan_head(subject.title, told, list_signs(boxes), width=width, links=subject.links)
     page = lay_out(boxes, levels, top=head.height)
     dot = Dot(name=subject.title, width=width + _MARGIN, height=page.height)
@@ -70,10 +76,13 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
             num_bold=page.num_title[box.fold],
             shape=box.shape,
             fillcolor=colours[box.fold],
-            color=stage_colour(box.stage),
             stands_for=box.num_nodes,
             ranks=write_runs(box.ranks),
-            tooltip=f"{box.text[0]}: {box.num_nodes:,} nodes of the graph",
+            **{
+                "color": stage_colour(box.stage),
+                "tooltip": f"{box.text[0]}: {box.num_nodes:,} nodes of the graph",
+                **mark_faults(subject.name, faults.get(box.fold, ())),
+            },
         )
     _draw_lines(dot, ties, boxes, page)
     _draw_bundles(dot, ties, page)

@@ -8,7 +8,7 @@ which the graph says, and are counted and named through it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import polars as pl
 from truedag.tracer.errors import DrawError
 from truedag.tracer.graph import Graph
 from truedag.tracer.graph.fold import ENDS
+from truedag.tracer.views.faults import Faults
 
 # Above so many nodes a graph is drawn from one rank of each class.
 MAX_NODES = 3_000_000
@@ -31,11 +32,13 @@ class Scope:
         whole: the graph.
         members: for each class, by its lowest rank, its ranks.
         is_folded: whether one rank of each class is read, and not every rank.
+        faults: what an audit found, to be marked.
     """
 
     whole: Graph
     members: dict[int, tuple[int, ...]]
     is_folded: bool
+    faults: Faults = field(default_factory=Faults)
 
     @property
     def graph(self) -> Graph:
@@ -118,7 +121,7 @@ class Scope:
         return [axis for axis in _AXES if self.size(axis) > 1]
 
 
-def find_scope(graph: Graph) -> Scope:
+def find_scope(graph: Graph, faults: Faults | None = None) -> Scope:
     """Decide what is read: every rank, or one of each class where the graph is too large.
 
     Raises:
@@ -135,7 +138,7 @@ def find_scope(graph: Graph) -> Scope:
     for rank, stage, number in ranks.select("rank", "pp", "rank_class").iter_rows():
         members.setdefault(rank if number is None or number < 0 else (stage, number), []).append(rank)
     by_first = {found[0]: tuple(found) for found in members.values()}
-    return Scope(whole=graph, members=by_first, is_folded=is_folded)
+    return Scope(whole=graph, members=by_first, is_folded=is_folded, faults=faults or Faults())
 
 
 def weigh(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> pl.DataFrame:

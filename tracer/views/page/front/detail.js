@@ -136,9 +136,9 @@ export class Detail {
     /** @type {[string, string][]} */
     const rows = [["Place", axes.map((axis) => `${axis} ${ranks[axis][row]}`).join(" · ") || "untold"]];
     if (ranks.rank_class[row] >= 0) rows.push(["Rank class", String(ranks.rank_class[row])]);
-    const whole = ["compute", "transfer", "waiting", "idle"].map((name) => ranks[`${name}_ns`][row]).reduce((sum, value) => sum + value, 0);
+    const whole = ["compute", "transfer", "waiting", "bubble", "host"].map((name) => ranks[`${name}_ns`][row]).reduce((sum, value) => sum + value, 0);
     const mark = model.meta.is_estimated ? "≈ " : "";
-    for (const [name, label] of [["compute", "Compute"], ["transfer", "Transfer, exposed"], ["waiting", "Waiting for others"], ["idle", "Idle"]]) {
+    for (const [name, label] of [["compute", "Compute"], ["transfer", "Transfer, exposed"], ["waiting", "Waiting for others"], ["bubble", "Pipeline bubble"], ["host", "Host"]]) {
       const value = ranks[`${name}_ns`][row];
       rows.push([label, value >= 0 ? `${mark}${writeTime(value)} · ${((100 * value) / whole).toFixed(1)} %` : "unknown"]);
     }

@@ -79,7 +79,7 @@ export class RankMap {
     const { metric } = this.app.state;
     if (metric === "bytes") return ranks.sent_bytes[row];
     if (metric === "nodes") return ranks.num_parts[row];
-    if (metric === "waiting") return ranks.waiting_ns[row];
+    if (metric === "waiting") return ranks.waiting_ns[row] + ranks.bubble_ns[row];
     if (metric === "imbalance") return this.meanCompute > 0 ? Math.max(0, ranks.compute_ns[row] / this.meanCompute - 1) : NaN;
     return ranks.compute_ns[row];
   }
@@ -219,7 +219,7 @@ export class RankMap {
   tell(row) {
     const { ranks } = this.app.model;
     const rank = ranks.rank[row];
-    const told = ["compute", "transfer", "waiting", "idle"]
+    const told = ["compute", "transfer", "waiting", "bubble", "host"]
       .map((name) => `${name} ${writeTime(ranks[`${name}_ns`][row])}`).join(" · ");
     const groups = this.app.groupsOf(rank)
       .map((group) => `${group.axis} ${writeRuns(this.app.model.runs(this.app.model.groups.ranks, group.id), 4)}`).join("\n");
