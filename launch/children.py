@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any, Generic, TypeVar, cast
@@ -38,6 +39,16 @@ class Outcome(Generic[Result]):
     """What it returned; None where it raised."""
 
 
+def start_server(preload: str) -> None:
+    """Start the server, which imports what calls need while this process does other things.
+
+    Args:
+        preload: the module that it imports.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([preload])
+    forkserver.ensure_running()
+
+
 def call_in_children(
     function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], *, jobs: int, preload: str
 ) -> Generator[Outcome[Result], None, None]:
@@ -52,8 +63,8 @@ def call_in_children(
     Raises:
         RunError: a process died without a word.
     """
+    start_server(preload)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
     waiting = list(enumerate(calls))[::-1]
     running: dict[Connection, _Child] = {}
     try:

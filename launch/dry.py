@@ -8,13 +8,15 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
-from truedag.launch.children import Outcome, call_in_children
+from truedag.launch.children import Outcome, call_in_children, start_server
 from truedag.launch.deployment import Deployment
 from truedag.launch.deployment_file import load_deployment
 from truedag.launch.device_file import load_device
@@ -29,6 +31,7 @@ from truedag.parallel.rank_classes import GroupRole, RankClass, find_rank_classe
 from truedag.parallel.routing import Routing, parse_routing
 from truedag.parallel.strategy import AXES
 from truedag.parallel.training import TrainingConfig
+from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
 from truedag.tracer.dry.world import World
 from truedag.tracer.estimate.estimate import Estimate, estimate
 
@@ -38,6 +41,8 @@ ASSUMED = (
     "generated tokens are 0, and none of them ends a prompt",
     "operators are those that run on the CPU, communications those of the deployment's backend",
 )
+
+_PRELOAD = "truedag.launch.dry_rank"  # with torch and megatron-core
 
 # A graph of more nodes takes minutes and gigabytes to audit.
 _AUDITED_NODES = 1_000_000
@@ -63,6 +68,8 @@ class Executed:
     rank: DryRank
     alike: list[tuple[int, ...]]
     """Of the ranks that it was to stand for: which of them the routing sends as many tokens."""
+    program: str
+    """What its program is known by; '': it was not asked for."""
     groups: list[tuple[str, str, tuple[int, ...]]]
     """Name, description and ranks of the world's process groups."""
 
@@ -88,6 +95,8 @@ class DryResult:
     """What the graph counts."""
     audit: Mapping[str, Any] | None
     """Of the graph: verdict, num_faults and the file that says more; None: it is too large to be audited unasked."""
+    memory: tuple[HeldMemory, ...]
+    """What ranks have in memory."""
     is_expanded: bool
     """Whether all its nodes and edges are written out."""
     pictures: list[Path]
@@ -158,6 +167,7 @@ def run_dry(
     hardware = None if device is None else load_device(device).device()
     folder = RunFolder(root=(out if out is not None else Path("truedag-out") / f"{deployment.name}-dry").absolute())
     folder.check_free(replace=replace)
+    start_server(_PRELOAD)
     build_recorder(show)
     nodes = place_ranks(TorchrunOptions(), deployment.world_size)
     folder.claim(describe_run(source, deployment, overrides, command, nodes), nodes.node, replace=replace)
@@ -184,18 +194,19 @@ def run_dry(
             merged = _merge(deployment, folder, told, show)
         else:
             merged = _build_classes(deployment, classes, done.groups, folder, told, show)
-            if hardware is not None:
-                show("estimating times")
-                estimated = estimate(
-                    folder.dag, hardware, gpus_per_node=gpus_per_node, num_tokens=_count_tokens(deployment)
-                )
+        if hardware is not None:
+            show("estimating times")
+            estimated = estimate(
+                folder.dag, hardware, gpus_per_node=gpus_per_node, num_tokens=_count_tokens(deployment)
+            )
         if expand:
             _expand(folder, show)
         is_small = merged["num_nodes"] <= _AUDITED_NODES
         audited = _audit(deployment, folder, show) if is_small else None
         pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
-        # A class graph's page is made of its classes; with times, or of all ranks, each rank counts.
-        is_light = is_small or not (all_ranks or expand or hardware is not None)
+        # A class graph's page is made of its classes; with times or own sizes, or of all ranks, each rank counts.
+        is_uneven = any(len(one.alike) > 1 for one in classes)
+        is_light = is_small or not (all_ranks or expand or is_uneven or hardware is not None)
         page = _write_page(folder, show) if views and is_light else None
     finally:
         folder.node(nodes.node).write_text(ENDED)
@@ -211,6 +222,7 @@ def run_dry(
         dag=folder.dag,
         merge=merged,
         audit=audited,
+        memory=_read_memory(folder),
         is_expanded=all_ranks or expand,
         pictures=pictures.drawn,
         not_drawn=pictures.why_not,
@@ -231,41 +243,75 @@ class Runs:
         self.ranks: list[DryRank] = []
         self.groups: list[tuple[str, str, tuple[int, ...]]] = []
         """Name, description and ranks of the world's process groups, which all ranks have made."""
+        self._programs: dict[int, str] = {}
 
     def execute_classes(self, classes: Sequence[RankClass]) -> list[RankClass]:
-        """Execute a rank of each class; return the classes, divided where the routing makes sizes differ."""
-        found: list[RankClass] = []
-        for one, alike in zip(classes, self.execute([one.ranks for one in classes]), strict=True):
-            keys = [one.key] if len(alike) == 1 else [(*one.key, ("tokens", number)) for number in range(len(alike))]
-            found.extend(RankClass(key=key, ranks=ranks) for key, ranks in zip(keys, alike, strict=True))
+        """Execute a rank of each class, and one for each other choice of sizes that the routing gives its ranks.
+
+        Returns:
+            The classes; divided where sizes make programs differ, as where an expert gets no token.
+        """
+        alike = self.execute([one.ranks for one in classes])
+        found = [replace(one, alike=tuple(some)) for one, some in zip(classes, alike, strict=True)]
+        if all(len(one.alike) == 1 for one in found):
+            return found
+        others = [ranks for one in found if len(one.alike) > 1 for ranks in one.alike[1:]]
+        self.execute(others, is_told_apart=True)
+        found = self._divide(found)
         known = {one.rank for one in self.ranks}
-        self.execute([(one.representative,) for one in found if one.representative not in known])
+        self.execute([ranks for one in found for ranks in one.alike if ranks[0] not in known], is_told_apart=True)
+        return found
+
+    def _divide(self, classes: Sequence[RankClass]) -> list[RankClass]:
+        """Divide classes by the programs of their ranks, until the groups of each one's are of one make."""
+        from truedag.tracer.dry.programs import refine_classes
+
+        of_rank = np.zeros(self._deployment.world_size, np.int64)
+        keys: dict[tuple[int, str], int] = {}
+        for number, one in enumerate(classes):
+            for ranks in one.alike:
+                of_rank[list(ranks)] = keys.setdefault((number, self._programs[ranks[0]]), len(keys))
+        finer = refine_classes(of_rank, self.groups)
+        found = []
+        for one in classes:
+            numbers = np.unique(finer[list(one.ranks)]).tolist()
+            for place, number in enumerate(numbers):
+                ranks = tuple(rank for rank in one.ranks if finer[rank] == number)
+                own = set(ranks)
+                some = [tuple(rank for rank in alike if rank in own) for alike in one.alike]
+                key = one.key if len(numbers) == 1 else (*one.key, ("tokens", place))
+                found.append(RankClass(key=key, ranks=ranks, alike=tuple(sorted(alike for alike in some if alike))))
         return sorted(found, key=lambda one: one.representative)
 
-    def execute(self, chosen: Sequence[Sequence[int]]) -> list[list[tuple[int, ...]]]:
+    def execute(self, chosen: Sequence[Sequence[int]], *, is_told_apart: bool = False) -> list[list[tuple[int, ...]]]:
         """Execute the first of some ranks for all of them, several times; return which of them have equal sizes."""
         if not chosen:
             return []
         world, number = self._deployment.world_size, len(chosen)
         self._show(f"executing {number} of {world} ranks")
-        calls = [(self._deployment, ranks, self._folder.trace(ranks[0]), self._routing) for ranks in chosen]
+        calls = [
+            (self._deployment, ranks, self._folder.trace(ranks[0]), self._routing, is_told_apart) for ranks in chosen
+        ]
         alike: dict[int, list[tuple[int, ...]]] = {}
-        children = call_in_children(_run_rank, calls, jobs=self._jobs, preload="truedag.launch.dry_rank")
+        children = call_in_children(_run_rank, calls, jobs=self._jobs, preload=_PRELOAD)
         with closing(children):
             for outcome in children:
                 one = _take(outcome, chosen[outcome.number][0])
                 self.ranks.append(one.rank)
                 self.groups = self.groups or one.groups
+                self._programs[one.rank.rank] = one.program
                 alike[outcome.number] = one.alike
                 if number > 1:
                     self._show(f"executing {number} of {world} ranks: {len(alike)} done")
         return [alike[place] for place in range(number)]
 
 
-def _run_rank(deployment: Deployment, ranks: Sequence[int], trace: Path, routing: Routing | None) -> Executed:
+def _run_rank(
+    deployment: Deployment, ranks: Sequence[int], trace: Path, routing: Routing | None, is_told_apart: bool
+) -> Executed:
     from truedag.launch.dry_rank import run_rank
 
-    return run_rank(deployment, ranks, trace, routing)
+    return run_rank(deployment, ranks, trace, routing, is_told_apart=is_told_apart)
 
 
 def _take(outcome: Outcome[Executed], rank: int) -> Executed:
@@ -281,7 +327,13 @@ def _take(outcome: Outcome[Executed], rank: int) -> Executed:
 
 def _describe_classes(deployment: Deployment, classes: Sequence[RankClass], told: Mapping[str, Any]) -> str:
     described = [
-        {"key": dict(one.key), "representative": one.representative, "num_ranks": len(one.ranks), "ranks": one.ranks}
+        {
+            "key": dict(one.key),
+            "representative": one.representative,
+            "num_ranks": len(one.ranks),
+            "num_sizes": len(one.alike),
+            "ranks": one.ranks,
+        }
         for one in classes
     ]
     said = {"deployment": deployment.name, "strategy": deployment.strategy.describe(), **told, "classes": described}
@@ -296,9 +348,9 @@ def _verify(deployment: Deployment, classes: Sequence[RankClass], verified: Sequ
     """
     from truedag.tracer.dry.comparison import compare_ranks
 
-    representative = {rank: one.representative for one in classes for rank in one.ranks}
+    sized_as = {rank: ranks[0] for one in classes for ranks in one.alike for rank in ranks}
     for rank in verified:
-        first = representative[rank]
+        first = sized_as[rank]
         found = compare_ranks(folder.trace(first), folder.trace(rank))
         for axis, own, other in found.groups:
             role = GroupRole.of(deployment.strategy, own, expert=_is_expert(axis))
@@ -355,13 +407,19 @@ def _build_classes(
 
     show("building the class graph")
     return build_class_graph(
-        {one.representative: folder.trace(one.representative) for one in classes},
+        {ranks[0]: folder.trace(ranks[0]) for one in classes for ranks in one.alike},
         describe_world(deployment, classes, groups),
         folder.dag,
         deployment=deployment.name,
         strategy=deployment.strategy.describe(),
         told=told,
     )
+
+
+def _read_memory(folder: RunFolder) -> tuple[HeldMemory, ...]:
+    meta = json.loads((folder.dag / "meta.json").read_text(encoding="utf-8"))
+    ranks = pl.read_parquet(folder.dag / "ranks.parquet", columns=["rank", "rank_class"])
+    return tuple(read_memory(meta, ranks))
 
 
 def _count_tokens(deployment: Deployment) -> int:
@@ -387,18 +445,26 @@ def describe_world(
 ) -> World:
     """Return what the tracer is told of ranks that are not executed."""
     strategy = deployment.strategy
-    rank_class = np.zeros(strategy.world_size, np.int64)
+    rank_class, sized_as = np.zeros((2, strategy.world_size), np.int64)
     for number, one in enumerate(classes):
         rank_class[list(one.ranks)] = number
+        for ranks in one.alike:
+            sized_as[list(ranks)] = ranks[0]
     axes = [axis for axis in AXES if axis != "cp" or strategy.cp > 1]
     coordinates = {str(axis): places_on(strategy, axis) for axis in axes}
-    per_rank = (deployment.model.num_experts or 0) // strategy.ep
     return World(
         rank_class=rank_class,
         coordinates=coordinates,
-        first_expert=coordinates["ep"] * per_rank,
+        first_expert=first_experts(deployment),
         groups=groups,
+        sized_as=sized_as,
     )
+
+
+def first_experts(deployment: Deployment) -> NDArray[np.int64]:
+    """Return [world] the lowest number of a layer's experts that a rank holds; 0 where there are none."""
+    per_rank = (deployment.model.num_experts or 0) // deployment.strategy.ep
+    return places_on(deployment.strategy, "ep") * per_rank
 
 
 def _write_page(folder: RunFolder, show: Callable[[str], None]) -> Path:

@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 
 from truedag.launch.deployment import Deployment  # noqa: E402
-from truedag.launch.dry import DryRank, Executed  # noqa: E402
+from truedag.launch.dry import DryRank, Executed, first_experts  # noqa: E402
 from truedag.launch.workload import TrainWorkload, open_source  # noqa: E402
 from truedag.parallel.dry import META, DryAdapter, init_dry_world  # noqa: E402
 from truedag.parallel.generate import build_generator  # noqa: E402
@@ -27,11 +27,14 @@ from truedag.parallel.made_groups import note_groups  # noqa: E402
 from truedag.parallel.prompts import Prompts  # noqa: E402
 from truedag.parallel.routing import Routing  # noqa: E402
 from truedag.parallel.train import build_trainer  # noqa: E402
+from truedag.tracer.dry.programs import hash_program, read_part  # noqa: E402
 from truedag.tracer.dry.recording import record_dry  # noqa: E402
 from truedag.tracer.record.counters import install  # noqa: E402
 
 
-def run_rank(deployment: Deployment, ranks: Sequence[int], trace: Path, routing: Routing | None) -> Executed:
+def run_rank(
+    deployment: Deployment, ranks: Sequence[int], trace: Path, routing: Routing | None, *, is_told_apart: bool
+) -> Executed:
     """Record the first of some ranks of a deployment into a new file.
 
     Args:
@@ -39,6 +42,7 @@ def run_rank(deployment: Deployment, ranks: Sequence[int], trace: Path, routing:
         ranks: those that it stands for, and itself.
         trace: the file.
         routing: where tokens go.
+        is_told_apart: whether its program is to be told from others', as it is where its ranks differ in sizes.
 
     Raises:
         RoutingError: the routing is not that of this deployment.
@@ -64,7 +68,15 @@ def run_rank(deployment: Deployment, ranks: Sequence[int], trace: Path, routing:
         seconds=time.monotonic() - began,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    return Executed(rank=result, alike=alike, groups=[(one.name, one.description, one.ranks) for one in groups])
+    program = ""
+    if is_told_apart or len(alike) > 1:
+        program = hash_program(read_part(trace), first_expert=int(first_experts(deployment)[rank]))
+    return Executed(
+        rank=result,
+        alike=alike,
+        program=program,
+        groups=[(one.name, one.description, one.ranks) for one in groups],
+    )
 
 
 def _build(deployment: Deployment, routing: Routing | None) -> tuple[Any, Any]:

@@ -41,6 +41,10 @@ class RankClass:
     ranks: tuple[int, ...]
     """In ascending order; the first is executed for all."""
 
+    alike: tuple[tuple[int, ...], ...]
+    """Those whose sizes are equal too, ascending, by their first ranks: several where the routing sends ranks different
+    numbers of tokens; the first of each is executed."""
+
     @property
     def representative(self) -> int:
         """The rank that is executed for all."""
@@ -68,7 +72,7 @@ def find_rank_classes(strategy: Strategy, workload: TrainingConfig | InferenceCo
     order = np.argsort(number.ravel(), kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(number.ravel()))[:-1])
     classes = [
-        RankClass(key=tuple(zip(key, value, strict=True)), ranks=tuple(ranks.tolist()))
+        RankClass(key=tuple(zip(key, value, strict=True)), ranks=tuple(ranks.tolist()), alike=(tuple(ranks.tolist()),))
         for value, ranks in zip(values.tolist(), parts, strict=True)
     ]
     return sorted(classes, key=lambda one: one.representative)

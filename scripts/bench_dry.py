@@ -7,13 +7,13 @@ processes had. `--expand` also writes all nodes and edges of all ranks. A deploy
 `moe-30b-ep64-tp8-pp2-dp2,strategy=EP64-TP8-PP2-DP32,workload.global_batch_size=2048`: the largest one on 32,768 ranks.
 
 Bytes are what all participants give; inside means that all ranks of the group are in one node, across that they are
-not. Kept in memory are parameters, gradients, and the optimizer's state or the cache: what operators make in a step
-comes on top.
+not. Memory is by storage lifetime, without allocators' rounding and communications' buffers.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -21,9 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+
+from truedag.tracer.analysis.held_memory import read_memory
+from truedag.tracer.analysis.quantities import write_runs
 
 DEPLOYMENTS = (
     "moe-30b-ep64-tp8-pp2-dp2",
@@ -32,6 +37,9 @@ DEPLOYMENTS = (
     "moe-30b-ep64-tp2-pp8",
     "moe-30b-ep8-tp4-pp2-dp4",
 )
+
+_SUBREAPER = 36  # of prctl: who outlives its parent becomes a child of this process
+_SHOWN = 16
 
 
 def main() -> int:
@@ -53,25 +61,29 @@ def run(name: str, overrides: list[str], out: Path, expand: bool, gpus_per_node:
     """Execute a deployment without memory, and print what there is to know."""
     options = ["--expand"] if expand else []
     command = [sys.executable, "-m", "truedag.launch.cli", "dry", name, *overrides, *options]
-    began = time.monotonic()
-    peak, text = watch([*command, "--force", "--json", "--out", str(out)])
-    seconds = time.monotonic() - began
+    cost, text = watch([*command, "--force", "--json", "--out", str(out)])
     result = json.loads(text)
     counts = result["merge"]
     print(f"\n{name} {' '.join(overrides)}\n  {result['strategy']}")
-    print(f"  {seconds:.1f} s, {peak / 2**20:,.0f} MiB in the largest process, on {os.cpu_count()} cores")
-    print(f"  {len(result['classes'])} rank classes of {result['world_size']:,} ranks")
+    print(
+        f"  {cost.seconds:.1f} s on {os.cpu_count()} cores ({cost.user_s:.1f} s of user time in all processes), "
+        f"{cost.peak_bytes / 2**20:,.0f} MiB in the largest"
+    )
+    sizes = sum(len(one["alike"]) for one in result["classes"])
+    print(f"  {len(result['classes']):,} rank classes of {result['world_size']:,} ranks, {sizes:,} executed")
     print(
         f"  class graph {counts['num_class_nodes']:,} nodes, {counts['num_class_edges']:,} edges; "
         f"{'written' if expand else 'stands for'} {counts['num_nodes']:,} nodes, {counts['num_edges']:,} edges"
     )
     classes = out / ("classes" if expand else "dag")
     meta = json.loads((classes / "meta.json").read_text())
-    for one in meta["dry"]["memory"]:
-        kept = ", ".join(
-            f"{role} {one[f'{role}_bytes'] / 2**30:.2f} GiB" for role in ("parameter", "gradient", "state")
+    for one in read_memory(meta, pl.read_parquet(classes / "ranks.parquet"))[:_SHOWN]:
+        kept = (one.parameter_bytes, one.gradient_bytes, one.state_bytes, one.activation_bytes, one.peak_bytes)
+        parameters, gradients, state, made, peak = (f"{size / 2**30:.2f} GiB" for size in kept)
+        print(
+            f"  each of ranks {write_runs(one.ranks)}: parameters {parameters}, gradients {gradients}, state {state}, "
+            f"made {made}, at most {peak} together (at {one.peak_op} in {one.peak_module})"
         )
-        print(f"  kept by each rank of class {one['rank_class']}: {kept}")
     for row in communications(classes, gpus_per_node).iter_rows(named=True):
         print(
             f"  {row['axis'] or 'unsaid':<12} {row['what']:<15} {row['num']:>9,} in {row['groups']:>6,} groups, "
@@ -86,9 +98,15 @@ def communications(classes: Path, gpus_per_node: int) -> pl.DataFrame:
     spread = pl.col("ranks").list.eval(pl.element() // gpus_per_node).list.n_unique() > 1
     teams = tables["groups"].group_by("team").agg(pl.col("axis").first(), groups=pl.len(), is_across=spread.any())
     sizes = tables["ranks"].group_by("rank_class").agg(ranks=pl.len())
-    parts = tables["participants"].join(sizes, on="rank_class")
+    parts = tables["participants"].with_row_index("row").join(sizes, on="rank_class", maintain_order="left")
+    parts = parts.with_columns(pl.col("row").cast(pl.Int64), bytes=pl.col("send_bytes") * pl.col("ranks"))
+    own = classes / "participant_sizes.parquet"
+    if own.exists():
+        more = pl.read_parquet(own).join(parts.select("row", first="send_bytes"), on="row")
+        more = more.group_by("row").agg(more=(pl.col("send_bytes") - pl.col("first")).sum())
+        parts = parts.join(more, on="row", how="left").with_columns(pl.col("bytes") + pl.col("more").fill_null(0))
     # A class may be in some groups of a team at several places: its ranks all are in one group of it each.
-    sent = parts.group_by("node").agg(pl.col("team").first(), bytes=(pl.col("send_bytes") * pl.col("ranks")).sum())
+    sent = parts.group_by("node").agg(pl.col("team").first(), pl.col("bytes").sum())
     nodes = tables["nodes"].filter(pl.col("kind").is_in(["collective", "send"]))
     found = nodes.select("node", "num", "label").join(sent, on="node").join(teams, on="team")
     what = pl.col("label").str.split(" ").list.first()
@@ -103,13 +121,42 @@ def communications(classes: Path, gpus_per_node: int) -> pl.DataFrame:
     return counted.with_columns(groups=groups).drop("used").sort("bytes", descending=True)
 
 
-def watch(command: list[str]) -> tuple[int, str]:
-    """Run a command; return the most memory that it or one of its children had, in bytes, and what it printed."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, 3):
-        raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}")
-    ranks = max((rank["peak_bytes"] for rank in json.loads(done.stdout)["ranks"]), default=0)
-    return max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, ranks), done.stdout
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a command and all its processes took."""
+
+    seconds: float
+    user_s: float
+    peak_bytes: int
+    """Of the largest process."""
+
+
+def watch(command: list[str]) -> tuple[Cost, str]:
+    """Run a command; return what it and its processes took, also those that outlive it, and what it printed."""
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(command, stdout=printed)
+        ended = {}
+        while process.pid not in ended:
+            ended |= dict([_wait()])
+        seconds = time.monotonic() - began
+        with suppress(ChildProcessError):
+            while True:
+                ended |= dict([_wait()])
+        printed.seek(0)
+        text = printed.read()
+    process.returncode, _ = ended[process.pid]
+    if process.returncode not in (0, 3):
+        raise SystemExit(f"{' '.join(command)} ended with code {process.returncode}")
+    used = [usage for _, usage in ended.values()]
+    peak = max(usage.ru_maxrss for usage in used) * 1024
+    return Cost(seconds=seconds, user_s=sum(usage.ru_utime for usage in used), peak_bytes=peak), text
+
+
+def _wait() -> tuple[int, tuple[int, resource.struct_rusage]]:
+    pid, status, usage = os.wait4(-1, 0)
+    return pid, (os.waitstatus_to_exitcode(status), usage)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
-from truedag.launch.errors import LaunchError
 from truedag.launch.typed_numbers import natural, positive
+from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.estimate.estimate import Estimate
 
 
@@ -63,8 +64,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run it."""
     with Progress() as progress:
-        if arguments.device is not None and arguments.all_ranks:
-            raise LaunchError("--device estimates times of classes of ranks: leave out --all-ranks")
         result = run_dry(
             arguments.deployment,
             arguments.overrides,
@@ -90,6 +89,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 _SHOWN_CLASSES = 16
+_SHOWN_HELD = 8
 
 
 def _print_result(result: DryResult) -> None:
@@ -101,9 +101,10 @@ def _print_result(result: DryResult) -> None:
     for one in result.classes[:_SHOWN_CLASSES]:
         rank = events[one.representative]
         what = ", ".join(f"{name} {value}" for name, value in one.key)
+        sizes = f", of {len(one.alike):,} sizes" if len(one.alike) > 1 else ""
         print_result(
             f"    {what}: {len(one.ranks)} ranks, as rank {one.representative}: {rank.num_events:,} events, "
-            f"{rank.seconds:.1f} s, {rank.peak_bytes / 2**20:,.0f} MiB"
+            f"{rank.seconds:.1f} s, {rank.peak_bytes / 2**20:,.0f} MiB{sizes}"
         )
     if num_classes > _SHOWN_CLASSES:
         print_result(f"    and {num_classes - _SHOWN_CLASSES:,} more, listed in classes.json")
@@ -120,6 +121,7 @@ def _print_result(result: DryResult) -> None:
         print_result(
             f"  from {counts['num_class_nodes']:,} nodes and {counts['num_class_edges']:,} edges of the classes, {how}"
         )
+    _print_memory(result)
     if result.estimate is not None:
         _print_estimate(result.estimate)
     if result.audit is not None:
@@ -139,6 +141,29 @@ def _find_next(result: DryResult) -> str:
     if shown is None:
         return f"truedag draw {shlex.quote(str(shorten(result.out)))}"
     return f"{'open' if sys.platform == 'darwin' else 'xdg-open'} {shlex.quote(str(shorten(shown)))}"
+
+
+def _print_memory(result: DryResult) -> None:
+    most = sorted(result.memory, key=lambda one: (-one.peak_bytes, one.ranks))
+    if not most:
+        return
+    print_result("Memory of a rank, by what lives how long (without allocators' rounding and communications' buffers):")
+    for one in most[:_SHOWN_CLASSES]:
+        print_result(
+            f"  {_name_ranks(one.ranks)}: parameters {write_bytes(one.parameter_bytes)}, gradients "
+            f"{write_bytes(one.gradient_bytes)}, state {write_bytes(one.state_bytes)}, made in the step "
+            f"{write_bytes(one.activation_bytes)}, at most {write_bytes(one.peak_bytes)} together"
+        )
+    if len(most) > _SHOWN_CLASSES:
+        print_result(f"  and {len(most) - _SHOWN_CLASSES:,} more, with less; truedag report lists all")
+    first = most[0]
+    where = ", ".join(said for said in (first.peak_module, first.peak_phase) if said)
+    print_result(
+        f"  the most is on {_name_ranks(first.ranks)} at "
+        f"{first.peak_op}{f' ({where})' if where else ''}, node {first.peak_node:,}; alive then:"
+    )
+    for held in first.alive[:_SHOWN_HELD]:
+        print_result(f"    {write_bytes(held.num_bytes):>9}  {held.describe()}, {held.num:,} pieces")
 
 
 def _print_estimate(found: Estimate) -> None:
@@ -165,6 +190,10 @@ def _say_routing(result: DryResult) -> str:
     kind = said.pop("kind")
     details = ", ".join(f"{name} {value}" for name, value in said.items())
     return f"routing {kind}" + (f" ({details})" if details else "")
+
+
+def _name_ranks(ranks: Sequence[int]) -> str:
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {write_runs(ranks)}"
 
 
 def _list(ranks: list[int]) -> str:

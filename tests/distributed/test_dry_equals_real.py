@@ -13,14 +13,19 @@ import torch
 from graph_comparison import list_differences
 from megatron_ranks import run_ranks
 from small_model import SMALL
+from torch.profiler import ProfilerActivity, profile, record_function
 
+from truedag.launch.deployment_file import load_deployment
 from truedag.model.config import ModelConfig
 from truedag.parallel.inference import InferenceConfig
 from truedag.parallel.routing import Routing, parse_routing, write_routing
 from truedag.parallel.strategy import Strategy, parse_strategy
 from truedag.parallel.training import TrainingConfig
 from truedag.tracer.graph import Graph
+from truedag.tracer.merge.lifetimes import measure_memory
 from truedag.tracer.merge.merging import merge_traces
+from truedag.tracer.merge.nodes import extract_nodes
+from truedag.tracer.record.trace import read_trace
 
 DENSE = ModelConfig(
     num_layers=4,
@@ -170,8 +175,19 @@ def record_both(case: Case, folder: Path) -> tuple[Graph, Graph]:
 
 
 def _check(case: Case, folder: Path) -> None:
-    differences = list_differences(*record_both(case, folder))
+    graphs = record_both(case, folder)
+    differences = list_differences(*graphs)
     assert not differences, f"{len(differences)} differences:\n" + "\n".join(differences[:50])
+    dry, real = ({one["rank"]: one for one in graph.meta["memory"]} for graph in graphs)
+    assert len(dry) == len(real) == case.strategy.world_size
+    for rank, one in real.items():
+        for name, tolerance in _MEMORY.items():
+            assert dry[rank][name] == pytest.approx(one[name], rel=tolerance), f"{name} of rank {rank}"
+
+
+# What is named is the same exactly. What differs of the rest are small integers that device meta has on the host, and
+# at which of several operators storages of the backward pass end.
+_MEMORY = {"parameter_bytes": 0, "gradient_bytes": 0, "state_bytes": 0, "peak_bytes": 0.05, "activation_bytes": 0.05}
 
 
 @pytest.mark.parametrize("case", FEW.values(), ids=FEW.keys())
@@ -183,6 +199,70 @@ def test_a_dry_run_has_the_graph_of_the_real_run(case: Case, tmp_path: Path) -> 
 @pytest.mark.parametrize("case", MANY.values(), ids=MANY.keys())
 def test_a_dry_run_of_any_strategy_has_the_graph_of_the_real_run(case: Case, tmp_path: Path) -> None:
     _check(case, tmp_path)
+
+
+def peak_of_allocator(case: Case, text: Path) -> int:
+    """Return how many bytes PyTorch's allocator had given out on this rank at most in the second iteration.
+
+    Its own events say so, as torch.profiler gives them, from before the model is built; truedag records nothing.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        executor, iterate = _build(case, text, torch.device("cpu"), _routing(case, text, is_dry=False))
+        iterate(0)
+        with record_function("measured"):
+            iterate(1)
+    executor.close()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    measured = next(event for event in events if event.name() == "measured")
+    begin_ns, end_ns = measured.start_ns(), measured.start_ns() + measured.duration_ns()
+    live = most = 0
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    for time_ns, change in changes:
+        before, live = live, live + change
+        if begin_ns <= time_ns <= end_ns:
+            most = max(most, before, live)
+    return most
+
+
+# Narrow siblings of deployments, on fewer ranks and with fewer layers; as they are, in the slow tests.
+SMALLER = {
+    "training": (
+        "moe-30b-ep64-tp2-pp8-cpu",
+        ("strategy=TP2-EP2-ETP1", "model.num_layers=4", "model.num_experts=8", "workload.global_batch_size=2"),
+    ),
+    "inference": ("llama3-70b-tp2-pp4-cpu", ("strategy=PP2", "model.num_layers=8")),
+}
+
+
+def _check_memory(name: str, overrides: tuple[str, ...], folder: Path) -> None:
+    _, deployment = load_deployment(name, overrides)
+    case = Case(str(deployment.strategy), deployment.model, deployment.workload, routing="balanced")
+    text = folder / "text.txt"
+    text.write_bytes(np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes())
+    world_size = case.strategy.world_size
+    real = run_ranks(world_size, peak_of_allocator, case, text, timeout_s=200)
+    run_ranks(world_size, record_case, case, folder, text, timeout_s=200, process_group=False)
+    for rank, peak in enumerate(real):
+        memory = measure_memory(extract_nodes(read_trace(folder / f"rank-{rank:05d}.trace")))
+        assert memory is not None
+        assert memory["peak_bytes"] == pytest.approx(peak, rel=0.05), f"rank {rank}"
+
+
+@pytest.mark.parametrize("deployment", SMALLER.values(), ids=SMALLER.keys())
+def test_a_dry_run_needs_the_memory_that_the_allocator_gives_out(
+    deployment: tuple[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    _check_memory(*deployment, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["moe-30b-ep64-tp2-pp8-cpu", "moe-30b-ep8-tp4-pp2-dp4-cpu", "moe-30b-ep64-tp8-pp2-dp2-cpu",
+             "llama3-70b-tp2-pp4-cpu"]
+)  # fmt: skip
+def test_a_dry_run_of_a_deployment_needs_the_memory_that_the_allocator_gives_out(name: str, tmp_path: Path) -> None:
+    _check_memory(name, (), tmp_path)
 
 
 def test_another_routing_is_another_graph(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -21,6 +22,9 @@ from truedag.tracer.views.page.figures import measure, on_ranks
 from truedag.tracer.views.page.leaves import find_leaves
 from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
 from truedag.tracer.views.page.tree import build_tree
+
+# Every expert gets tokens of every rank, each another number of them.
+UNEVEN = ("--routing", "zipf:0.5", "workload.sequence_length=256", "model.max_sequence_length=256", "--device", "h100")
 
 
 def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_path: Path) -> None:
@@ -89,16 +93,47 @@ def _check_arithmetic(graph: Graph) -> None:
     } == wanted
 
 
+def _estimate(folder: Path) -> Any:
+    return json.loads((folder / "dag" / "meta.json").read_text())["estimate"]
+
+
+def _check_estimates(folder: Path, *, is_even: bool) -> None:
+    classes, every = (_estimate(folder / name) for name in ("classes", "all"))
+    assert classes["flops"] == every["flops"]
+    if is_even:
+        assert every["step_ns"] == classes["step_ns"]
+        assert every["idle_share"] == pytest.approx(classes["idle_share"])
+    else:
+        assert every["step_ns"] <= classes["step_ns"] < 1.5 * every["step_ns"], "of each class the slowest"
+
+
 def _differences(tmp_path: Path, strategy: str, *options: str) -> tuple[Path, list[str]]:
     """Execute ranks of classes and all ranks; return the folder of the first, and what differs."""
     path = write_small_deployment(tmp_path)
     overrides = (f"strategy={strategy}", "workload.global_batch_size=8", "model.num_attention_heads=4")
     for name, more in (("classes", ()), ("all", ("--all-ranks",))):
-        done = truedag("dry", str(path), *overrides, *options, *more, "--no-views", "--out", name, cwd=tmp_path)
+        options_of = (*overrides, *options, *more, "--no-views", "--out", name)
+        done = truedag("dry", str(path), *options_of, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     found = list_differences(Graph.open(tmp_path / "classes"), Graph.open(tmp_path / "all"))
+    if "--device" in options:
+        _check_estimates(tmp_path, is_even=options != UNEVEN)
     # Classes are told apart by what they run, those of all ranks by the names of experts too.
     return tmp_path / "classes", [line for line in found if not line.startswith("ranks: ")]
+
+
+def test_the_graph_made_of_classes_is_the_graph_of_all_ranks_whatever_their_sizes(tmp_path: Path) -> None:
+    folder, differences = _differences(tmp_path, "EP2-TP2-PP2", *UNEVEN)
+    assert differences == []
+    classes = json.loads((folder / "classes.json").read_text())["classes"]
+    assert [one["num_ranks"] for one in classes] == [2, 2, 2, 2]
+    assert [one["num_sizes"] for one in classes] == [2, 2, 2, 2]
+    graph = Graph.open(folder)
+    sizes = pl.read_parquet(folder / "dag" / "node_sizes.parquet")
+    assert len(sizes) < graph.meta["num_class_nodes"], "only what differs is kept"
+    written = graph.nodes.filter(pl.col("rank") >= 0).group_by("rank").agg(pl.col("bytes_written").sum())
+    of_class = written.join(graph.ranks.select("rank", "rank_class"), on="rank").group_by("rank_class")
+    assert of_class.agg(pl.col("bytes_written").n_unique()).collect()["bytes_written"].to_list() == [2, 2, 2, 2]
 
 
 def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> None:
@@ -132,7 +167,8 @@ def _check_page(graph: Graph) -> None:
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [
-        ("TP2-PP2-DP2-EP2-ETP1", ("workload.distributed_optimizer=true",)),
+        ("EP2-TP2-PP2-DP2", UNEVEN),
+        ("TP2-PP2-DP2-EP2-ETP1", ("workload.distributed_optimizer=true", "--device", "h100")),
         ("PP2-VPP2-DP4-EP2-ETP1", ("model.num_layers=4",)),
         ("EP2-TP2-PP2-DP2", ("--routing", "zipf:1.2")),
         ("EP2-TP2-PP2-DP2", ("--expand",)),

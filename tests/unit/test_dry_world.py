@@ -11,7 +11,14 @@ from truedag.tracer.errors import MergeError
 
 def world(rank_class: list[int], groups: list[tuple[str, str, tuple[int, ...]]]) -> World:
     size = len(rank_class)
-    return World(rank_class=np.array(rank_class), coordinates={}, first_expert=np.zeros(size, np.int64), groups=groups)
+    lowest = np.array([rank_class.index(one) for one in rank_class])
+    return World(
+        rank_class=np.array(rank_class),
+        coordinates={},
+        first_expert=np.zeros(size, np.int64),
+        groups=groups,
+        sized_as=lowest,
+    )
 
 
 def test_groups_of_equal_make_are_one_team() -> None:

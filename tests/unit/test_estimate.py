@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from truedag.tracer.estimate.costs import Placement, communication_ns, operator_
 from truedag.tracer.estimate.device import Device
 from truedag.tracer.estimate.estimate import estimate
 from truedag.tracer.estimate.simulation import simulate
+from truedag.tracer.graph.class_dataset import FORM
+from truedag.tracer.graph.source import FORMAT_VERSION
 
 # Bytes and operations a nanosecond, so that times are round.
 DEVICE = Device(
@@ -136,7 +139,7 @@ def test_products_of_each_type_are_held_against_its_own_peak(tmp_path: Path) -> 
     }
     for name, table in tables.items():
         table.write_parquet(tmp_path / f"{name}.parquet")
-    (tmp_path / "meta.json").write_text("{}")
+    (tmp_path / "meta.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "form": FORM}))
     device = replace(DEVICE, peak_flops={"bfloat16": 100e9, "float32": 10e9})
     found = estimate(tmp_path, device, gpus_per_node=8, num_tokens=1)
     # At half of the peak 100 and 1,000 ns, and 7 of the smallest kernel; at the peak 50 and 500 ns.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm, scaled_dot_product_attention
+from torch.nn.functional import conv1d, conv2d, conv_transpose2d, grouped_mm, scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from truedag.tracer.graph import Graph
@@ -41,6 +41,29 @@ def test_products_count_as_torch_counts_them(tmp_path: Path) -> None:
         products()
     # Of a matrix and a vector torch's counter knows nothing: 2 x 4 x 6.
     assert counted(products, tmp_path) == counter.get_total_flops() + 2 * 4 * 6
+
+
+def convolutions() -> None:
+    pixels = torch.ones(2, 4, 9, 11, requires_grad=True)
+    filters = torch.ones(6, 4, 3, 2, requires_grad=True)
+    conv2d(pixels, filters, torch.ones(6, requires_grad=True), stride=2, padding=3).sum().backward()
+    conv1d(torch.ones(3, 4, 10), torch.ones(4, 4, 3, requires_grad=True)).sum().backward()
+    smaller = torch.ones(4, 8, 3, 3, requires_grad=True)
+    conv_transpose2d(torch.ones(2, 4, 5, 5, requires_grad=True), smaller, stride=2).sum().backward()
+
+
+def test_convolutions_count_as_torch_counts_them(tmp_path: Path) -> None:
+    with FlopCounterMode(display=False) as counter:
+        convolutions()
+    assert counted(convolutions, tmp_path) == counter.get_total_flops()
+
+
+def test_groups_of_a_convolution_count_alone_forward_and_backward(tmp_path: Path) -> None:
+    def run() -> None:
+        filters = torch.ones(8, 2, 3, requires_grad=True)
+        conv1d(torch.ones(2, 4, 10, requires_grad=True), filters, groups=2).sum().backward()
+
+    assert counted(run, tmp_path) == 3 * (2 * 2 * 8 * 8 * 2 * 3)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -25,7 +25,7 @@ FORWARD = {
     "graph": {"graph", "topology", "errors"},
     "topology.py": set(),
     "analysis": {"analysis", "graph", "topology", "errors"},
-    "estimate": {"estimate", "errors"},
+    "estimate": {"estimate", "graph", "errors"},
     "export": {"export", "graph", "errors"},
     "replay": {"replay", "graph", "record", "errors"},
     "audit": {"audit", "analysis", "graph", "topology", "errors"},

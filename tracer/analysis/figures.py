@@ -9,6 +9,7 @@ from truedag.tracer.analysis import (
     communications,
     critical_path,
     experts,
+    held_memory,
     memory,
     shares,
     stragglers,
@@ -28,6 +29,7 @@ _MODULES: dict[str, tuple[ModuleType, type | None]] = {
     "mfu": (throughput, throughput.Throughput),
     "generation": (throughput, throughput.Generation),
     "memory": (memory, memory.RankMemory),
+    "held-memory": (held_memory, held_memory.HeldMemory),
     "experts": (experts, experts.ExpertPlace),
     "expert-load": (experts, experts.ExpertLoad),
 }

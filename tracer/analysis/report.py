@@ -18,6 +18,7 @@ from rich.console import RenderableType
 from truedag.tracer.analysis.communications import CommunicationTotals, total_communications
 from truedag.tracer.analysis.critical_path import CriticalPath, find_critical_path
 from truedag.tracer.analysis.experts import ExpertLoad, ExpertPlace, measure_loads, place_experts
+from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
 from truedag.tracer.analysis.memory import RankMemory, measure_memory
 from truedag.tracer.analysis.report_text import render_report, write_html, write_markdown
 from truedag.tracer.analysis.shares import RankShares, find_spans, measure_steps, share_time
@@ -94,6 +95,7 @@ class Report:
     experts: tuple[ExpertPlace, ...]
     expert_loads: tuple[ExpertLoad, ...]
     memory: tuple[RankMemory, ...]
+    held_memory: tuple[HeldMemory, ...]
 
     def render(self) -> RenderableType:
         """Return what the terminal shows."""
@@ -170,6 +172,7 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         experts=tuple(place_experts(held)),
         expert_loads=tuple(measure_loads(graph.nodes, ranks)),
         memory=tuple(measure_memory(nodes, data.collect(), sources.collect())),
+        held_memory=tuple(read_memory(meta, ranks)),
     )
 
 

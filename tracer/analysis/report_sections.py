@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from truedag.tracer.analysis.report import Report
 
 _TOP = 10
+_MOST_HELD = 6
 _MOST_RANKS = 64  # rows of a table that has one for each rank
 
 
@@ -73,8 +74,8 @@ def list_sections(report: Report) -> list[Section]:
     """Return the sections that have something to say, in order."""
     found = [
         _shares(report), *_steps(report), _communications(report), _stragglers(report), _path(report),
-        _path_operators(report), _throughput(report), *_generations(report), _memory(report), _experts(report),
-        _loads(report),
+        _path_operators(report), _throughput(report), *_generations(report), _memory(report), _held(report),
+        _experts(report), _loads(report),
     ]  # fmt: skip
     return [section for section in found if section.rows]
 
@@ -256,12 +257,31 @@ def _memory(report: Report) -> Section:
         )  # fmt: skip
         alike.setdefault(cells, []).append(one.rank)
     return Section(
-        name="memory",
-        title="Memory",
+        name="memory", title="Data of each rank",
         note="What the data of a rank need at least: parameters (and their share of all ranks'), other tensors there "
         "before, results still to be read at most. Ranks that agree are one row.",
         columns=("ranks", "parameters", "share", "state", "live at most", "after"),
         rows=[[write_runs(ranks), *cells] for cells, ranks in alike.items()], right=(1, 2, 3, 4),
+    )  # fmt: skip
+
+
+def _held(report: Report) -> Section:
+    rows = []
+    for one in report.held_memory:
+        where = one.peak_module or one.peak_phase or "no module"
+        at = f"{_short(one.peak_op or '-')} in {where}" + (f", {one.peak_phase}" if one.peak_module else "")
+        sizes = (
+            one.parameter_bytes, one.gradient_bytes, one.state_bytes, one.activation_bytes, one.peak_bytes,
+        )  # fmt: skip
+        rows.append([write_runs(list(one.ranks)), *map(write_bytes, sizes), at])
+        most = one.alive[:_MOST_HELD]
+        rows.extend(["", "", "", "", f"{held.num:,} x", write_bytes(held.num_bytes), held.describe()] for held in most)
+    return Section(
+        name="held-memory", title="Memory of each rank",
+        note="What the program had in memory: made while recording at most, all together at the peak, the operator at "
+        f"whose end that was, and the {_MOST_HELD} largest parts of what was alive then. Without what operators and "
+        "communications take inside, and what allocators round up or keep.",
+        columns=("ranks", "parameters", "gradients", "state", "made", "peak", "at"), rows=rows, right=(1, 2, 3, 4, 5),
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ topologically: that is the class graph. Each of its nodes stands for as many nod
 ranks, or a collective's team has groups; these have numbers in a row, beginning with the class node's own. So the whole
 graph is numbered topologically as well, and a number is found by arithmetic: `graph/class_dataset.py` does it.
 
-The cost goes with the number of classes. Only the tables of ranks and groups have a row for each.
+The cost goes with the number of classes. Only the tables of ranks and groups have a row for each, and where the routing
+gives ranks of a class sizes of their own, those of these sizes (`sizes`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from truedag.tracer.dry.memory import weigh_kept
+from truedag.tracer.dry.programs import read_part
 from truedag.tracer.dry.quotient import ClassPart, Quotient, join_classes
+from truedag.tracer.dry.sizes import ClassSizes, Names, measure_sizes, size_tables, spread_rows
 from truedag.tracer.dry.world import Ints, Teams, World
-from truedag.tracer.errors import CycleError, MergeError
+from truedag.tracer.errors import CycleError
 from truedag.tracer.graph import FORMAT_VERSION
 from truedag.tracer.graph.class_dataset import FORM, FORM_VERSION, ClassEdges
 from truedag.tracer.graph.class_world import ClassWorld
@@ -30,11 +32,11 @@ from truedag.tracer.merge.clock import Clock
 from truedag.tracer.merge.dataset import AXES, begin_folder, finish_folder
 from truedag.tracer.merge.global_numbers import RankOrder, number_all
 from truedag.tracer.merge.joining import Joined, joined_nodes, read_comms_of
-from truedag.tracer.merge.making import Workers, make_parts
+from truedag.tracer.merge.lifetimes import number_peak
 from truedag.tracer.merge.microbatches import find_microbatches
 from truedag.tracer.merge.part import P2P, Part
 from truedag.tracer.merge.rank_part import KERNEL_SCHEMA, short_name
-from truedag.tracer.merge.sorting import stable_order
+from truedag.tracer.merge.sorting import order_edges, stable_order
 from truedag.tracer.merge.tables import (
     NODE_SCHEMA,
     RankPlan,
@@ -61,7 +63,7 @@ def build_class_graph(
     """Write the class graph of a world into a folder; return what `meta.json` counts.
 
     Args:
-        traces: those of the classes' representatives, by rank.
+        traces: of the ranks that were executed.
         world: the classes, and what process groups there are.
         out_dir: the dataset's folder; made new, an earlier dataset in it is replaced.
         deployment: what `meta.json` is to call it.
@@ -73,9 +75,12 @@ def build_class_graph(
         MergeError: the classes do not make one graph, or it cannot be written.
         CycleError: operations depend on each other in a circle.
     """
-    parts = _make_parts([traces[rank] for rank in world.representatives])
+    parts = {rank: read_part(traces[rank]) for rank in world.representatives}
+    names = Names()
+    sizes = measure_sizes(world, parts, traces, names)
     teams = Teams(world)
-    quotient = join_classes(world, teams, {rank: read_comms_of(part) for rank, part in parts.items()})
+    comms = {rank: read_comms_of(part) for rank, part in parts.items()}
+    quotient = join_classes(world, teams, comms, sizes, list(names.texts))
     joined = quotient.joined
     places, collective_places, cycle = number_all(_orders(parts, joined), joined, lambda size: np.empty(size, np.int64))
     if cycle:
@@ -106,20 +111,13 @@ def build_class_graph(
         "ranks": _ranks(world, parts),
         "kernels": pl.DataFrame(schema=KERNEL_SCHEMA),
     }
+    frames |= _size_tables(world, quotient, sizes, names, frames, numbers, collectives)
+    frames["edges"] = frames["edges"].drop("local")
     counts = _count(world, teams, quotient, frames)
-    kept = [{"rank_class": number, **weigh_kept(traces[rank])} for number, rank in enumerate(parts)]
-    meta = _describe(world, parts, counts, deployment, strategy, {**told, "memory": kept})
+    memory = _memory(world, sizes, numbers, collectives, joined)
+    meta = _describe(world, parts, {**counts, "memory": memory}, deployment, strategy, told)
     finish_folder(begin_folder(out_dir), out_dir, frames, meta)
     return counts
-
-
-def _make_parts(traces: Sequence[Path]) -> dict[int, Part]:
-    parts = {}
-    for one in make_parts(traces, None, Workers()):
-        if not isinstance(one.part, Part):
-            raise MergeError(one.said)
-        parts[one.rank] = one.part
-    return parts
 
 
 def _orders(parts: Mapping[int, Part], joined: Joined) -> dict[int, RankOrder]:
@@ -205,15 +203,18 @@ def _labels_of_messages(part: Part, quotient: Quotient, rank_class: int) -> dict
 def _edges(
     quotient: Quotient, parts: Mapping[int, Part], plans: Mapping[int, RankPlan], numbers: Mapping[int, Ints]
 ) -> pl.DataFrame:
+    """Return the edges; `local` is an edge's place in its class's part, -1: a message."""
     frames = []
     for number, (rank, part) in enumerate(parts.items()):
         rows = rank_edges(part, plans[rank])
         (frame,) = edge_table([rows], at_once=len(rows.src) + 1)
-        frames.append(
-            frame.filter(pl.col("src") != pl.col("dst")).with_columns(
-                rank_class=pl.lit(number, pl.Int32), team=pl.lit(-1, pl.Int32), place=pl.lit(-1, pl.Int32)
-            )
+        frame = frame.with_columns(
+            rank_class=pl.lit(number, pl.Int32),
+            team=pl.lit(-1, pl.Int32),
+            place=pl.lit(-1, pl.Int32),
+            local=pl.Series(order_edges(rows.src, rows.dst, rows.kind.astype(np.int64), rows.num_bytes)),
         )
+        frames.append(frame.filter(pl.col("src") != pl.col("dst")))
     class_of = {rank: number for number, rank in enumerate(parts)}
     for message, told in zip(quotient.joined.messages, quotient.messages, strict=True):
         (frame,) = edge_table([message_edges([message], numbers, P2P)], at_once=2)
@@ -222,6 +223,7 @@ def _edges(
                 rank_class=pl.lit(class_of[message.source], pl.Int32),
                 team=pl.lit(told.team, pl.Int32),
                 place=pl.lit(told.place, pl.Int32),
+                local=pl.lit(-1, pl.Int64),
             )
         )
     return pl.concat(frames).sort("src", "dst", "kind", "bytes", "rank_class", maintain_order=True)
@@ -247,6 +249,57 @@ def _participants(
     schema |= dict.fromkeys(("seq", "send_bytes", "recv_bytes"), pl.Int64)
     never = [pl.lit(None, pl.Int64).alias(name) for name in ("arrive_ns", "start_ns", "end_ns")]
     return pl.DataFrame(columns, schema=schema).with_columns(never).sort("node", "rank_class")
+
+
+def _size_tables(
+    world: World,
+    quotient: Quotient,
+    sizes: Sequence[ClassSizes],
+    names: Names,
+    frames: Mapping[str, pl.DataFrame],
+    numbers: Mapping[int, Ints],
+    collectives: Ints,
+) -> dict[str, pl.DataFrame]:
+    """Return the tables of the sizes that ranks of a class, and groups of a team, have of their own."""
+    node = frames["nodes"]["node"].to_numpy()
+    first = np.searchsorted(node, collectives)
+    nodes = [one.rows(int(first[one.number])) for one in quotient.sized]
+    edges, parts = [], []
+    edge_class, local = (frames["edges"][name].to_numpy() for name in ("rank_class", "local"))
+    part_node, part_class = (frames["participants"][name].to_numpy() for name in ("node", "rank_class"))
+    for number, (rank, own) in enumerate(zip(world.representatives, sizes, strict=True)):
+        if len(own.executed) == 1:
+            continue
+        row = np.searchsorted(node, numbers[rank])
+        row[list(quotient.joined.places[rank])] = -1  # `SizedCollective` tells of them
+        nodes += spread_rows(world, number, own, "nodes", row)
+        here = np.flatnonzero((edge_class == number) & (local >= 0))
+        row = np.full(int(local.max(initial=-1)) + 1, -1)
+        row[local[here]] = here
+        edges += spread_rows(world, number, own, "edges", row)
+        here = np.flatnonzero(part_class == number)
+        of_node = dict(zip(part_node[here].tolist(), here.tolist(), strict=True))
+        places = quotient.joined.places[rank]
+        met = [collectives[places[one]] if one in places else numbers[rank][one] for one in own.place]
+        parts += spread_rows(world, number, own, "comms", np.array([of_node.get(int(one), -1) for one in met]))
+    return size_tables(nodes, edges, parts, names)
+
+
+def _memory(
+    world: World, sizes: Sequence[ClassSizes], numbers: Mapping[int, Ints], collectives: Ints, joined: Joined
+) -> list[dict[str, Any]]:
+    """What ranks have in memory, by class; by ranks where those of a class have sizes of their own."""
+    found = []
+    for number, (first, own) in enumerate(zip(world.representatives, sizes, strict=True)):
+        sized_as = world.sized_as[world.members[number]]
+        for rank, one in zip(own.executed.tolist(), own.ranks, strict=True):
+            if one.memory is None:
+                continue
+            who: dict[str, Any] = {"rank_class": number}
+            if len(own.executed) > 1:
+                who["ranks"] = world.members[number][sized_as == rank].tolist()
+            found.append({**who, **number_peak(one.memory, numbers[first], collectives, joined.places[first])})
+    return found
 
 
 def _groups(world: World, teams: Teams, quotient: Quotient) -> pl.DataFrame:
@@ -313,7 +366,7 @@ def _count(world: World, teams: Teams, quotient: Quotient, frames: Mapping[str, 
 def _describe(
     world: World,
     parts: Mapping[int, Part],
-    counts: Mapping[str, int],
+    counts: Mapping[str, Any],
     deployment: str | None,
     strategy: str | None,
     told: Mapping[str, Any],

@@ -5,15 +5,20 @@ collective that a class's ranks call in their group of a team is, for each of th
 that stand in it; so one quotient node stands for one collective in each group of the team. A message that a class sends
 to a place in its group is received there by the class of that place.
 
+Where ranks of a class give or get different amounts, each of a team's groups is looked at (`SizedCollective`).
+
 What would make the quotient lie is refused: classes that call different things, messages between ranks of a class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from truedag.tracer.dry.world import Team, Teams, World
+import numpy as np
+
+from truedag.tracer.dry.sizes import ClassSizes, SizedRows
+from truedag.tracer.dry.world import Ints, Team, Teams, World
 from truedag.tracer.errors import MergeError
 from truedag.tracer.merge.comms import CommRecord
 from truedag.tracer.merge.joining import CollectiveNode, Joined, MessageEdge, RankComms, agree
@@ -49,6 +54,24 @@ class ClassMessage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SizedCollective:
+    """A collective that is of other sizes in each group of its team."""
+
+    number: int
+    """In `Joined.collectives`."""
+
+    sizes: Ints
+    """[4, groups] bytes that all give, and get, and the numbers of the texts of inputs and outputs."""
+
+    def rows(self, row: int) -> SizedRows:
+        """Return what differs from the first group, which the class graph's row says."""
+        turn = np.flatnonzero((self.sizes != self.sizes[:, :1]).any(axis=0))
+        none = np.full((1, len(turn)), -1)  # no FLOPs
+        values = np.concatenate([none, self.sizes[:, turn]])
+        return SizedRows(row=np.full(len(turn), row), turn=turn, values=values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quotient:
     """The communications of a world's classes, joined."""
 
@@ -60,12 +83,26 @@ class Quotient:
 
     messages: list[ClassMessage]
     parts: list[ClassPart]
+    sized: list[SizedCollective]
     axes: dict[int, str]
     """By team: the axis that its groups are told to be."""
 
 
-def join_classes(world: World, teams: Teams, ranks: Mapping[int, RankComms]) -> Quotient:
+def join_classes(
+    world: World,
+    teams: Teams,
+    ranks: Mapping[int, RankComms],
+    sizes: Sequence[ClassSizes],
+    texts: Sequence[str],
+) -> Quotient:
     """Join what the representatives recorded.
+
+    Args:
+        world: the classes.
+        teams: its groups.
+        ranks: what the representatives communicated.
+        sizes: by class: those of its ranks.
+        texts: by their numbers in the sizes.
 
     Raises:
         MergeError: what they communicate is not whole, or cannot be told of classes.
@@ -75,6 +112,7 @@ def join_classes(world: World, teams: Teams, ranks: Mapping[int, RankComms]) -> 
         team_of=[],
         messages=[],
         parts=[],
+        sized=[],
         axes=_told_axes(teams, ranks),
     )
     collectives: dict[tuple[int, int], dict[int, CommRecord]] = {}
@@ -90,7 +128,10 @@ def join_classes(world: World, teams: Teams, ranks: Mapping[int, RankComms]) -> 
                 place = counts[team.number] = counts.get(team.number, -1) + 1
                 collectives.setdefault((team.number, place), {})[number] = record
     for (team_number, place), records in collectives.items():
-        _join_collective(out, world, teams, teams.teams[team_number], place, records, ranks)
+        sized = _find_sized(world, teams.teams[team_number], records, sizes)
+        _join_collective(out, world, teams, teams.teams[team_number], place, records, ranks, sized)
+        if sized is not None:
+            _say_sizes(out, sized, texts)
     for (team_number, source, destination, _), (sends, receives) in lanes.items():
         team = teams.teams[team_number]
         _join_lane(out, world, team, (source, destination), (sends, receives), ranks)
@@ -127,6 +168,52 @@ def _add_message(
     lane[not is_send].append(record)
 
 
+def _find_sized(
+    world: World, team: Team, records: Mapping[int, CommRecord], sizes: Sequence[ClassSizes]
+) -> Ints | None:
+    """Return what the ranks of a team's groups give and get in a collective, and how their texts are numbered.
+
+    Returns:
+        [4, groups, places]; None where the ranks of each class say the same.
+    """
+    if not any(sizes[number].varies(record.node) for number, record in records.items()):
+        return None
+    members = np.array([world.groups[group][2] for group in team.groups], np.int64)
+    columns = [
+        sizes[number].comms_of(world.sized_as[members[:, at]], records[number].node)
+        for at, number in enumerate(team.classes)
+    ]
+    found: Ints = np.stack(columns, axis=2)
+    return found
+
+
+def _say_sizes(out: Quotient, sized: Ints, texts: Sequence[str]) -> None:
+    """Say of the collective that was joined last what each of its team's groups moves."""
+    sums = sized[:2].sum(axis=2)
+    # As the first rank of a group has them that has any.
+    first = (sized[2:] != 0).argmax(axis=2)
+    said = np.take_along_axis(sized[2:], first[:, :, None], axis=2)[:, :, 0]
+    one = out.joined.collectives[-1]
+    one.bytes_read, one.bytes_written = (int(total) for total in sums[:, 0])
+    one.inputs, one.outputs = (texts[number] for number in said[:, 0])
+    number = len(out.joined.collectives) - 1
+    out.sized.append(SizedCollective(number=number, sizes=np.concatenate([sums, said])))
+
+
+def _find_fault(by_place: Mapping[int, CommRecord], sized: Ints | None) -> str:
+    """Return why the records of a team's groups are no whole collective, '' if they are: of the first that is none."""
+    if sized is None:
+        return find_fault(by_place)
+    for moved in np.unique(sized[:2], axis=1).transpose(1, 2, 0).tolist():
+        own = {
+            at: replace(by_place[at], sent_bytes=sent, received_bytes=received)
+            for at, (sent, received) in enumerate(moved)
+        }
+        if fault := find_fault(own):
+            return fault
+    return ""
+
+
 def _join_collective(
     out: Quotient,
     world: World,
@@ -135,6 +222,7 @@ def _join_collective(
     place: int,
     records: dict[int, CommRecord],
     ranks: Mapping[int, RankComms],
+    sized: Ints | None,
 ) -> None:
     what = f"{next(iter(records.values())).op} number {place} of the groups {team.description!r}"
     if missing := set(team.classes) - set(records):
@@ -151,7 +239,8 @@ def _join_collective(
         number: -1 if record.peer < 0 else _group_of(world, teams, number, record).index(record.peer)
         for number, record in records.items()
     }
-    if fault := find_fault({at: replace(record, peer=roots[team.classes[at]]) for at, record in by_place.items()}):
+    rooted_at = {at: replace(record, peer=roots[team.classes[at]]) for at, record in by_place.items()}
+    if fault := _find_fault(rooted_at, sized):
         raise MergeError(f"{what}: {fault}: {_TRUST_NO_CLASS}")
     axis = out.axes.get(team.number, "")
     first = records[team.classes[0]]

@@ -9,6 +9,8 @@ from typing import Any
 
 import polars as pl
 
+from truedag.tracer.graph.dataset import Dataset
+
 _TIMES: Mapping[str, tuple[str, ...]] = {
     "nodes": ("start_ns", "end_ns", "host_start_ns", "host_end_ns"),
     "participants": ("arrive_ns", "start_ns", "end_ns", "waited_ns"),
@@ -22,8 +24,8 @@ def forget_times(folder: Path, *, told: Mapping[str, Any]) -> None:
         folder: the dataset.
         told: what `meta.json` says under "dry".
     """
-    for table, columns in _TIMES.items():
-        path = folder / f"{table}.parquet"
+    files = [(path, columns) for table, columns in _TIMES.items() for path in Dataset.open(folder).files(table)]
+    for path, columns in files:
         frame = pl.read_parquet(path)
         frame = frame.with_columns(
             pl.lit(None, frame.schema[column]).alias(column) for column in columns if column in frame.columns

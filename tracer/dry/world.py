@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from truedag.tracer.errors import MergeError
 
 Ints = NDArray[np.int64]
+Groups = Sequence[tuple[str, str, tuple[int, ...]]]  # name, description and ranks of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,11 @@ class World:
     first_expert: Ints
     """[world] The lowest number of a layer's experts that a rank holds; 0 where there are none."""
 
-    groups: Sequence[tuple[str, str, tuple[int, ...]]]
+    groups: Groups
     """Name, description and ranks of every process group, in the order in which all ranks made them."""
+
+    sized_as: Ints
+    """[world] The rank that was executed for all that have its sizes too; of each class one is its lowest rank."""
 
     @cached_property
     def members(self) -> list[Ints]:
@@ -40,6 +44,11 @@ class World:
     def representatives(self) -> list[int]:
         """Each class's lowest rank."""
         return [int(ranks[0]) for ranks in self.members]
+
+    @cached_property
+    def executed(self) -> list[Ints]:
+        """Each class's ranks that were executed, ascending: its lowest rank, and one for each other choice of sizes."""
+        return [np.unique(self.sized_as[ranks]) for ranks in self.members]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

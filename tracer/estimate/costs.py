@@ -28,6 +28,7 @@ ASSUMPTIONS = (
     "several groups and computation do not slow each other down",
     "communications take a base, a time for each hop and the bytes at the slowest link: rings, for all-reduce rings or "
     "trees, whichever is faster; every pair at once in all-to-all",
+    "where ranks of a class have sizes of their own, each takes as long as the largest; --all-ranks tells them apart",
     "hops take what those of short messages do, whatever is sent",
     "ranks fill nodes in order; messages of a group that is in several nodes go from one to another; links are never "
     "shared with other jobs",

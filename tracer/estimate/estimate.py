@@ -1,4 +1,8 @@
-"""Give a class graph estimated times, and say what they come to."""
+"""Give a graph without times estimated ones, and say what they come to.
+
+A class graph is simulated with one GPU of each class, a graph of all ranks with all of them. Where ranks of a class
+have sizes of their own, the one that is simulated takes as long as the largest of them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 from truedag.tracer.estimate.costs import ASSUMPTIONS, Placement, communication_ns, operator_ns
 from truedag.tracer.estimate.device import Device
 from truedag.tracer.estimate.simulation import Simulated, simulate
+from truedag.tracer.estimate.tables import Tables, read_tables, write_times
 
 Floats = NDArray[np.float64]
 _COMMUNICATIONS = ("collective", "send", "recv")
@@ -50,10 +55,10 @@ class Estimate:
 
 
 def estimate(folder: Path, device: Device, *, gpus_per_node: int, num_tokens: int) -> Estimate:
-    """Write estimated times into a class graph's tables, marked as such, and return what they come to.
+    """Write estimated times into a graph's tables, marked as such, and return what they come to.
 
     Args:
-        folder: the class graph's.
+        folder: the graph's: of classes, or of all ranks.
         device: what each rank runs on.
         gpus_per_node: how many ranks are in a node.
         num_tokens: that a step trains on, or that a generation makes.
@@ -61,15 +66,11 @@ def estimate(folder: Path, device: Device, *, gpus_per_node: int, num_tokens: in
     Raises:
         GraphError: the device file lacks what is needed.
     """
-    tables = {
-        name: pl.read_parquet(folder / f"{name}.parquet") for name in ("nodes", "edges", "participants", "groups")
-    }
-    nodes, parts = tables["nodes"], tables["participants"]
-    takes = _durations(device, nodes, parts, _placements(tables["groups"], gpus_per_node))
-    found = simulate(nodes, tables["edges"], parts, takes)
-    _write(folder, nodes, parts, found)
-    sizes = dict(pl.read_parquet(folder / "ranks.parquet")["rank_class"].value_counts().iter_rows())
-    summary = _summarize(device, gpus_per_node, num_tokens, nodes, parts, found, sizes)
+    tables = read_tables(folder)
+    takes = _durations(device, tables.nodes, tables.parts, _placements(tables.groups, gpus_per_node))
+    found = simulate(tables.nodes, tables.edges, tables.parts, takes)
+    write_times(folder, tables, found)
+    summary = _summarize(device, gpus_per_node, num_tokens, tables, found)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     meta["estimate"] = asdict(summary)
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -100,37 +101,14 @@ def _durations(device: Device, nodes: pl.DataFrame, parts: pl.DataFrame, placeme
     return takes
 
 
-def _write(folder: Path, nodes: pl.DataFrame, parts: pl.DataFrame, found: Simulated) -> None:
-    runs = nodes["kind"].is_in(["compute", *_COMMUNICATIONS])
-    times = {"start_ns": found.start_ns, "end_ns": found.end_ns}
-    timed = nodes.with_columns(
-        *(
-            pl.when(runs).then(pl.Series(np.rint(values).astype(np.int64))).alias(name)
-            for name, values in times.items()
-        ),
-        timing=pl.when(runs).then(pl.lit("estimated")).otherwise(pl.lit("none")),
-    )
-    timed.write_parquet(folder / "nodes.parquet", compression="zstd", compression_level=1)
-    rows = np.searchsorted(nodes["node"].to_numpy(), parts["node"].to_numpy())
-    arrived = [
-        round(found.arrive_ns.get((row, rank_class), 0.0))
-        for row, rank_class in zip(rows.tolist(), parts["rank_class"].to_list(), strict=True)
-    ]
-    parts.with_columns(
-        pl.Series("arrive_ns", arrived, dtype=pl.Int64),
-        *(pl.Series(name, np.rint(values[rows]).astype(np.int64)) for name, values in times.items()),
-    ).write_parquet(folder / "participants.parquet", compression="zstd", compression_level=1)
-
-
 def _summarize(
     device: Device,
     gpus_per_node: int,
     num_tokens: int,
-    nodes: pl.DataFrame,
-    parts: pl.DataFrame,
+    tables: Tables,
     found: Simulated,
-    sizes: dict[int, int],
 ) -> Estimate:
+    nodes, parts, sizes = tables.nodes, tables.parts, tables.num_ranks
     step_ns = float(found.end_ns.max(initial=0.0)) or 1.0
     world = sum(sizes.values())
     own, kind = nodes["rank_class"].to_numpy(), nodes["kind"].to_numpy()
@@ -143,10 +121,9 @@ def _summarize(
         compute_ns = _covered(found, ran)
         computing += size * compute_ns
         idle += size * (step_ns - _covered(found, np.concatenate((ran, met))))
-    flops = int((nodes["flops"].fill_null(0) * nodes["num"]).sum())
-    counted = nodes.filter(pl.col("flops") > 0).select(pl.col("num") * pl.col("flops"), peak=_DTYPE)
+    counted = nodes.filter(pl.col("flops") > 0).select("flops_of_all", peak=_DTYPE)
     peaks = counted["peak"].replace_strict(dict(device.peak_flops), return_dtype=pl.Float64)
-    at_peak_s = float((counted["num"] / peaks).sum())
+    at_peak_s = float((counted["flops_of_all"] / peaks).sum())
     phases = nodes["phase"].to_numpy()
     prefill = found.end_ns[phases == "prefill"]
     return Estimate(
@@ -154,7 +131,7 @@ def _summarize(
         gpus_per_node=gpus_per_node,
         step_ns=round(step_ns),
         prefill_ns=round(float(prefill.max())) if len(prefill) else None,
-        flops=flops,
+        flops=int(counted["flops_of_all"].sum()),
         flops_utilization=at_peak_s / (step_ns / 1e9 * world),
         compute_share=computing / world / step_ns,
         exposed_communication_share=1 - (computing + idle) / world / step_ns,

@@ -3,7 +3,8 @@
 Theory of operation (`dry/class_graph.py` writes it). A row of the class graph stands for one node of each rank of its
 class, or for one collective in each group of its team. The nodes that it stands for are numbered in a row, by turn,
 from the row's own number on. So what is wanted is made by repeating rows and adding turns: batch by batch in the order
-of the rows, which is the graph's. A rank's experts are numbered from its first on.
+of the rows, which is the graph's. A rank's experts are numbered from its first on. Where the routing gives ranks of a
+class sizes of their own, these lie beside, by row and turn.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from polars.io.plugins import register_io_source
 
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph.class_experts import move_experts, names_experts
+from truedag.tracer.graph.class_sizes import Sizes
 from truedag.tracer.graph.class_world import Bools, ClassWorld, Ints, Wanted
 from truedag.tracer.graph.source import TABLES
 
@@ -104,6 +106,19 @@ class ClassDataset:
         return {table: pl.read_parquet(self.path / f"{table}.parquet") for table in ("nodes", "edges", "participants")}
 
     @cached_property
+    def _sizes(self) -> dict[str, Sizes | None]:
+        return {table: Sizes.read(self.path, table) for table in ("nodes", "edges", "participants")}
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all ranks of each class have equal sizes."""
+        return all(sizes is None for sizes in self._sizes.values())
+
+    def _sized(self, table: str, frame: pl.DataFrame, row: Ints, turn: Ints) -> pl.DataFrame:
+        sizes = self._sizes[table]
+        return frame if sizes is None else sizes.lay_over(frame, row, turn)
+
+    @cached_property
     def _of_experts(self) -> Bools:
         return names_experts(self._rows["nodes"])
 
@@ -127,6 +142,7 @@ class ClassDataset:
             rank = _ranks_of(world, rank_class[row], turn)
             made = {"node": pl.Series(first[row] + turn), "rank": pl.Series(rank, dtype=pl.Int32)}
             frame = frame.with_columns(made[name].alias(name) for name in ("node", "rank") if name in columns)
+            frame = self._sized("nodes", frame, row, turn)
             some = np.flatnonzero(self._of_experts[row])
             moved = world.experts_moved(rank[some], team[row[some]], turn[some])
             yield move_experts(frame, some[moved != 0], moved[moved != 0])
@@ -145,7 +161,8 @@ class ClassDataset:
                 "rank": rank,
                 "group": group[begins[team[row]] + world.turn[team[row], rank]],
             }
-            frame = rows.select(_SAID)[row.astype(np.uint32)].with_columns(
+            frame = self._sized("participants", rows.select(_SAID)[row.astype(np.uint32)], row, world.place[rank])
+            frame = frame.with_columns(
                 *(pl.Series(name, column) for name, column in values.items()), waited_ns=pl.lit(None, pl.Int64)
             )
             frame = frame.select(pl.col(name).cast(dtype) for name, dtype in _PARTICIPANTS.items())
@@ -173,6 +190,7 @@ class ClassDataset:
             chosen = chosen[np.lexsort((row[chosen], dst[chosen], src[chosen]))]
             made = {"src": src[chosen], "dst": dst[chosen]}
             frame = rows.select(columns)[row[chosen].astype(np.uint32)]
+            frame = self._sized("edges", frame, row[chosen], world.place[rank[chosen]])
             yield frame.with_columns(pl.Series(name, made[name]) for name in made if name in columns)
 
 

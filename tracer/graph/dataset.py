@@ -71,6 +71,15 @@ class Dataset:
             frame = frame.filter((pl.col("rank") < 0) | pl.col("rank").is_in(list(ranks)))
         return frame if isinstance(files, Path) else frame.sort(_ORDER[table])
 
+    def files(self, table: str) -> list[Path]:
+        """Return the files of a table.
+
+        Raises:
+            GraphError: there is no such table.
+        """
+        files = self._files(table)
+        return [files] if isinstance(files, Path) else files
+
     def _files(self, table: str) -> Path | list[Path]:
         """One file, or several, even if there is but one in the table's folder."""
         single = self.path / f"{table}.parquet"

@@ -66,8 +66,12 @@ class Graph:
 
     @property
     def classes(self) -> ClassDataset | None:
-        """The class graph that this whole graph is made of; None: it has rows of its own, or is a part."""
-        return self._source if isinstance(self._source, ClassDataset) and not self._cuts else None
+        """The class graph that this whole graph is made of, each row for all that it stands for.
+
+        None: it has rows of its own, is a part, or ranks of a class have sizes of their own.
+        """
+        source = self._source
+        return source if isinstance(source, ClassDataset) and not self._cuts and source.is_even else None
 
     @property
     def nodes(self) -> pl.LazyFrame:

@@ -99,6 +99,7 @@ def describe_run(
     *,
     origin_ns: int,
     counts: Mapping[str, int],
+    memory: Sequence[Mapping[str, Any]],
     missing_ranks: Sequence[int],
     deployment: str | None,
     strategy: str | None,
@@ -127,6 +128,7 @@ def describe_run(
         "num_messages": len(matched.messages),
         "num_unmatched": len(matched.unmatched),
         "num_kernels": counts["kernels"],
+        "memory": list(memory),
         "opaque": [told for rank, one in ranks.items() for told in tell_opaque(rank, one.told["opaque"])],
         "unmatched": [one.describe() for one in matched.unmatched],
     }

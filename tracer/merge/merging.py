@@ -41,6 +41,7 @@ from truedag.tracer.merge.joining import (
     joined_nodes,
     read_comms_of,
 )
+from truedag.tracer.merge.lifetimes import number_peak
 from truedag.tracer.merge.making import Made, Workers, choose_processes, make_parts, total_bytes
 from truedag.tracer.merge.match import match_communications
 from truedag.tracer.merge.microbatches import find_microbatches
@@ -224,6 +225,11 @@ def join_parts(
         matched,
         origin_ns=origin_ns,
         counts=counts,
+        memory=[
+            {"rank": rank, **number_peak(one.told["memory"], numbers[rank], collectives, joined.places[rank])}
+            for rank, one in ranks.items()
+            if one.told["memory"] is not None
+        ],
         missing_ranks=missing,
         deployment=deployment,
         strategy=strategy,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from truedag.tracer.merge.places import find_memory
 from truedag.tracer.record.trace import ThreadTrace, Trace
 
 
@@ -33,7 +34,7 @@ def find_outside(trace: Trace, setters: Sequence[int]) -> set[tuple[int, int]]:
     for place, thread in enumerate(trace.threads):
         refs = np.flatnonzero(np.isin(thread.refs["storage"], storages))
         event = np.searchsorted(thread.events["first_ref"], refs, side="right") - 1
-        address = _addresses(trace, thread, refs, event)
+        address, _ = find_memory(trace, thread, refs, event)
         start = thread.events["start_ns"][event]
         storage = thread.refs["storage"][refs].astype(np.int64)
         for key in zip(storage.tolist(), address.tolist(), start.tolist(), strict=True):
@@ -59,24 +60,6 @@ def _last_refs(thread: ThreadTrace, events: NDArray[np.int64]) -> NDArray[np.int
     chosen = thread.events[events]
     last: NDArray[np.int64] = chosen["first_ref"].astype(np.int64) + chosen["num_inputs"] + chosen["num_outputs"] - 1
     return last
-
-
-def _addresses(
-    trace: Trace, thread: ThreadTrace, refs: NDArray[np.int64], event: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Where the storages of refs had their memory: as this thread saw it last, or as it was seen first."""
-    storage = thread.refs["storage"][refs].astype(np.int64)
-    first = np.concatenate([np.zeros(1, np.uint64), trace.storage_records["address"]])
-    address = first[storage].astype(np.int64)
-    places = thread.places
-    if len(places) == 0:
-        return address
-    width = len(thread.events) + 2
-    order = np.lexsort((np.arange(len(places)), places["event"], places["storage"]))
-    key = places["storage"][order].astype(np.int64) * width + np.minimum(places["event"][order], width - 1)
-    last = np.searchsorted(key, storage * width + event, side="right") - 1
-    told = (last >= 0) & (places["storage"][order][last] == storage)
-    return np.where(told, places["address"][order][last].astype(np.int64), address)
 
 
 def _frees(trace: Trace) -> dict[int, list[int]]:

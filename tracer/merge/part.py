@@ -32,7 +32,7 @@ EDGE_KINDS = ("data", "order", "p2p")  # in the order of the alphabet, which is 
 DATA, ORDER, P2P = 0, 1, 2
 
 # Raised whenever what a part holds changes: parts of one version are joined.
-PART_VERSION = 1
+PART_VERSION = 2
 _TABLES = ("nodes", "edges", "unlabelled")
 _ALIGNMENT = 64
 

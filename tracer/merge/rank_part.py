@@ -16,6 +16,7 @@ from truedag.tracer.merge.flow import Source
 from truedag.tracer.merge.kernels import KERNEL_KINDS
 from truedag.tracer.merge.labels import TEXTS, UNKNOWN, Label, LabelColumns, Texts, label_columns
 from truedag.tracer.merge.launches import RankKernels
+from truedag.tracer.merge.lifetimes import measure_memory
 from truedag.tracer.merge.nodes import RankNodes
 from truedag.tracer.merge.opaque import is_opaque
 from truedag.tracer.merge.part import (
@@ -78,6 +79,7 @@ def make_part(graph: RankGraph) -> Part:
         "opaque": _opaque(columns, texts.told()),
         "program": _hash_program(nodes),
         "gpu_clock": None if graph.kernels is None else _clock(graph.kernels),
+        "memory": measure_memory(nodes),
     }
     return Part(
         told=told,

@@ -23,7 +23,9 @@ inline uint32_t find_storage(Session& session, ThreadState& state, c10::StorageI
   bool is_new = false;
   const uint32_t id =
       known.impl == storage ? known.id : session.storages.find(storage, data, bytes, is_input, is_new);
-  if (!is_new) {
+  if (is_new) {
+    watch_free(storage);
+  } else {
     const Place other{id, static_cast<uint32_t>(state.events.count()), reinterpret_cast<uint64_t>(data), bytes};
     state.places.append(&other, sizeof(other));
   }
