@@ -198,7 +198,8 @@ _IN_LINE = re.compile(
 _FROM_TO = re.compile(r"(\[[^\[\]]*\])\s*(?:->|=>|\u2192)\s*(\[[^\[\]]*\])")
 _PLACE_ON_AXIS = re.compile(r"\b(?:e?tp|ep|e?dp|pp|cp|local)[ _\-]*rank[ _:=#]*\d+", re.I)
 _PART = re.compile(r"\bpart of (\d{1,4})\b", re.I)
-_BYTES = re.compile(r"([\d,]+)\s*bytes", re.I)
+# A most is no size to compare.
+_BYTES = re.compile(r"(?<!up to )(?<![\d,.])(\d[\d,]*)\s*bytes", re.I)
 
 
 @dataclass(slots=True)
@@ -329,4 +330,4 @@ def _read_shapes(label: str, reading: Reading) -> None:
         if (both := _FROM_TO.search(line)) is not None:
             reading.inputs, reading.outputs = reading.inputs or both.group(1), reading.outputs or both.group(2)
     if (told := _BYTES.search(label)) is not None:
-        reading.bytes = int(told.group(1).replace(",", "") or 0)
+        reading.bytes = int(told.group(1).replace(",", ""))
