@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import polars as pl
 
@@ -46,17 +46,28 @@ def check_communication(subject: Subject, plan: Plan, audit: Audit) -> None:
     compared.pair("members")
     audit.judge("communication.kind", compared.kinds(), f"{len(plan.exact) + len(plan.totals):,} communications")
     audit.judge("communication.group", compared.groups(), f"{len(plan.exact) + len(plan.totals):,} communications")
-    missing, twice = [*compared.missing()], [*compared.twice()]
+    missing = [*compared.missing()]
     for chapter in _CHAPTERS:
         number = compared.num_required(chapter)
         if number:
             mine = (finding for finding in missing if finding.check == chapter)
             audit.judge(chapter, mine, f"{number:,} communications")
+    sized = subject.communications.join(subject.parts, on="node", how="semi")
     if compared.num_required("communication.gradient"):
-        audit.judge("communication.gradient-twice", twice, "every gradient reduction")
+        reductions = sized.filter(pl.col("purpose").str.ends_with("gradients"))
+        what = f"{len(reductions):,} gradient reductions"
+        _judge_sizes(audit, "communication.gradient-twice", compared.twice(), reductions, what)
     audit.judge("communication.extra", compared.extra(), f"{len(subject.communications):,} communications")
     sizes = [*compared.sizes(), *_conservation(subject)]
-    audit.judge("communication.bytes", sizes, f"{len(subject.parts):,} participants")
+    _judge_sizes(audit, "communication.bytes", sizes, sized, f"{len(subject.parts):,} participants")
+
+
+def _judge_sizes(audit: Audit, check: str, findings: Iterable[Finding], sized: pl.DataFrame, what: str) -> None:
+    """Judge what needs bytes; a drawing need not tell them."""
+    if sized.is_empty():
+        audit.skip(check, "no communication tells its bytes")
+    else:
+        audit.judge(check, findings, what)
 
 
 class _Compared:
@@ -93,12 +104,14 @@ class _Compared:
         found = found.join(sent, on="node", how="left")
         placed = self._summed.filter(pl.col("microbatch") >= 0)
         free = self._summed.filter(pl.col("microbatch") < 0)
-        sums = (pl.col("weight").sum(), pl.col("bytes").sum(), pl.col("node").alias("nodes"))
+        # Where one of them does not tell its bytes, their sum is not known.
+        whole = pl.when(pl.col("bytes").is_not_null().all()).then(pl.col("bytes").sum())
+        sums = (pl.col("weight").sum(), whole.alias("bytes"), pl.col("node").alias("nodes"))
         parts = []
         for rows, on in ((placed, list(KEY)), (free, _BARE)):
             mine = found.filter(pl.col("purpose").is_in(rows["purpose"].unique().implode()))
             joined = rows.join(mine.group_by(on).agg(*sums), on=on, how="full", coalesce=True, nulls_equal=True)
-            parts.append(joined.with_columns(pl.col("num", "weight").fill_null(0), pl.col("bytes").fill_null(0)))
+            parts.append(joined.with_columns(pl.col("num", "weight").fill_null(0)))
         rows = pl.concat(parts, how="diagonal_relaxed")
         less = rows.filter(pl.col("weight") < pl.col("num"))
         strange = rows.filter(pl.col("num") == 0)
