@@ -33,7 +33,7 @@ def audit_run(dag: Path, folder: Path, deployment: Deployment | None) -> dict[st
         LaunchError: the files cannot be written.
         TruedagError: the dataset cannot be read.
     """
-    audit = audit_graph(dag, deployment, name=str(folder.name))
+    audit = audit_graph(dag, deployment, name=folder.name)
     write_review(audit, folder)
     return {"verdict": verdict(audit), "num_faults": len(audit.faults), "file": str(folder / "audit.md")}
 
