@@ -290,7 +290,8 @@ def _communications(
         axis = "pp" if reading.kind in EXCHANGES else reading.axis
         kind = "message" if reading.kind in EXCHANGES else reading.kind
         if reading.kind in EXCHANGES:
-            ends = [ranks[other] for other in out.get(node.id, ()) if readings[other].kind == "recv"]
+            after = [other for other in out.get(node.id, ()) if other in readings]  # an edge may lead nowhere
+            ends = [ranks[other] for other in after if readings[other].kind == "recv"]
             groups = list(_pairs(reading, ranks[node.id], ends, expectation))
         else:
             groups = list(_groups(axis, ranks[node.id], None if reading.purpose in _MIXED else expectation))
