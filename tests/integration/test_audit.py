@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import audit_mutations
@@ -62,6 +62,24 @@ def test_a_drawing_of_a_true_graph_is_read_back_without_a_finding(kind: str, req
     audit = audit_text(text, plan)
     assert audit.findings == []
     assert audit.not_understood == []
+
+
+def test_what_a_graph_does_not_tell_is_unchecked(train: Path) -> None:
+    tables, plan = read(train)
+    theirs = pl.when(pl.col("kind") == "parameter").then("theirs." + pl.col("label")).otherwise("label")
+    silent = replace(
+        tables,
+        nodes=tables.nodes.with_columns(label=theirs, expert=pl.lit(-1, pl.Int32)),
+        groups=tables.groups.with_columns(axis=pl.lit(None, pl.String)),
+        ranks=tables.ranks.select("rank", *(pl.lit(-1, pl.Int32).alias(axis) for axis in tables.ranks.columns[1:])),
+    )
+    audit = audit_dataset(subject_of(silent, name="silent"), plan)
+    unchecked = {one.check for one in audit.unchecked}
+    assert unchecked == {
+        "strategy.coordinates", "strategy.groups", "strategy.experts", "dimension.shard", "balance.experts",
+        "balance.tokens",
+    }  # fmt: skip
+    assert not unchecked & {one.check for one in [*audit.passed, *audit.findings]}
 
 
 def test_bytes_that_a_drawing_does_not_tell_are_not_held_against_it(train: Path) -> None:

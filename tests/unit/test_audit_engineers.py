@@ -108,6 +108,24 @@ def test_an_attention_output_before_a_projection_is_the_context(tmp_path: Path) 
     assert drawn(tmp_path, alone).readings["b"].roles == ("output projection",)
 
 
+def test_a_send_may_lead_nowhere(tmp_path: Path, fifth: Plan) -> None:
+    nodes = [{"id": "a", "label": "Send activations, GPU 0"}, {"id": "b", "label": "Softmax"}]
+    text = json.dumps({"nodes": nodes, "links": [{"source": "a", "target": "gone"}, {"source": "a", "target": "b"}]})
+    subject = drawn(tmp_path, text, "graph.json")
+    assert audit_drawing(subject, fifth).found("structure.dangling-edge")
+
+
+def test_what_a_drawing_does_not_tell_is_unchecked(tmp_path: Path, fifth: Plan) -> None:
+    audit = audit_of(tmp_path, 'digraph { a [label="QKV projection, layer 0\\nout: [32,8,96]"]; a -> b }', fifth)
+    told = {passed.check for passed in audit.passed} | {finding.check for finding in audit.findings}
+    unchecked = {one.check for one in audit.unchecked}
+    assert unchecked >= {
+        "structure.unreachable-output", "communication.group", "communication.unmatched", "dimension.edge",
+        "dimension.shard",
+    }  # fmt: skip
+    assert not told & unchecked
+
+
 def test_ranks_of_both_stages_of_a_transfer_are_read(tmp_path: Path, fifth: Plan) -> None:
     audit = audit_of(tmp_path, 'digraph { a [label="Send/Recv activations\\nGPU: 0-127 -> 128-255"]; a -> b }', fifth)
     titles = [finding.title for finding in audit.found("communication.pipeline")]

@@ -44,8 +44,11 @@ def check_communication(subject: Subject, plan: Plan, audit: Audit) -> None:
     compared = _Compared(subject, plan)
     compared.pair("kind")
     compared.pair("members")
-    audit.judge("communication.kind", compared.kinds(), f"{len(plan.exact) + len(plan.totals):,} communications")
-    audit.judge("communication.group", compared.groups(), f"{len(plan.exact) + len(plan.totals):,} communications")
+    for check, found in (("communication.kind", compared.kinds()), ("communication.group", compared.groups())):
+        if compared.num_found:
+            audit.judge(check, found, f"{compared.num_found:,} communications")
+        else:
+            audit.skip(check, "no communication is there")
     missing = [*compared.missing()]
     for chapter in _CHAPTERS:
         number = compared.num_required(chapter)
@@ -84,6 +87,7 @@ class _Compared:
         self._needed = _without(plan.exact, gone)
         self._summed = _without(plan.totals, gone)
         self._found = _touching(found, gone)
+        self.num_found = len(self._found)
         keys = [pl.col(name) for name in KEY]
         grouped = self._found.group_by(keys).agg(weight=pl.col("weight").sum(), nodes=pl.col("node"))
         in_buckets = self._summed["purpose"].unique().implode()

@@ -20,6 +20,7 @@ _ELEMENTWISE = frozenset(
         "aten::rsqrt", "aten::neg", "aten::pow", "aten::clone", "aten::masked_fill", "aten::sin", "aten::cos",
     }
 )  # fmt: skip
+_COMPUTED = (*sorted(_ELEMENTWISE), "aten::mm", "aten::bmm", "aten::_log_softmax")
 _WIDTHS = {
     "float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1, "uint8": 1,
     "bool": 1,
@@ -28,17 +29,24 @@ _WIDTHS = {
 
 def check_dimensions(subject: Subject, plan: Plan | None, audit: Audit) -> None:
     """Check shapes, as far as they are told."""
-    if subject.form == "dataset":
-        audit.judge("dimension.edge", _edges(subject), f"{len(subject.edges):,} edges")
     told = subject.nodes.filter(pl.col("inputs").fill_null("") != "")
     if told.is_empty():
         for check in ("dimension.edge", "dimension.operator", "dimension.shard"):
             audit.skip(check, "no node states its shapes")
         return
-    audit.judge("dimension.operator", _operators(subject), f"{len(told):,} operators with shapes")
+    if subject.form == "dataset":
+        audit.judge("dimension.edge", _edges(subject), f"{len(subject.edges):,} edges")
+    computed = told.filter(pl.col("op").is_in(_COMPUTED) & (pl.col("outputs").fill_null("") != ""))
+    if computed.is_empty():
+        audit.skip("dimension.operator", "no operator is known whose output follows from its inputs")
+    else:
+        audit.judge("dimension.operator", _operators(computed, subject), f"{len(computed):,} operators with shapes")
     if plan is not None and subject.form == "dataset":
-        names = subject.nodes.filter(pl.col("kind") == "parameter")["label"].n_unique()
-        audit.judge("dimension.shard", _shards(subject, plan), f"{names:,} parameters")
+        held = _held(subject, plan)
+        if held.is_empty():
+            audit.skip("dimension.shard", "no parameter has the name of one of the model's")
+        else:
+            audit.judge("dimension.shard", _shards(subject, plan, held), f"{held['label'].n_unique():,} parameters")
 
 
 def parse_types(text: str) -> list[tuple[str, tuple[int, ...]]] | None:
@@ -112,9 +120,7 @@ def _edges(subject: Subject) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _operators(subject: Subject) -> Iterator[Finding]:
-    ops = [*_ELEMENTWISE, "aten::mm", "aten::bmm", "aten::_log_softmax"]
-    told = subject.nodes.filter(pl.col("op").is_in(ops) & pl.col("outputs").is_not_null())
+def _operators(told: pl.DataFrame, subject: Subject) -> Iterator[Finding]:
     kinds = told.select("op", "inputs", "outputs").unique()
     wanted = pl.Series(
         [_wanted_output(op, inputs or "", outputs) for op, inputs, outputs in kinds.iter_rows()], dtype=pl.String
@@ -161,7 +167,8 @@ def _shape_after(op: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...] | No
     return tuple(sizes)
 
 
-def _shards(subject: Subject, plan: Plan) -> Iterator[Finding]:
+def _held(subject: Subject, plan: Plan) -> pl.DataFrame:
+    """Return the parameters that the model has too, each with the shard (`local`) that its rank must hold."""
     sizes = plan.expectation.sizes
     wanted = pl.DataFrame(
         [
@@ -179,7 +186,11 @@ def _shards(subject: Subject, plan: Plan) -> Iterator[Finding]:
         schema={"label": pl.String, "local": pl.String, "whole": pl.String, "axis": pl.String},
         orient="row",
     )
-    held = subject.nodes.filter(pl.col("kind") == "parameter").join(wanted, on="label")
+    return subject.nodes.filter(pl.col("kind") == "parameter").join(wanted, on="label")
+
+
+def _shards(subject: Subject, plan: Plan, held: pl.DataFrame) -> Iterator[Finding]:
+    sizes = plan.expectation.sizes
     shape = pl.col("outputs").str.extract(r"\[([0-9,]*)\]")
     wrong = held.with_columns(shape=shape).filter(pl.col("shape") != pl.col("local"))
     if len(wrong):

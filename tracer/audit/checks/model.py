@@ -9,7 +9,7 @@ import polars as pl
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.strategy import placed_layers
-from truedag.tracer.audit.findings import Audit, Finding
+from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION
 from truedag.tracer.audit.subject import Subject
@@ -136,7 +136,7 @@ def single_residuals(subject: Subject) -> Iterator[Finding]:
             check="model.residual",
             title=f"{len(single)} residual addition{'s' if len(single) > 1 else ''} with fewer than two inputs",
             expected="two inputs: what enters and what was computed from it",
-            found="one",
+            found=" or ".join(map(str, sorted(single["src"].fill_null(0).unique()))),
             fix=CHECKS["model.residual"].fix,
             severity="error",
             nodes=subject.name_nodes(single["node"]),
@@ -194,7 +194,8 @@ def _tokens(subject: Subject) -> Iterator[Finding]:
     if len(lost):
         yield Finding(
             check="model.cache",
-            title=f"{len(lost)} decode steps do not depend on the token that was sampled last",
+            title=f"{write_count(lost['decode_step'].n_unique(), 'decode step')} of {lost['rank'].n_unique()} ranks "
+            "do not depend on the token that was sampled last",
             expected="an edge from the sampled token into the embedding",
             found=f"none, in decode steps {write_runs(lost['decode_step'])}",
             fix=CHECKS["model.cache"].fix,

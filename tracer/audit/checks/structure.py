@@ -26,7 +26,11 @@ def check_structure(subject: Subject, plan: Plan | None, audit: Audit) -> None:
     audit.judge("structure.duplicate-edge", _duplicates(subject), f"{len(subject.edges):,} edges")
     if subject.form == "dataset":
         audit.judge("structure.source", _sources(subject), "every input of every operator")
-    audit.judge("structure.unreachable-output", _outputs(subject), "every output")
+    outputs = subject.nodes.filter(pl.col("kind") == "output")
+    if outputs.is_empty():
+        audit.skip("structure.unreachable-output", "there is no output")
+    else:
+        audit.judge("structure.unreachable-output", _outputs(subject, outputs), write_count(len(outputs), "output"))
     if subject.form == "dataset" and plan is None:
         audit.skip("structure.components", "without a deployment it is not known what depends on what")
     else:
@@ -155,10 +159,7 @@ def _sources(subject: Subject) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _outputs(subject: Subject) -> Iterator[Finding]:
-    outputs = subject.nodes.filter(pl.col("kind") == "output")
-    if outputs.is_empty():
-        return
+def _outputs(subject: Subject, outputs: pl.DataFrame) -> Iterator[Finding]:
     if subject.form == "dataset":
         reached = subject.edges.filter(pl.col("bytes") > 0).select(node="dst").unique()
     else:
