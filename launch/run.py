@@ -241,41 +241,22 @@ def _bring(folder: RunFolder, state: RankState, home: Path) -> str:
 
 
 def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
+    from truedag.launch.dataset import build_dataset
     from truedag.launch.page import make_page
-    from truedag.launch.run_audit import audit_run
     from truedag.tracer.analysis.report import write_report
-    from truedag.tracer.errors import DrawError
-    from truedag.tracer.merge.merging import Resources, merge_traces
-    from truedag.tracer.views.draw import draw
 
-    show("merging the traces")
-    merged = merge_traces(
-        folder.traces,
-        folder.dag,
-        deployment=result.deployment,
-        strategy=result.strategy,
-        progress=show,
-        resources=Resources.of_machine(),
-    )
-    show("drawing")
-    try:
-        pictures = [one.svg for one in draw(folder.dag, folder.views, progress=show)]
-        not_drawn = ""
-    except DrawError as error:  # the graph is there all the same
-        pictures, not_drawn = [], str(error)
+    built = build_dataset(folder.traces, name=result.deployment, deployment=deployment, show=show)
     show("reporting")
     write_report(folder.dag, folder.root)
-    show("auditing")
-    audited = audit_run(folder.dag, folder.root, deployment)
     page = make_page(folder.root, folder.views, progress=show)
     return dataclasses.replace(
         result,
-        dag=folder.dag,
-        views=folder.views,
-        pictures=pictures,
+        dag=built.dag,
+        views=built.views,
+        pictures=built.pictures,
         page=page.html,
-        not_drawn=not_drawn,
-        merge=dataclasses.asdict(merged),
+        not_drawn=built.not_drawn,
+        merge=built.merge,
         report=json.loads((folder.root / "report.json").read_text()),
-        audit=audited,
+        audit=built.audit,
     )
