@@ -168,9 +168,8 @@ def _(original: Original, rng: random.Random) -> Mutant:
     return Mutant(tables=tables, checks=("communication.pipeline",))
 
 
-@kind("swap ranks between groups")
-def _(original: Original, rng: random.Random) -> Mutant:
-    row = original.purpose(rng, "attention output", "dispatch", "combine", "dense gradients", "attention input")
+def _swap(original: Original, rng: random.Random, row: dict) -> Mutant:
+    """Put another rank in the place of one of a communication's, of the same stage if there is one."""
     members = [int(rank) for rank in str(row["members"]).split(",")]
     stages = dict(original.tables.ranks.select("rank", "pp").iter_rows())
     others = [rank for rank in range(original.world_size) if rank not in members and stages[rank] == stages[members[0]]]
@@ -183,6 +182,16 @@ def _(original: Original, rng: random.Random) -> Mutant:
     parts = original.tables.participants.with_columns(rank=swapped.cast(original.tables.participants["rank"].dtype))
     tables = replace(original.tables, participants=parts)
     return Mutant(tables=tables, checks=("communication.group",), rank=there)
+
+
+@kind("swap ranks between groups")
+def _(original: Original, rng: random.Random) -> Mutant:
+    return _swap(original, rng, original.purpose(rng, "attention output", "dispatch", "combine", "attention input"))
+
+
+@kind("reduce a gradient over another group")
+def _(original: Original, rng: random.Random) -> Mutant:
+    return _swap(original, rng, original.purpose(rng, "dense gradients", "expert gradients", "sequence gradients"))
 
 
 @kind("another kind of communication")

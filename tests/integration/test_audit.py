@@ -136,11 +136,11 @@ class Tally:
 
 def put_into_graphs(tally: Tally, originals: list[Path], *, rounds: int, seed: int) -> None:
     """Put each kind of fault into each graph so many times, and count what is found."""
-    rng = random.Random(seed)
     for out in originals:
         tables, plan = read(out)
         original = audit_mutations.Original(tables, plan.expectation.world_size)
         for name, make in audit_mutations.KINDS.items():
+            rng = random.Random(f"{seed} {out.name} {name}")  # a new kind changes no other's mutants
             for _ in range(rounds):
                 try:
                     mutant = make(original, rng)
@@ -159,10 +159,10 @@ def put_into_graphs(tally: Tally, originals: list[Path], *, rounds: int, seed: i
 
 def put_into_drawings(tally: Tally, out: Path, *, rounds: int, seed: int) -> None:
     """The same for the drawing of a graph."""
-    rng = random.Random(seed)
     text, plan = drawing_of(out)
     sketch = drawing_mutations.Sketch.parse(text)
     for name, change in drawing_mutations.KINDS.items():
+        rng = random.Random(f"{seed} {name}")
         for _ in range(rounds):
             changed = sketch.copy()
             try:

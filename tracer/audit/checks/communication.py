@@ -34,7 +34,7 @@ CHECK_OF_PURPOSE = {
     **dict.fromkeys(("dense parameters", "expert parameters"), "communication.optimizer"),
 }  # fmt: skip
 _CHAPTERS = (*dict.fromkeys(CHECK_OF_PURPOSE.values()),)
-_BARE = [name for name in KEY if name not in ("phase", "microbatch", "decode_step")]
+_PLACE = ("phase", "microbatch", "decode_step")
 _ROUNDING = 0.01
 
 
@@ -112,9 +112,12 @@ class _Compared:
         whole = pl.when(pl.col("bytes").is_not_null().all()).then(pl.col("bytes").sum())
         sums = (pl.col("weight").sum(), whole.alias("bytes"), pl.col("node").alias("nodes"))
         parts = []
-        for rows, on in ((placed, list(KEY)), (free, _BARE)):
+        for rows in (placed, free):
             mine = found.filter(pl.col("purpose").is_in(rows["purpose"].unique().implode()))
-            joined = rows.join(mine.group_by(on).agg(*sums), on=on, how="full", coalesce=True, nulls_equal=True)
+            if rows is free:  # whenever it was reduced, it counts where its purpose is needed
+                mine = mine.drop(_PLACE).join(free.select("purpose", *_PLACE).unique("purpose"), on="purpose")
+            counted = mine.group_by(KEY).agg(*sums)
+            joined = rows.join(counted, on=list(KEY), how="full", coalesce=True, nulls_equal=True)
             parts.append(joined.with_columns(pl.col("num", "weight").fill_null(0)))
         rows = pl.concat(parts, how="diagonal_relaxed")
         less = rows.filter(pl.col("weight") < pl.col("num"))
