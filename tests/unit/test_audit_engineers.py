@@ -76,10 +76,27 @@ def test_a_report_reads_as_a_review(fifth: Plan) -> None:
         ("QKV projection, GPU: 0...127", False),
         ("Scores [32 x 1024 x 4096]", False),
         ("Top-2 gate", False),
+        ("Repeat KV heads", False),
+        ("Attention, repeated", True),
     ],
 )
 def test_what_hides_something_is_known(label: str, is_hidden: bool) -> None:
     assert read_label(label).is_ellipsis == is_hidden
+
+
+@pytest.mark.parametrize(
+    ("label", "roles"),
+    [
+        ("Gate", ("router",)),
+        ("Gate / Router", ("router",)),
+        ("Gate & Up Projection", ("first layer",)),
+        ("Gate+Up", ("first layer",)),
+        ("gate_up_proj", ("first layer",)),
+        ("Expert 3 gate_proj", ("expert first layer",)),
+    ],
+)
+def test_a_gate_of_a_feed_forward_is_no_router(label: str, roles: tuple[str, ...]) -> None:
+    assert read_label(label).roles == roles
 
 
 def test_what_is_behind_dots_is_not_drawn(tmp_path: Path) -> None:

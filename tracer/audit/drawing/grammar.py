@@ -129,7 +129,7 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("output projection",), r"out(?:put)?~proj|\bo~proj|linear_proj|\bw_?o\b"),
         (("attention output",), r"(?:attention|attn)~out(?:put)?\b"),
         (("attention scores",), r"scores?\b|q\s*k\s*\^?\s*t\b|q\s*[@·x*]\s*k"),
-        (("router",), r"(?<![a-z])(?:router|routing|gating|gate)(?!~(?:up|proj))"),
+        (("router",), r"(?<![a-z])(?:router|routing|gating|gate)(?!~(?:up|proj|(?:&|\+|/|and)~up))"),
         (("top-k choice",), r"top~k"),
         (("attention softmax",), r"softmax"),
         (("attention context",),
@@ -139,7 +139,7 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("expert aggregation",), r"aggregat"),
         (("first layer",),
          r"first~(?:layer|linear)|\bfc_?1\b|\bw_?1\b|\blinear_?(?:fc)?1\b|up~proj"
-         r"|gate~(?:&|and|up)|column~parallel"),
+         r"|gate~(?:&|\+|/|and|up|proj)|column~parallel"),
         (("second layer",),
          r"second~(?:layer|linear)|\bfc_?2\b|\bw_?2\b"
          r"|\blinear_?(?:fc)?2\b|down~proj|row~parallel"),
@@ -173,7 +173,8 @@ _PHASES = (
     ("optimizer", re.compile(r"optimi[sz]er", re.I)),
 )
 ELLIPSIS = re.compile(
-    r"\.\.\.|…|⋮|⋯|\betc\b|and so on|\bsimilar(?:ly)?\b|\brepeat(?:ed|s)?\b|\bsame as\b|\bidentical\b|\bomitted\b"
+    r"\.\.\.|…|⋮|⋯|\betc\b|and so on|\bsimilar(?:ly)?\b|\brepeat(?:ed|s)?\b(?!\s+(?:kv?\b|keys?|heads?))"
+    r"|\bsame as\b|\bidentical\b|\bomitted\b"
     r"|\bnot shown\b|\b\d+ (?:more|other) (?:\w+ )?(?:layers?|experts?|gpus?|ranks?|stages?|blocks?)"
     r"|(?:^|\()\s*[x\u00d7]\s?\d+\b|\b(?:layers?|blocks?|experts?)\s*[x\u00d7]\s*\d+"
     r"|\b\d+\s*[x\u00d7]\s*(?:transformer|decoder|layers?|blocks?|experts?)",
