@@ -36,6 +36,8 @@ CHECK_OF_PURPOSE = {
 _CHAPTERS = (*dict.fromkeys(CHECK_OF_PURPOSE.values()),)
 _PLACE = ("phase", "microbatch", "decode_step")
 _ROUNDING = 0.01
+# What surrounds an exchange tells dispatch from combine; over the wrong ranks it may tell the other.
+_FAMILY = pl.col("purpose").replace({"combine": "dispatch"})
 
 
 def check_communication(subject: Subject, plan: Plan, audit: Audit) -> None:
@@ -135,22 +137,24 @@ class _Compared:
 
     def pair(self, column: str) -> None:
         """Take out what is missing and there at once, but for one column."""
-        on = [name for name in KEY if name != column]
+        on = ["family", *(name for name in KEY if name not in (column, "purpose"))]
         if self._less.is_empty() or self._more.is_empty():
             self._paired[column] = pl.DataFrame()
             return
-        less = self._less.with_columns(turn=pl.int_range(pl.len()).over(on))
-        more = self._more.with_columns(turn=pl.int_range(pl.len()).over(on))
+        less, more = (
+            rows.with_columns(family=_FAMILY).with_columns(turn=pl.int_range(pl.len()).over(on))
+            for rows in (self._less, self._more)
+        )
         pairs = less.join(
             more.select(*on, "turn", there=column, there_nodes="nodes"), on=[*on, "turn"], how="inner", nulls_equal=True
         )
-        self._less = less.join(pairs, on=[*KEY], how="anti", nulls_equal=True).drop("turn")
+        self._less = less.join(pairs, on=[*KEY], how="anti", nulls_equal=True).drop("turn", "family")
         self._more = more.join(
             pairs.select(*on, "turn", **{column: pl.col("there")}),
             on=[*on, column, "turn"],
             how="anti",
             nulls_equal=True,
-        ).drop("turn")
+        ).drop("turn", "family")
         self._paired[column] = pairs
 
     def kinds(self) -> Iterator[Finding]:
