@@ -260,11 +260,12 @@ def _mentions(members: pl.Series, ranks: Sequence[int]) -> pl.Series:
 
 
 def _unmatched(subject: Subject) -> Iterator[Finding]:
-    met = subject.edges.filter(pl.col("kind") == "p2p")
+    met = subject.edges.filter(pl.col("kind") == "p2p") if subject.messages is None else subject.messages
     for kind, end, other in (("send", "src", "receive"), ("recv", "dst", "send")):
-        alone = subject.nodes.filter(pl.col("kind") == kind).join(met.select(node=end), on="node", how="anti")
+        ends = subject.expand(subject.nodes.filter(pl.col("kind") == kind)["node"]).to_frame("node")
+        alone = ends.join(met.select(node=end), on="node", how="anti")
         if len(alone):
-            ranks = subject.where.join(alone.select("node"), on="node", how="semi")["rank"].unique().sort()
+            ranks = subject.ranks_of(alone["node"])
             word = "send" if kind == "send" else "receive"
             yield Finding(
                 check="communication.unmatched", title=f"{len(alone)} {word}{'s' if len(alone) > 1 else ''} without "

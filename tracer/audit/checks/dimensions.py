@@ -29,15 +29,16 @@ _WIDTHS = {
 def check_dimensions(subject: Subject, plan: Plan | None, audit: Audit) -> None:
     """Check shapes, as far as they are told."""
     if subject.form == "dataset":
-        audit.judge("dimension.edge", _edges(subject), f"{len(subject.edges):,} edges")
+        audit.judge("dimension.edge", _edges(subject), f"{subject.num_edges:,} edges")
     told = subject.nodes.filter(pl.col("inputs").fill_null("") != "")
     if told.is_empty():
         for check in ("dimension.edge", "dimension.operator", "dimension.shard"):
             audit.skip(check, "no node states its shapes")
         return
-    audit.judge("dimension.operator", _operators(subject), f"{len(told):,} operators with shapes")
+    audit.judge("dimension.operator", _operators(subject), f"{len(subject.expand(told['node'])):,} operators with shapes")
     if plan is not None and subject.form == "dataset":
-        names = subject.nodes.filter(pl.col("kind") == "parameter")["label"].n_unique()
+        held = subject.nodes.filter(pl.col("kind") == "parameter")
+        names = held["label"].n_unique() if subject.copies is None else len(subject.copies.labels_of(held))
         audit.judge("dimension.shard", _shards(subject, plan), f"{names:,} parameters")
 
 
@@ -58,11 +59,11 @@ def size_of(dtype: str, shape: Sequence[int]) -> int:
 
 
 def _finding(check: str, title: str, expected: str, found: str, subject: Subject, nodes: pl.Series) -> Finding:
-    told = subject.nodes.filter(pl.col("node").is_in(nodes.implode()))
-    ranks = subject.where.join(told.select("node"), on="node", how="semi")["rank"].unique().sort()
+    told = subject.rows_of(nodes)
     return Finding(
         check=check, title=title, expected=expected, found=found, fix=CHECKS[check].fix,
-        severity=CHECKS[check].severity, nodes=subject.name_nodes(nodes), num_nodes=len(nodes), ranks=tuple(ranks),
+        severity=CHECKS[check].severity, nodes=subject.name_nodes(nodes), num_nodes=len(nodes),
+        ranks=tuple(subject.ranks_of(nodes)),
         layers=tuple(sorted(layer for layer in told["layer"].unique() if layer >= 0)),
     )  # fmt: skip
 
@@ -74,9 +75,9 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(read):
         first = read.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{len(read)} edges carry a tensor that their reader does not read: {first['type']}",
+            "dimension.edge", f"{subject.count_edges(read)} edges carry a tensor that their reader does not read: {first['type']}",
             f"an input {first['type']} at node {first['dst']}", first["inputs"] or "no inputs", subject,
-            read["dst"].unique(maintain_order=True),
+            subject.expand(read["dst"].unique(maintain_order=True)),
         )  # fmt: skip
     # The other way round: a tensor that is read and that no edge brings, of an operator that has edges.
     inputs = readers.select(node="dst", type=pl.col("inputs").str.split(" ")).explode(
@@ -89,9 +90,9 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(lost):
         first = lost.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{len(lost)} tensors are read that no edge brings: {first['type']}",
+            "dimension.edge", f"{len(subject.expand(lost['node']))} tensors are read that no edge brings: {first['type']}",
             f"an edge with {first['type']} into node {first['node']}", "none", subject,
-            lost["node"].unique(maintain_order=True),
+            subject.expand(lost["node"].unique(maintain_order=True)),
         )  # fmt: skip
     makers = subject.nodes.filter(pl.col("kind") == "compute").select(src="node", outputs="outputs")
     sizes = makers.select("outputs").unique()
@@ -106,9 +107,9 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(more):
         first = more.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{len(more)} edges carry more than their producer writes: {first['bytes']:,} bytes of "
+            "dimension.edge", f"{subject.count_edges(more)} edges carry more than their producer writes: {first['bytes']:,} bytes of "
             f"{first['type']} from {first['outputs']}", first["type"], first["outputs"], subject,
-            more["src"].unique(maintain_order=True),
+            subject.expand(more["src"].unique(maintain_order=True)),
         )  # fmt: skip
 
 
@@ -124,11 +125,12 @@ def _operators(subject: Subject) -> Iterator[Finding]:
     )
     for rows in [] if wrong.is_empty() else wrong.partition_by("op", maintain_order=True):
         first = rows.row(0, named=True)
+        nodes = subject.expand(rows["node"])
         yield _finding(
             "dimension.operator",
-            f"{len(rows)} {first['op'].removeprefix('aten::')} whose output does not follow from its inputs: "
+            f"{len(nodes)} {first['op'].removeprefix('aten::')} whose output does not follow from its inputs: "
             f"{first['inputs']} gives {first['wanted']}, not {first['outputs']}",
-            first["wanted"], first["outputs"], subject, rows["node"],
+            first["wanted"], first["outputs"], subject, nodes,
         )  # fmt: skip
 
 
@@ -184,10 +186,11 @@ def _shards(subject: Subject, plan: Plan) -> Iterator[Finding]:
     wrong = held.with_columns(shape=shape).filter(pl.col("shape") != pl.col("local"))
     if len(wrong):
         first = wrong.row(0, named=True)
+        nodes = subject.expand(wrong["node"])
         axis = f" / {first['axis'].upper()}{sizes[first['axis']]}" if first["axis"] else ", replicated"
         yield _finding(
             "dimension.shard",
-            f"{len(wrong)} parameters are not the shard that the strategy gives: {first['label']} is "
+            f"{len(nodes)} parameters are not the shard that the strategy gives: {first['label']} is "
             f"[{first['shape']}], not [{first['local']}]",
-            f"[{first['whole']}]{axis} = [{first['local']}]", f"[{first['shape']}]", subject, wrong["node"],
+            f"[{first['whole']}]{axis} = [{first['local']}]", f"[{first['shape']}]", subject, nodes,
         )  # fmt: skip
