@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,19 +107,16 @@ def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
     met = recorded.communications.select("node", "purpose", comm="kind", axis="axis")
     p2p = recorded.edges.filter(pl.col("kind") == "p2p").select(node="dst", send="src")
     received = p2p.join(met.select(send="node", got="purpose"), on="send").select("node", "got")
-    where = recorded.where.group_by("node").agg(ranks=pl.col("rank").unique().sort())
-    stages = recorded.ranks.select("rank", at="pp") if "pp" in recorded.ranks.columns else None
-    told = (
-        nodes.join(met, on="node", how="left").join(received, on="node", how="left").join(where, on="node", how="left")
-    )
-    told = told.with_columns(
+    told = nodes.join(met, on="node", how="left").join(received, on="node", how="left")
+    told = _place(recorded, told).with_columns(
         what=pl.coalesce("role", "purpose", "got", "label"),
         end=pl.when(pl.col("kind").is_in(["send", "recv", "input", "output"])).then("kind").otherwise(
             pl.coalesce("comm", pl.lit(""))
         ),
         rank=pl.col("ranks").list.first(),
     )  # fmt: skip
-    if stages is not None:
+    if "pp" in recorded.ranks.columns:
+        stages = recorded.ranks.select("rank", at="pp")
         told = told.join(stages, on="rank", how="left").with_columns(stage=pl.col("at").fill_null(-1))
     told = told.with_columns(pl.col("decode_step").fill_null(-1), pl.col("phase").fill_null(""))
     told = told.with_columns(fold=pl.struct(_KEY).rank("dense").cast(pl.Int64))
@@ -127,13 +124,10 @@ def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
         *(pl.col(name).first() for name in _KEY),
         pl.col("kind").first(),
         pl.col("axis").first(),
-        pl.col("inputs").first(),
-        pl.col("outputs").first(),
         ranks=pl.col("ranks").explode(empty_as_null=False, keep_nulls=False).unique().sort(),
-        num_nodes=pl.len(),
+        num_nodes=pl.col("num").sum(),
     )
-    number = dict(told.select("node", "fold").iter_rows())
-    edges = sorted({(number[one], number[two]) for one, two in fine_edges if number[one] != number[two]})
+    edges = _fold_edges(told, fine_edges)
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2)
     size = int(folded["fold"].max() or 0) + 1  # type: ignore[arg-type]
     order, cycle = number_nodes(np.arange(size), ends[:, 0], ends[:, 1])
@@ -144,6 +138,47 @@ def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
         )
     places = pl.DataFrame({"fold": np.arange(size), "order": order})
     return folded.join(places, on="fold").sort("stage", "order"), edges
+
+
+def _place(recorded: Subject, told: pl.DataFrame) -> pl.DataFrame:
+    """Add ranks, num, rank_class and moved to nodes.
+
+    A class graph's row about an expert becomes one row for each number that the expert has on ranks of the class,
+    which is `moved` higher than the row's own. Else `moved` is null.
+    """
+    if recorded.copies is None:
+        where = recorded.where.group_by("node").agg(ranks=pl.col("rank").unique().sort())
+        nothing = pl.lit(None, pl.Int32)
+        return told.join(where, on="node", how="left").with_columns(
+            num=pl.lit(1, pl.Int64), rank_class=nothing, moved=nothing
+        )
+    of_expert = pl.when(pl.col("expert") >= 0).then("moved")
+    placed = told.select("node", "expert").join(recorded.where, on="node").join(recorded.copies.moved, on="rank")
+    where = placed.group_by("node", moved=of_expert).agg(ranks=pl.col("rank").unique().sort())
+    rows = told.join(where, on="node", how="left").join(recorded.copies.nodes.drop("team"), on="node")
+    is_moved = pl.col("moved").is_not_null()
+    return rows.sort("node", "moved").with_columns(
+        expert=pl.when(is_moved).then(pl.col("expert") + pl.col("moved")).otherwise("expert"),
+        num=pl.when(is_moved).then(pl.col("ranks").list.len().cast(pl.Int64)).otherwise("num"),
+    )
+
+
+def _fold_edges(told: pl.DataFrame, fine_edges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the edges between folded nodes: on a rank an expert leads to what has the same number there."""
+    folds: dict[int, dict[int | None, int]] = {}
+    class_of: dict[int, int | None] = {}
+    for node, moved, fold, rank_class in told.select("node", "moved", "fold", "rank_class").iter_rows():
+        folds.setdefault(node, {})[moved] = fold
+        class_of[node] = rank_class
+    edges: set[tuple[int, int]] = set()
+    for source, target in fine_edges:
+        starts, ends = folds[source], folds[target]
+        on_rank = class_of[source] == class_of[target] and None not in starts and None not in ends
+        if on_rank:
+            edges.update((starts[moved], ends[moved]) for moved in starts)
+        else:
+            edges.update((start, end) for start in starts.values() for end in ends.values())
+    return sorted(edge for edge in edges if edge[0] != edge[1])
 
 
 def _name_nodes(folded: pl.DataFrame, manner: Manner) -> dict[int, str]:
