@@ -2,7 +2,9 @@
 
 `torchrun ... bench_ranks.py DEPLOYMENT ROUNDS OUT [key.path=value ...]`; rank 0 writes OUT. A step's time is that of
 the slowest rank, from a barrier on that all meet in with their recorders started. A recorder runs two steps each time:
-in the first, it sees everything for the first time. The order of the recorders changes from round to round.
+in the first, it sees everything for the first time. The order of the recorders changes from round to round, and each
+stands between two pairs of bare steps that it is compared with: what the machine does otherwise comes and goes over
+minutes. The bare pairs that stand in a recorder's place say how far that goes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,21 @@ class Ranks:
         self._step = 0
         self.rows: dict[str, dict[str, list[float]]] = {}
 
-    def run(self, name: str) -> None:
-        """Run two steps under a recorder."""
+    def run_beside_bare(self, names: Sequence[str]) -> None:
+        """Run each recorder between bare steps, whose mean is kept as what the recorder is compared with."""
+        before = self.run(BARE)
+        for name in names:
+            own = self.run(name)
+            after = self.run(BARE)
+            for what, value in own.items():
+                self.rows.setdefault(name, {}).setdefault(what, []).append(value)
+            for what in ("step", "cpu"):
+                beside = [pair[f"{what} {when}"] for pair in (before, after) for when in STEPS]
+                self.rows[name].setdefault(f"{what} beside", []).append(sum(beside) / len(beside))
+            before = after
+
+    def run(self, name: str) -> dict[str, float]:
+        """Run two steps under a recorder and return what they took."""
         gc.collect()
         distributed.barrier()
         steps, usage = [], []
@@ -60,21 +75,22 @@ class Ranks:
             usage.append(resource.getrusage(resource.RUSAGE_SELF))
             ended = time.perf_counter_ns()
         stopped = time.perf_counter_ns()
-        self._keep(name, "start", (started - before) / 1e6)
-        self._keep(name, "stop", (stopped - ended) / 1e6)
-        for number, (when, taken) in enumerate(zip(STEPS, steps, strict=True)):
+        taken = {"start": (started - before) / 1e6, "stop": (stopped - ended) / 1e6}
+        added = {"faults": 0.0}
+        for number, when in enumerate(STEPS):
             before_step, after_step = usage[number], usage[number + 1]
             cpu_s = sum(getattr(after_step, key) - getattr(before_step, key) for key in ("ru_utime", "ru_stime"))
-            faults = after_step.ru_minflt - before_step.ru_minflt
-            self._keep(name, f"step {when}", taken / 1e6)
-            self._keep(name, f"cpu {when}", 1e3 * cpu_s, distributed.ReduceOp.SUM)
-            self._keep(name, "faults", faults, distributed.ReduceOp.SUM)
-        self._keep(name, "operators", kept.entries / len(STEPS))
+            added["faults"] += (after_step.ru_minflt - before_step.ru_minflt) / len(STEPS)
+            taken[f"step {when}"] = steps[number] / 1e6
+            added[f"cpu {when}"] = 1e3 * cpu_s
+        taken["operators"] = kept.entries / len(STEPS)
+        return _reduce(taken, distributed.ReduceOp.MAX) | _reduce(added, distributed.ReduceOp.SUM)
 
-    def _keep(self, name: str, what: str, value: float, over_ranks: Any = distributed.ReduceOp.MAX) -> None:
-        reduced = torch.tensor([value], dtype=torch.float64)
-        distributed.all_reduce(reduced, over_ranks)
-        self.rows.setdefault(name, {}).setdefault(what, []).append(float(reduced))
+
+def _reduce(values: Mapping[str, float], over_ranks: Any) -> dict[str, float]:
+    reduced = torch.tensor(list(values.values()), dtype=torch.float64)
+    distributed.all_reduce(reduced, over_ranks)
+    return dict(zip(values, reduced.tolist(), strict=True))
 
 
 def main(deployment_name: str, rounds: int, out: Path, overrides: Sequence[str]) -> None:
@@ -90,12 +106,10 @@ def main(deployment_name: str, rounds: int, out: Path, overrides: Sequence[str])
     ranks = Ranks(runner)
     for name in (BARE, FLOOR):  # what is slow the first time
         ranks.run(name)
-    ranks.rows.clear()
     gc.disable()
     shuffled = random.Random(0)  # the same order on every rank
     for _ in range(rounds):
-        for name in shuffled.sample(NAMES, len(NAMES)):
-            ranks.run(name)
+        ranks.run_beside_bare(shuffled.sample(NAMES, len(NAMES)))
     modules = sum(len(list(model.modules())) for _, model in runner.model_chunks)
     if distributed.get_rank() == 0:
         told = {"deployment": deployment_name, "ranks": deployment.world_size, "rounds": rounds, "modules": modules}

@@ -319,17 +319,16 @@ def measure_demo(*, deployment: str, rounds: int, overrides: Sequence[str]) -> d
         if done.returncode != 0:
             raise SystemExit(f"the ranks failed:\n{done.stderr}")
         told: dict[str, Any] = json.loads(out.read_text())
-    return told | {"rows": {name: compare_ranks(told["rows"][BARE], row) for name, row in told["rows"].items()}}
+    return told | {"rows": {name: compare_ranks(row) for name, row in told["rows"].items()}}
 
 
-def compare_ranks(bare: Mapping[str, list[float]], own: Mapping[str, list[float]]) -> dict[str, float]:
-    """Compare steps with those that were not recorded in the same round."""
+def compare_ranks(own: Mapping[str, list[float]]) -> dict[str, float]:
+    """Compare steps with the bare ones on both sides of them."""
     told = {what: statistics.median(own[what]) for what in ("start", "stop", "operators", "faults")}
     for what in ("step", "cpu"):
-        unrecorded = [statistics.mean(pair) for pair in zip(bare[f"{what} new"], bare[f"{what} running"], strict=True)]
         for when in ("new", "running"):
             mine = own[f"{what} {when}"]
-            ratios = [100 * (a / b - 1) for a, b in zip(mine, unrecorded, strict=True)]
+            ratios = [100 * (a / b - 1) for a, b in zip(mine, own[f"{what} beside"], strict=True)]
             told[f"{what} {when}"] = statistics.median(mine)
             told[f"{what} {when}, min"] = min(mine)
             told[f"{what} {when}, %"] = statistics.median(ratios)
@@ -345,6 +344,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=sections, help="this section alone; may be repeated")
     parser.add_argument("--demo", action="store_true", help="the demo's training step on its ranks too: minutes")
     parser.add_argument("--deployment", default="moe-10b-tp2-ep2-pp2-cpu", help="another deployment for --demo")
+    parser.add_argument("--rounds", type=int, help="other than 6 rounds of --demo")
     parser.add_argument("--programs", action="store_true", help="the programs of tests/programs too: minutes")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the deployment")
     options = parser.parse_args()
@@ -357,7 +357,9 @@ def main() -> None:
         "bytes": lambda: measure_bytes(steps=100 if quick else 400),
         "realistic": lambda: measure_realistic(rounds=4 if quick else 20),
         "demo": lambda: measure_demo(
-            deployment=options.deployment, rounds=2 if quick else 6, overrides=options.overrides
+            deployment=options.deployment,
+            rounds=options.rounds or (2 if quick else 6),
+            overrides=options.overrides,
         ),
         "programs": lambda: measure_programs(rounds=3 if quick else 9),
     }
