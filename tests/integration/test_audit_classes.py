@@ -1,4 +1,4 @@
-"""The audit of a class graph finds what the audit of all that it stands for finds, in right graphs and in wrong ones."""
+"""The audit of a class graph finds what the audit of all that it stands for finds, in right graphs and wrong ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from truedag.tracer.audit.plan import Plan, plan
 from truedag.tracer.audit.recorded import read_tables, subject_of
 from truedag.tracer.graph import Graph
 
-SIXTEEN = ("strategy=EP2-TP2-PP2-DP2", "workload.global_batch_size=8", "model.num_attention_heads=4")
+SIXTEEN = (
+    "strategy=EP2-TP2-PP2-DP2", "workload.global_batch_size=8", "model.num_attention_heads=4",
+    "model.experts=sequential", "model.attention=unfused",
+)  # fmt: skip
 
 
 @dataclass
@@ -213,9 +216,7 @@ def test_a_fault_in_a_class_is_told_of_all_its_ranks(
 def test_the_wrong_deployment_is_told_of_the_class_graph_as_of_the_whole(dry: Path) -> None:
     record = RunRecord.model_validate_json((dry / "run.json").read_text())
     deployment = record.deployment
-    other = deployment.model_copy(
-        update={"strategy": parse_strategy("TP2-PP2-DP4-EP2-ETP1")}
-    )
+    other = deployment.model_copy(update={"strategy": parse_strategy("TP2-PP2-DP4-EP2-ETP1")})
     few, all_ranks = both_audits(dry, plan(expect(other)))
     assert told(few) == told(all_ranks)
     assert few.faults

@@ -80,9 +80,7 @@ def _of_classes(classes: ClassDataset) -> pl.DataFrame:
     return rows.join(lowest, on="rank_class").select("node", "rank")
 
 
-def _all_collectives(
-    tables: Tables, nodes: pl.DataFrame, copies: Copies, participants: pl.DataFrame
-) -> pl.DataFrame:
+def _all_collectives(tables: Tables, nodes: pl.DataFrame, copies: Copies, participants: pl.DataFrame) -> pl.DataFrame:
     """Say what each row is for, and of each group of its team that it makes it."""
     met = members_of(participants)
     told = collectives(tables, nodes, met)

@@ -1,8 +1,8 @@
 """What the rows of a class graph stand for: which nodes of which ranks, and where their experts are.
 
-A row of the class graph stands for one node of each rank of its class, or for one collective in each group of its team;
-these have numbers in a row, the row's own first (`graph/class_dataset.py`). So a check looks at rows, which are few, and
-what it finds is told of all the nodes that they stand for.
+A row of the class graph stands for one node of each rank of its class, or for one collective in each group of its team.
+These nodes have numbers one after the other, the row's own first (`graph/class_dataset.py`). So a check looks at rows,
+which are few, and what it finds is told of all the nodes that they stand for.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Copies:
         """Rank, moved: how much higher its experts' numbers are than those of the rank that stands for its class."""
         world = self.world
         moved = world.first_expert - world.first_expert[np.array(world.lowest)][world.rank_class]
-        return pl.DataFrame({"rank": np.arange(len(moved)), "moved": moved}, schema_overrides={"rank": pl.Int32, "moved": pl.Int32})
+        return pl.DataFrame(
+            {"rank": np.arange(len(moved)), "moved": moved}, schema_overrides={"rank": pl.Int32, "moved": pl.Int32}
+        )
 
     def num_of_edges(self, rank_class: pl.Series) -> pl.Series:
         """Return how many edges each stands for, by the class that tells of it."""
@@ -93,8 +95,10 @@ class Copies:
         for one in np.unique(rank_class[team < 0]).tolist():
             here = (team < 0) & (rank_class == one)
             frames.append(_ranks(numbers[here], self.world.members[one][turn[here]][:, None]))
-        for one in np.unique(team[team >= 0]).tolist():
-            frames.append(_ranks(numbers[team == one], self.world.ranks[one][turn[team == one]]))
+        frames += [
+            _ranks(numbers[team == one], self.world.ranks[one][turn[team == one]])
+            for one in np.unique(team[team >= 0]).tolist()
+        ]
         return pl.concat(frames)
 
     def labels_of(self, rows: pl.DataFrame) -> pl.Series:

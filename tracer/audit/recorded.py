@@ -262,6 +262,7 @@ def _spread() -> pl.Expr:
 
 
 def told_messages(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
+    """Return `COMMUNICATIONS` of a dataset's messages, each at its send."""
     sends = nodes.filter(pl.col("kind") == "send")
     receives = nodes.filter(pl.col("kind") == "recv").select(dst="node", to="rank")
     met = edges.filter(pl.col("kind") == "p2p").join(receives, on="dst").select(node="src", to="to").unique("node")

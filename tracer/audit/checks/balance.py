@@ -65,7 +65,9 @@ def _rows_of_experts(subject: Subject) -> pl.DataFrame:
     first = subject.placed().filter((pl.col("role") == "expert first layer") & (pl.col("phase") == "forward"))
     # Each of its ranks gives a row where rows stand for many; else it is on one rank.
     inputs = subject.nodes.select("node", "inputs")
-    return first.join(inputs, on="node").select("layer", "microbatch", "expert", rows=pl.col("inputs").str.extract(r"\[(\d+)").cast(pl.Int64))
+    return first.join(inputs, on="node").select(
+        "layer", "microbatch", "expert", rows=pl.col("inputs").str.extract(r"\[(\d+)").cast(pl.Int64)
+    )
 
 
 def _tokens(rows: pl.DataFrame, plan: Plan) -> Iterator[Finding]:

@@ -35,7 +35,9 @@ def check_dimensions(subject: Subject, plan: Plan | None, audit: Audit) -> None:
         for check in ("dimension.edge", "dimension.operator", "dimension.shard"):
             audit.skip(check, "no node states its shapes")
         return
-    audit.judge("dimension.operator", _operators(subject), f"{len(subject.expand(told['node'])):,} operators with shapes")
+    audit.judge(
+        "dimension.operator", _operators(subject), f"{len(subject.expand(told['node'])):,} operators with shapes"
+    )
     if plan is not None and subject.form == "dataset":
         held = subject.nodes.filter(pl.col("kind") == "parameter")
         names = held["label"].n_unique() if subject.copies is None else len(subject.copies.labels_of(held))
@@ -75,7 +77,8 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(read):
         first = read.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{subject.count_edges(read)} edges carry a tensor that their reader does not read: {first['type']}",
+            "dimension.edge",
+            f"{subject.count_edges(read)} edges carry a tensor that their reader does not read: {first['type']}",
             f"an input {first['type']} at node {first['dst']}", first["inputs"] or "no inputs", subject,
             subject.expand(read["dst"].unique(maintain_order=True)),
         )  # fmt: skip
@@ -90,7 +93,8 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(lost):
         first = lost.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{len(subject.expand(lost['node']))} tensors are read that no edge brings: {first['type']}",
+            "dimension.edge",
+            f"{len(subject.expand(lost['node']))} tensors are read that no edge brings: {first['type']}",
             f"an edge with {first['type']} into node {first['node']}", "none", subject,
             subject.expand(lost["node"].unique(maintain_order=True)),
         )  # fmt: skip
@@ -107,7 +111,8 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(more):
         first = more.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{subject.count_edges(more)} edges carry more than their producer writes: {first['bytes']:,} bytes of "
+            "dimension.edge",
+            f"{subject.count_edges(more)} edges carry more than their producer writes: {first['bytes']:,} bytes of "
             f"{first['type']} from {first['outputs']}", first["type"], first["outputs"], subject,
             subject.expand(more["src"].unique(maintain_order=True)),
         )  # fmt: skip

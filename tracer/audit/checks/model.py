@@ -163,7 +163,8 @@ def _chain(subject: Subject) -> Iterator[Finding]:
         nodes = subject.expand(lost["node"])
         yield Finding(
             check="model.cache",
-            title=f"{len(nodes)} of {len(subject.expand(steps['node']))} cache writes of decoding do not depend on an earlier step's",
+            title=f"{len(nodes)} of {len(subject.expand(steps['node']))} cache writes of decoding do not depend on an "
+            "earlier step's",
             expected="an edge from the cache as the step before left it",
             found=f"none, in decode steps {write_runs(lost['decode_step'])}",
             fix=CHECKS["model.cache"].fix,
