@@ -42,6 +42,7 @@ class Rows:
         return cls(*(pl.read_parquet(dag / f"{name}.parquet") for name in ("nodes", "edges", "participants", "ranks")))
 
     def write(self, dag: Path) -> None:
+        self.edges = self.edges.sort("src", "dst", maintain_order=True)
         for name in ("nodes", "edges", "participants", "ranks"):
             getattr(self, name).write_parquet(dag / f"{name}.parquet")
 

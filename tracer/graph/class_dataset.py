@@ -236,7 +236,7 @@ def _repeat(keys: Ints, pools: list[Ints], together: Ints) -> Iterator[tuple[Int
     while begin < len(keys):
         before = ends[begin] - counts[begin]
         end = max(begin + 1, int(np.searchsorted(ends, before + _ROWS_AT_ONCE, "right")))
-        end = int(np.searchsorted(together, together[end - 1], "right"))
+        end = max(end, int(np.searchsorted(together, together[end - 1], "right")))
         count = counts[begin:end]
         row = np.repeat(np.arange(begin, end), count)
         number = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)

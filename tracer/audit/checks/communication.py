@@ -119,8 +119,11 @@ class _Compared:
         if self._less.is_empty() or self._more.is_empty():
             self._paired[column] = pl.DataFrame()
             return
-        less = self._less.with_columns(turn=pl.int_range(pl.len()).over(on))
-        more = self._more.with_columns(turn=pl.int_range(pl.len()).over(on))
+        # In order, so that the same graph is told in the same words each time.
+        less, more = (
+            rows.sort(KEY, nulls_last=True).with_columns(turn=pl.int_range(pl.len()).over(on))
+            for rows in (self._less, self._more)
+        )
         pairs = less.join(
             more.select(*on, "turn", there=column, there_nodes="nodes"), on=[*on, "turn"], how="inner", nulls_equal=True
         )
@@ -346,7 +349,7 @@ def _among(rows: pl.DataFrame) -> str:
     batches = sorted(batch for batch in rows["microbatch"].drop_nulls().unique() if batch >= 0)
     if batches:
         parts.append(f"microbatch{'es' if len(batches) > 1 else ''} {write_runs(batches)}")
-    members = rows["members"].drop_nulls().unique().sort().to_list()
+    members = sorted(rows["members"].drop_nulls().unique(), key=read_members)
     if members:
         parts.append(
             f"ranks {'; '.join(members[:4])}" + (f" and {len(members) - 4} more groups" if len(members) > 4 else "")
