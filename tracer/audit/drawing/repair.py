@@ -1,4 +1,4 @@
-"""The true DAG in the manner of somebody's drawing: folded over ranks and microbatches, and saying so.
+"""The true DAG in the manner of somebody's drawing: folded over ranks, microbatches and experts, and saying so.
 
 What is drawn was recorded. The drawing lends its layout (direction, splines, fonts), the shapes and colours it gives to
 each role, its word for a GPU, and the ids of nodes that stand for the same part of the same layer.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.drawing.marking import quote
+from truedag.tracer.audit.drawing.neighbours import EXPERT
 from truedag.tracer.audit.drawing.reading import DrawnSubject
 from truedag.tracer.audit.drawing.writing import drawn_nodes
 from truedag.tracer.audit.subject import Subject
@@ -23,6 +25,8 @@ from truedag.tracer.errors import DrawError
 from truedag.tracer.topology import number_nodes
 
 _LAYOUT = ("rankdir", "splines", "ranksep", "nodesep", "bgcolor", "fontname", "fontsize", "newrank", "compound")
+# Experts that are drawn one by one, in all layers; a layout engine takes minutes for more.
+_MOST_APART = 1000
 _KEY = ("what", "layer", "expert", "phase", "decode_step", "stage", "end")
 
 
@@ -38,6 +42,9 @@ class Manner:
     clusters: bool
     """Whether stages have a cluster each."""
 
+    experts_apart: bool
+    """Whether experts have nodes of their own."""
+
 
 def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
     """Return what was recorded as DOT in the drawing's manner.
@@ -46,7 +53,7 @@ def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
         DrawError: the folded graph has a cycle.
     """
     manner = _manner(drawn)
-    folded, edges = _fold(recorded)
+    folded, edges = _fold(recorded, manner)
     names = _name_nodes(folded, manner)
     lines = [f"digraph {quote('true DAG')} {{"]
     lines += [f"  {key}={quote(value)};" for key, value in manner.layout.items()]
@@ -98,11 +105,18 @@ def _manner(drawn: DrawnSubject) -> Manner:
         ids={key: names[0] for key, names in ids.items() if len(names) == 1},
         gpu=f"{word}:" if re.search(rf"\b{word}s?\s*:", text) else f"{word}",
         clusters=any(re.search("stage", cluster, re.I) for node in drawn.document.nodes for cluster in node.clusters),
+        experts_apart=any(
+            len(reading.numbers.get("experts", ())) == 1 and set(reading.roles) & set(EXPERT)
+            for reading in drawn.readings.values()
+        ),
     )
 
 
-def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
-    """Fold operators and communications over ranks and microbatches; return the folded nodes and their edges."""
+def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
+    """Fold operators and communications over ranks and microbatches; return the folded nodes and their edges.
+
+    Experts are folded too where the drawing does not tell them apart, or where there are more than anybody lays out.
+    """
     nodes, fine_edges = drawn_nodes(recorded)
     met = recorded.communications.select("node", "purpose", comm="kind", axis="axis")
     p2p = recorded.edges.filter(pl.col("kind") == "p2p").select(node="dst", send="src")
@@ -119,6 +133,11 @@ def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
         stages = recorded.ranks.select("rank", at="pp")
         told = told.join(stages, on="rank", how="left").with_columns(stage=pl.col("at").fill_null(-1))
     told = told.with_columns(pl.col("decode_step").fill_null(-1), pl.col("phase").fill_null(""))
+    one = pl.col("expert")
+    num_apart = told.filter(one >= 0).select(_KEY).n_unique()
+    if not manner.experts_apart or num_apart > _MOST_APART:
+        one = pl.lit(-1, pl.Int32)
+    told = told.with_columns(held=pl.col("expert"), expert=one)
     told = told.with_columns(fold=pl.struct(_KEY).rank("dense").cast(pl.Int64))
     folded = told.group_by("fold", maintain_order=True).agg(
         *(pl.col(name).first() for name in _KEY),
@@ -127,6 +146,7 @@ def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
         ranks=pl.col("ranks").explode(empty_as_null=False, keep_nulls=False).unique().sort(),
         num_nodes=pl.col("num").sum(),
     )
+    folded = folded.join(_held(told.filter((pl.col("held") >= 0) & (pl.col("expert") < 0))), on="fold", how="left")
     edges = _fold_edges(told, fine_edges)
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2)
     size = int(folded["fold"].max() or 0) + 1  # type: ignore[arg-type]
@@ -137,7 +157,42 @@ def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
             f"what was recorded cannot be folded into a DAG: {' -> '.join(labels[one] for one in cycle[:8])}"
         )
     places = pl.DataFrame({"fold": np.arange(size), "order": order})
-    return folded.join(places, on="fold").sort("stage", "order"), edges
+    folded = folded.join(places, on="fold").sort("stage", "order")
+    return folded, _without_far(edges, folded.sort("order", descending=True))
+
+
+def _without_far(edges: list[tuple[int, int]], folded: pl.DataFrame) -> list[tuple[int, int]]:
+    """Leave out edges over layers in between where a path leads along; `folded` is in the order of the last first.
+
+    What runs along residuals is no node of its own, so every layer would have edges to every other of its stage.
+    """
+    readers: dict[int, list[int]] = {}
+    for source, target in edges:
+        readers.setdefault(source, []).append(target)
+    behind: dict[int, int] = {}  # as bits
+    beyond: dict[int, int] = {}
+    for node in folded["fold"].to_list():
+        further = 0
+        for reader in readers.get(node, ()):
+            further |= behind[reader]
+        beyond[node] = further
+        behind[node] = further | sum(1 << reader for reader in readers.get(node, ()))
+    layer: dict[int, int] = dict(folded.select("fold", "layer").iter_rows())
+
+    def is_far(source: int, target: int) -> bool:
+        return min(layer[source], layer[target]) >= 0 and abs(layer[source] - layer[target]) > 1
+
+    return [
+        (source, target) for source, target in edges if not (is_far(source, target) and beyond[source] >> target & 1)
+    ]
+
+
+def _held(told: pl.DataFrame) -> pl.DataFrame:
+    """Return fold, places: of experts that were folded, the lines that say which are where."""
+    ranks = pl.col("ranks").explode(empty_as_null=False, keep_nulls=False).unique().sort()
+    of_each = told.group_by("fold", "held").agg(ranks=ranks).sort("fold", "held")
+    together = of_each.group_by("fold", "ranks", maintain_order=True).agg(experts="held")
+    return together.group_by("fold", maintain_order=True).agg(places=pl.struct("experts", "ranks"))
 
 
 def _place(recorded: Subject, told: pl.DataFrame) -> pl.DataFrame:
@@ -199,7 +254,22 @@ def _name_nodes(folded: pl.DataFrame, manner: Manner) -> dict[int, str]:
     return names
 
 
-def _statement(row: Mapping[str, object], name: str, manner: Manner) -> str:
+def _places(row: Mapping[str, Any], manner: Manner) -> Iterator[str]:
+    places = row["places"] or ()
+    for place in places:
+        several = "s" if len(place["experts"]) > 1 else ""
+        yield f"expert{several} {_write(place['experts'])}" + (
+            f": {manner.gpu} {_write(place['ranks'])}" if len(places) > 1 else ""
+        )
+    if len(places) < 2:
+        yield f"{manner.gpu} {_write(row['ranks'])}"
+
+
+def _write(numbers: Iterable[int]) -> str:
+    return write_runs(numbers).replace(",", " and ")
+
+
+def _statement(row: Mapping[str, Any], name: str, manner: Manner) -> str:
     what = str(row["what"])
     if row["end"] == "send":
         lines, shape = [f"send {what}"], "ellipse"
@@ -212,10 +282,8 @@ def _statement(row: Mapping[str, object], name: str, manner: Manner) -> str:
     else:
         lines = [what]
         shape = "parallelogram" if what in ("router", "top-k choice", "expert aggregation") else "box"
-    place = [f"{key} {row[key]}" for key in ("layer", "expert") if int(str(row[key])) >= 0]
-    ranks = [int(rank) for rank in row["ranks"]]  # type: ignore[attr-defined]
-    place.append(f"{manner.gpu} {write_runs(ranks).replace(',', ' and ')}")
-    lines.append("\n".join(place))
+    lines += [f"{key} {row[key]}" for key in ("layer", "expert") if int(str(row[key])) >= 0]
+    lines += _places(row, manner)
     if row["phase"]:
         step = f", decode step {row['decode_step']}" if int(str(row["decode_step"])) >= 0 else ""
         lines.append(f"{row['phase']}{step}")
