@@ -162,9 +162,10 @@ def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[i
 
 
 def _without_far(edges: list[tuple[int, int]], folded: pl.DataFrame) -> list[tuple[int, int]]:
-    """Leave out edges over layers in between where a path leads along; `folded` is in the order of the last first.
+    """Leave out far edges where a path leads along; `folded` is in the order of the last first.
 
-    What runs along residuals is no node of its own, so every layer would have edges to every other of its stage.
+    What runs along residuals in the backward pass is no node of its own, so every layer would have edges to every other
+    of its stage; and every operator has one to its own backward pass, across the whole picture.
     """
     readers: dict[int, list[int]] = {}
     for source, target in edges:
@@ -178,13 +179,15 @@ def _without_far(edges: list[tuple[int, int]], folded: pl.DataFrame) -> list[tup
         beyond[node] = further
         behind[node] = further | sum(1 << reader for reader in readers.get(node, ()))
     layer: dict[int, int] = dict(folded.select("fold", "layer").iter_rows())
+    is_backward = dict(folded.select("fold", pl.col("phase") == "backward").iter_rows())
 
-    def is_far(source: int, target: int) -> bool:
-        return min(layer[source], layer[target]) >= 0 and abs(layer[source] - layer[target]) > 1
+    def is_near(source: int, target: int) -> bool:
+        if is_backward[source] != is_backward[target]:
+            return False
+        inside = min(layer[source], layer[target]) >= 0
+        return not is_backward[source] or (inside and abs(layer[source] - layer[target]) <= 1)
 
-    return [
-        (source, target) for source, target in edges if not (is_far(source, target) and beyond[source] >> target & 1)
-    ]
+    return [edge for edge in edges if is_near(*edge) or not beyond[edge[0]] >> edge[1] & 1]
 
 
 def _held(told: pl.DataFrame) -> pl.DataFrame:
