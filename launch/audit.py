@@ -28,7 +28,6 @@ from truedag.tracer.audit.plan import Plan, plan
 from truedag.tracer.graph import Graph
 
 _MOST_CLAIM_BYTES = 1 << 20
-_MOST_DRY_RANKS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +95,6 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
     if request.deployment is None:
         raise LaunchError(
             "--fix draws what really runs: name the deployment with --deployment, or a run with --against"
-        )
-    deployment = _deployment_of(request)
-    assert deployment is not None
-    if deployment.world_size > _MOST_DRY_RANKS:
-        raise LaunchError(
-            f"--fix would draw {deployment.world_size} ranks, which takes minutes: if that is wanted, run truedag dry "
-            f"{request.deployment} --out DIR, and name it with --against DIR"
         )
     with TemporaryDirectory(prefix="truedag-") as folder:
         dry = Path(folder) / "dry"

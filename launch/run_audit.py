@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from truedag.launch.errors import LaunchError
 from truedag.launch.expectation import expect
 from truedag.tracer.audit.auditing import audit_dataset
+from truedag.tracer.audit.class_subject import class_subject_of
 from truedag.tracer.audit.plan import plan
 from truedag.tracer.audit.recorded import read_tables, subject_of
 from truedag.tracer.audit.report import to_json, verdict, write_markdown
@@ -44,8 +45,11 @@ def audit_graph(folder: Path, deployment: Deployment | None, *, name: str) -> Au
 
 
 def read_subject(folder: Path, *, name: str | None = None) -> Subject:
-    """Read a dataset, or that of a run's folder, for an audit."""
-    return subject_of(read_tables(Graph.open(folder)), name=name or str(folder))
+    """Read a dataset, or that of a run's folder, for an audit; of a class graph only its rows."""
+    graph = Graph.open(folder)
+    if (classes := graph.classes) is not None:
+        return class_subject_of(graph, classes, name=name or str(folder))
+    return subject_of(read_tables(graph), name=name or str(folder))
 
 
 def write_review(audit: Audit, folder: Path) -> None:

@@ -29,7 +29,12 @@ def audit_dataset(subject: Subject, plan: Plan | None) -> Audit:
         else f"{plan.expectation.name}, {plan.expectation.strategy}"
     )
     audit = Audit(subject=subject.name, against=against)
-    audit.facts.append(f"{len(subject.nodes):,} nodes, {len(subject.edges):,} edges, all recorded.")
+    told = ""
+    if subject.copies is not None:
+        told = (
+            f": {len(subject.nodes):,} nodes and {len(subject.edges):,} edges of one rank of each class stand for them"
+        )
+    audit.facts.append(f"{subject.num_nodes:,} nodes, {subject.num_edges:,} edges, all recorded{told}.")
     check_structure(subject, plan, audit)
     if plan is not None:
         check_strategy(subject, plan, audit)

@@ -73,6 +73,12 @@ class ClassDataset:
         """Give the edges that belong to some ranks, each to one: a message's to its receiver, of several the lowest."""
         return self._edges(self._want(ranks), list(self._schema("edges")), owned=True)
 
+    def messages(self) -> pl.DataFrame:
+        """Return src, dst of every message of the whole graph."""
+        edges = self._rows["edges"].filter(pl.col("team") >= 0)
+        src, dst = ClassEdges.of(self._rows["nodes"], edges).in_whole(self.world)
+        return pl.DataFrame({"src": src, "dst": dst})
+
     def _schema(self, table: str) -> dict[str, Any]:
         if table == "participants":
             return dict(_PARTICIPANTS)
@@ -80,7 +86,8 @@ class ClassDataset:
         return {name: dtype for name, dtype in schema.items() if name not in _OWN[table]}
 
     @cached_property
-    def _world(self) -> ClassWorld:
+    def world(self) -> ClassWorld:
+        """Where every rank stands."""
         return ClassWorld.of(*(pl.read_parquet(self.path / f"{name}.parquet") for name in ("ranks", "groups")))
 
     @cached_property
@@ -96,13 +103,13 @@ class ClassDataset:
         return ClassEdges.of(self._rows["nodes"], self._rows["edges"])
 
     def _want(self, ranks: AbstractSet[int] | None) -> Wanted:
-        size = len(self._world.rank_class)
+        size = len(self.world.rank_class)
         has = np.full(size, ranks is None)
         has[[rank for rank in ranks or () if 0 <= rank < size]] = True
-        return Wanted(world=self._world, has=has)
+        return Wanted(world=self.world, has=has)
 
     def _nodes(self, wanted: Wanted, columns: list[str]) -> Iterator[pl.DataFrame]:
-        world, rows = self._world, self._rows["nodes"]
+        world, rows = self.world, self._rows["nodes"]
         team, rank_class, first = (rows[name].to_numpy().astype(np.int64) for name in ("team", "rank_class", "node"))
         pools = [*(world.place[ranks] for ranks in wanted.members), *wanted.turns]
         keys = np.where(team >= 0, len(world.members) + team, rank_class)
@@ -116,7 +123,7 @@ class ClassDataset:
             yield move_experts(frame, some[moved != 0], moved[moved != 0])
 
     def _participants(self, wanted: Wanted, columns: list[str]) -> Iterator[pl.DataFrame]:
-        world, rows = self._world, self._rows["participants"]
+        world, rows = self.world, self._rows["participants"]
         node, rank_class, team = (rows[name].to_numpy().astype(np.int64) for name in ("node", "rank_class", "team"))
         node_team = _teams_of(self._rows["nodes"], node)
         pairs, keys = np.unique(np.stack([rank_class, node_team], axis=1), axis=0, return_inverse=True)
@@ -137,7 +144,7 @@ class ClassDataset:
 
     def _edges(self, wanted: Wanted, columns: list[str], *, owned: bool) -> Iterator[pl.DataFrame]:
         """Make the edges that belong to wanted ranks and, unless `owned`, those of others with an end among theirs."""
-        world, ends, rows = self._world, self._ends, self._rows["edges"]
+        world, ends, rows = self.world, self._ends, self._rows["edges"]
         # Whether an edge that touches a collective or another rank is wanted, the other ranks have a say in.
         is_wide = (ends.src_team >= 0) | (ends.dst_team >= 0) | (ends.team >= 0)
         pools = [*wanted.members, *world.members]
@@ -185,6 +192,14 @@ class ClassEdges:
             is_shared=(edges["kind"] == "order").to_numpy() & (src_team >= 0) & (dst_team >= 0),
         )  # fmt: skip
 
+    def in_whole(self, world: ClassWorld) -> tuple[Ints, Ints]:
+        """Return the ends of the edges of the whole graph that they stand for; what ranks share is there for each."""
+        none = np.zeros(0, np.int64)
+        pairs = [(none, none), *_repeat(self.rank_class, world.members, np.arange(len(self.src)))]
+        row, rank = (np.concatenate([pair[end] for pair in pairs]) for end in (0, 1))
+        src = self.src[row] + world.turn[self.src_team[row], rank]
+        return src, self.dst[row] + world.turn[self.dst_team[row], _receivers(world, self, row, rank)]
+
     def count(self, world: ClassWorld) -> int:
         """Return how many edges of the whole graph they stand for."""
         sizes = np.array([len(ranks) for ranks in world.members], np.int64)
@@ -221,7 +236,7 @@ def _repeat(keys: Ints, pools: list[Ints], together: Ints) -> Iterator[tuple[Int
     while begin < len(keys):
         before = ends[begin] - counts[begin]
         end = max(begin + 1, int(np.searchsorted(ends, before + _ROWS_AT_ONCE, "right")))
-        end = int(np.searchsorted(together, together[end - 1], "right"))
+        end = max(end, int(np.searchsorted(together, together[end - 1], "right")))
         count = counts[begin:end]
         row = np.repeat(np.arange(begin, end), count)
         number = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)

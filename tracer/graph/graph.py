@@ -65,6 +65,11 @@ class Graph:
         return self._source.meta
 
     @property
+    def classes(self) -> ClassDataset | None:
+        """The class graph that this one is made of; None: it is none, or a part of one."""
+        return self._source if isinstance(self._source, ClassDataset) and not self._cuts else None
+
+    @property
     def nodes(self) -> pl.LazyFrame:
         """Operators, communications, and what goes in and out, in topological order."""
         participants = self._source.scan("participants", self._ranks)

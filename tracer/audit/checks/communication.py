@@ -141,8 +141,11 @@ class _Compared:
         if self._less.is_empty() or self._more.is_empty():
             self._paired[column] = pl.DataFrame()
             return
+        # In order, so that the same graph is told in the same words each time.
         less, more = (
-            rows.with_columns(family=_FAMILY).with_columns(turn=pl.int_range(pl.len()).over(on))
+            rows.sort(KEY, nulls_last=True)
+            .with_columns(family=_FAMILY)
+            .with_columns(turn=pl.int_range(pl.len()).over(on))
             for rows in (self._less, self._more)
         )
         pairs = less.join(
@@ -284,11 +287,12 @@ def _mentions(members: pl.Series, ranks: Sequence[int]) -> pl.Series:
 
 
 def _unmatched(subject: Subject) -> Iterator[Finding]:
-    met = subject.edges.filter(pl.col("kind") == "p2p")
+    met = subject.edges.filter(pl.col("kind") == "p2p") if subject.messages is None else subject.messages
     for kind, end, other in (("send", "src", "receive"), ("recv", "dst", "send")):
-        alone = subject.nodes.filter(pl.col("kind") == kind).join(met.select(node=end), on="node", how="anti")
+        ends = subject.expand(subject.nodes.filter(pl.col("kind") == kind)["node"]).to_frame("node")
+        alone = ends.join(met.select(node=end), on="node", how="anti")
         if len(alone):
-            ranks = subject.where.join(alone.select("node"), on="node", how="semi")["rank"].unique().sort()
+            ranks = subject.ranks_of(alone["node"])
             word = "send" if kind == "send" else "receive"
             yield Finding(
                 check="communication.unmatched", title=f"{len(alone)} {word}{'s' if len(alone) > 1 else ''} without "
@@ -369,7 +373,7 @@ def _among(rows: pl.DataFrame) -> str:
     batches = sorted(batch for batch in rows["microbatch"].drop_nulls().unique() if batch >= 0)
     if batches:
         parts.append(f"microbatch{'es' if len(batches) > 1 else ''} {write_runs(batches)}")
-    members = rows["members"].drop_nulls().unique().sort().to_list()
+    members = sorted(rows["members"].drop_nulls().unique(), key=read_members)
     if members:
         parts.append(
             f"ranks {'; '.join(members[:4])}" + (f" and {len(members) - 4} more groups" if len(members) > 4 else "")

@@ -62,8 +62,8 @@ def placed_layers(subject: Subject) -> pl.DataFrame:
 
 def placed_experts(subject: Subject) -> pl.DataFrame:
     """Return layer, expert, rank."""
-    told = subject.covers.filter((pl.col("expert") >= 0) & (pl.col("layer") >= 0))
-    return told.join(subject.where, on="node").select("layer", "expert", "rank").unique()
+    told = subject.placed().filter((pl.col("expert") >= 0) & (pl.col("layer") >= 0))
+    return told.select("layer", "expert", "rank").unique()
 
 
 def _finding(check: str, title: str, expected: str, found: str, **where: tuple[int, ...]) -> Finding:
