@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from truedag.launch.deployment import RunRecord
 from truedag.launch.expectation import expect
 from truedag.launch.run_audit import read_subject
 from truedag.parallel.strategy import parse_strategy
-from truedag.tracer.audit.auditing import audit_dataset
+from truedag.tracer.audit.auditing import audit_dataset, audit_drawing
+from truedag.tracer.audit.drawing.document import document_of
+from truedag.tracer.audit.drawing.parser import parse_dot
+from truedag.tracer.audit.drawing.reading import DrawnSubject, read_drawing
+from truedag.tracer.audit.drawing.repair import draw_repaired
 from truedag.tracer.audit.findings import Audit
 from truedag.tracer.audit.plan import Plan, plan
 from truedag.tracer.audit.recorded import read_tables, subject_of
@@ -221,3 +226,65 @@ def test_the_wrong_deployment_is_told_of_the_class_graph_as_of_the_whole(dry: Pa
     few, all_ranks = both_audits(dry, plan(expect(other)))
     assert told(few) == told(all_ranks)
     assert few.faults
+
+
+def read_text(text: str, wanted: Plan) -> DrawnSubject:
+    return read_drawing(document_of(parse_dot(text), Path("drawing.dot"), "dot"), wanted.expectation)
+
+
+SKETCH = """digraph { rankdir=LR;
+  subgraph cluster_a { label="Stage 0"; q0 [label="QKV projection\nlayer 0\nGPU: 0", shape=hexagon]; }
+  q0 -> out
+}"""
+
+
+@pytest.fixture(scope="module")
+def mended(dry: Path) -> tuple[str, Plan]:
+    wanted = plan_of(dry)
+    return draw_repaired(read_subject(dry, name="run"), read_text(SKETCH, wanted)), wanted
+
+
+def test_a_drawing_is_mended_from_rows_in_its_own_manner(mended: tuple[str, Plan]) -> None:
+    text, wanted = mended
+    audit = audit_drawing(read_text(text, wanted), wanted)
+    assert audit.findings == []
+    assert audit.not_understood == []
+    assert 'rankdir="LR"' in text
+    assert text.count("subgraph cluster_stage_") == 2
+    q0 = r"QKV projection\nlayer 0\nGPU: 0-7\nforward\nstands for 16 recorded"
+    assert f'"q0" [label="{q0}", shape="hexagon"]' in text
+    # EP varies slower than TP, and DP slowest within a stage.
+    assert r"layer 0\nexperts 0-1: GPU: 0-1 and 4-5\nexperts 2-3: GPU: 2-3 and 6-7\n" in text
+
+
+def test_a_mended_drawing_tells_experts_apart_where_the_drawing_does(dry: Path) -> None:
+    wanted = plan_of(dry)
+    apart = SKETCH.replace("q0 -> out", 'e [label="Expert 1 FC1\nlayer 0\nGPU: 0"]; q0 -> e; e -> out')
+    text = draw_repaired(read_subject(dry, name="run"), read_text(apart, wanted))
+    assert audit_drawing(read_text(text, wanted), wanted).findings == []
+    assert "expert 3" in text
+    assert "experts 0-1" not in text
+
+
+def summed(text: str) -> str:
+    """Sum each region by an all-reduce, as without sequence parallelism."""
+    gathers = re.findall(r'^ *("\w+") .label="[^"]*(?:: all-gather over (?:tp|etp)|sequence gradients)', text, re.M)
+    into: dict[str, list[str]] = {}
+    edges = re.findall(r'^ *("\w+") -> ("\w+")', text, re.M)
+    for source, target in edges:
+        into.setdefault(target, []).append(source)
+    lines = [line for line in text.splitlines()[:-1] if "->" not in line]
+    lines = [line for line in lines if not line.strip().startswith(tuple(f"{gather} [" for gather in gathers))]
+
+    def made(node: str) -> set[str]:
+        return {node} if node not in gathers else {one for before in into.get(node, ()) for one in made(before)}
+
+    lines += [f"{start} -> {target};" for source, target in edges if target not in gathers for start in made(source)]
+    return "\n".join(lines).replace("reduce-scatter", "all-reduce") + "}"
+
+
+def test_an_all_reduce_is_as_good_as_a_reduce_scatter_and_an_all_gather(mended: tuple[str, Plan]) -> None:
+    text, wanted = mended
+    audit = audit_drawing(read_text(summed(text), wanted), wanted)
+    assert audit.findings == []
+    assert any("All-reduces were taken for" in fact for fact in audit.facts)

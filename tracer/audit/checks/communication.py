@@ -8,6 +8,7 @@ import polars as pl
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.audit.catalogue import CHECKS
+from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
 from truedag.tracer.audit.checks.strategy import absent_ranks
 from truedag.tracer.audit.findings import Audit, Finding
 from truedag.tracer.audit.plan import KEY, Plan
@@ -86,8 +87,9 @@ class _Compared:
             pl.col("purpose").is_null() | ~pl.col("purpose").is_in(list(plan.expectation.optional)),
             pl.col("members").fill_null("").str.contains("[,>]"),  # one rank alone exchanges nothing
         )
-        self._needed = _without(plan.exact, gone)
-        self._summed = _without(plan.totals, gone)
+        summed = summed_purposes(subject)
+        self._needed = _without(as_summed(plan.exact, summed), gone)
+        self._summed = _without(as_summed(plan.totals, summed), gone)
         self._found = _touching(found, gone)
         self.num_found = len(self._found)
         keys = [pl.col(name) for name in KEY]

@@ -15,6 +15,7 @@ from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.communication import CHECK_OF_PURPOSE
 from truedag.tracer.audit.checks.model import CHECK_OF_ROLE, single_residuals
+from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
 from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION
@@ -197,15 +198,16 @@ def _experts(subject: Subject, plan: Plan) -> Iterator[Finding]:
 
 def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
     needed = pl.concat([plan.exact, plan.totals], how="diagonal_relaxed")
+    summed = summed_purposes(subject)
+    needed = as_summed(needed, summed)
     found = subject.communications.filter(pl.col("purpose").is_not_null())
-    reduced = set(found.filter(pl.col("kind") == "all-reduce")["purpose"])
+    # Where a summed region is entered only the backward pass exchanges something; model.backward asks for that.
+    silent = {*_FINE, *({name for name in summed if " input" in name} - set(found["purpose"]))}
     for check in dict.fromkeys(CHECK_OF_PURPOSE.values()):
         purposes = [
             purpose for purpose, chapter in CHECK_OF_PURPOSE.items()
-            if chapter == check and purpose not in _FINE and (needed["purpose"] == purpose).any()
+            if chapter == check and purpose not in silent and (needed["purpose"] == purpose).any()
         ]  # fmt: skip
-        # An all-reduce is a reduce-scatter and an all-gather: it needs none where the region is entered.
-        purposes = [name for name in purposes if name.replace(" input", " output") not in reduced or name in reduced]
         if not purposes:
             continue
         findings = [

@@ -269,7 +269,11 @@ def _places(row: Mapping[str, Any], manner: Manner) -> Iterator[str]:
 
 
 def _write(numbers: Iterable[int]) -> str:
-    return write_runs(numbers).replace(",", " and ")
+    """Write numbers as runs with words between them, as commas end a place in some dialects: 0-1 and 4."""
+    there = set(numbers)
+    begins = sorted(number for number in there if number - 1 not in there)
+    ends = sorted(number for number in there if number + 1 not in there)
+    return " and ".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(begins, ends, strict=True))
 
 
 def _statement(row: Mapping[str, Any], name: str, manner: Manner) -> str:
