@@ -28,7 +28,6 @@ from truedag.tracer.audit.plan import Plan, plan
 from truedag.tracer.graph import Graph
 
 _MOST_CLAIM_BYTES = 1 << 20
-_MOST_DRY_RANKS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,28 +96,12 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
         raise LaunchError(
             "--fix draws what really runs: name the deployment with --deployment, or a run with --against"
         )
-    deployment = _deployment_of(request)
-    assert deployment is not None
-    if deployment.world_size > _MOST_DRY_RANKS:
-        raise LaunchError(
-            f"--fix would draw {deployment.world_size} ranks, which takes minutes: if that is wanted, run truedag dry "
-            f"{request.deployment} --out DIR, and name it with --against DIR"
-        )
     with TemporaryDirectory(prefix="truedag-") as folder:
         dry = Path(folder) / "dry"
         run_dry(
             request.deployment,
             request.overrides,
             out=dry,
-            replace=True,
-            routing="balanced",
-            seed=0,
-            all_ranks=False,
-            expand=False,
-            device=None,
-            gpus_per_node=8,
-            num_verified=0,
-            jobs=None,
             views=False,
             command=("truedag", "audit"),
             show=progress,

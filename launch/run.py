@@ -24,7 +24,6 @@ from truedag.launch.device import check_device
 from truedag.launch.errors import LaunchError, RunError
 from truedag.launch.failure import describe_failure, describe_kept, describe_silence, describe_timeout
 from truedag.launch.nodes import Nodes, TorchrunOptions, place_ranks
-from truedag.launch.pictures import draw_pictures
 from truedag.launch.rank_state import Phase, RankState, read_states
 from truedag.launch.results import GenerationResult, StepResult
 from truedag.launch.run_folder import ENDED, RunFolder
@@ -250,34 +249,22 @@ def _bring(folder: RunFolder, state: RankState, home: Path) -> str:
 
 
 def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> RunResult:
+    from truedag.launch.dataset import build_dataset
     from truedag.launch.page import make_page
-    from truedag.launch.run_audit import audit_run
     from truedag.tracer.analysis.report import write_report
-    from truedag.tracer.merge.merging import Resources, merge_traces
 
-    show("merging the traces")
-    merged = merge_traces(
-        folder.traces,
-        folder.dag,
-        deployment=result.deployment,
-        strategy=result.strategy,
-        progress=show,
-        resources=Resources.of_machine(),
-    )
+    built = build_dataset(folder.traces, name=result.deployment, deployment=deployment, show=show)
     show("reporting")
     write_report(folder.dag, folder.root)
-    show("auditing")
-    audited = audit_run(folder.dag, folder.root, deployment)
-    pictures = draw_pictures(folder.dag, folder.views, show=show)
     page = make_page(folder.root, folder.views, progress=show)
     return dataclasses.replace(
         result,
-        dag=folder.dag,
-        views=folder.views,
-        pictures=pictures.drawn,
+        dag=built.dag,
+        views=built.views,
+        pictures=built.pictures,
         page=page.html,
-        not_drawn=pictures.why_not,
-        merge=dataclasses.asdict(merged),
+        not_drawn=built.not_drawn,
+        merge=built.merge,
         report=json.loads((folder.root / "report.json").read_text()),
-        audit=audited,
+        audit=built.audit,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from truedag.launch.errors import LaunchError
 from truedag.launch.expectation import expect
 from truedag.tracer.audit.auditing import audit_dataset
+from truedag.tracer.audit.class_subject import class_subject_of
 from truedag.tracer.audit.plan import plan
 from truedag.tracer.audit.recorded import read_tables, subject_of
 from truedag.tracer.audit.report import to_json, verdict, write_markdown
@@ -34,7 +35,7 @@ def audit_run(dag: Path, folder: Path, deployment: Deployment | None) -> dict[st
         LaunchError: the files cannot be written.
         TruedagError: the dataset cannot be read.
     """
-    audit = audit_graph(dag, deployment, name=str(folder.name))
+    audit = audit_graph(dag, deployment, name=folder.name)
     write_review(audit, folder)
     return {"verdict": verdict(audit), "num_faults": len(audit.faults), "file": str(folder / "audit.md")}
 
@@ -45,8 +46,11 @@ def audit_graph(folder: Path, deployment: Deployment | None, *, name: str) -> Au
 
 
 def read_subject(folder: Path, *, name: str | None = None) -> Subject:
-    """Read a dataset, or that of a run's folder, for an audit."""
-    return subject_of(read_tables(Graph.open(folder)), name=name or str(folder))
+    """Read a dataset, or that of a run's folder, for an audit; of a class graph only its rows."""
+    graph = Graph.open(folder)
+    if (classes := graph.classes) is not None:
+        return class_subject_of(graph, classes, name=name or str(folder))
+    return subject_of(read_tables(graph), name=name or str(folder))
 
 
 def read_audit(dag: Path) -> Mapping[str, Any] | None:

@@ -257,37 +257,17 @@ def _merge(
     first_step = int(number) if window.parent.name == "windows" and number.isdecimal() else None
     if not merges:
         return WindowResult(first_step=first_step, traces=traces, dag=None)
-    from truedag.launch.run_audit import audit_run
-    from truedag.tracer.errors import DrawError
-    from truedag.tracer.merge.merging import Resources, merge_traces
-    from truedag.tracer.views.draw import draw
+    from truedag.launch.dataset import build_dataset
 
-    dag = window / "dag"
-    name = program.name if deployment is None else deployment.name
-    strategy = None if deployment is None else deployment.strategy.describe()
-    merged = merge_traces(
-        traces,
-        dag,
-        deployment=name,
-        strategy=strategy,
-        progress=progress.show,
-        resources=Resources.of_machine(),
-    )
-    progress.show("drawing")
-    try:
-        pictures = [drawing.svg for drawing in draw(dag, window / "views", progress=progress.show)]
-        not_drawn = ""
-    except DrawError as error:  # the graph is there all the same
-        pictures, not_drawn = [], str(error)
-    progress.show("auditing")
+    built = build_dataset(traces, name=program.name, deployment=deployment, show=progress.show)
     return WindowResult(
         first_step=first_step,
         traces=traces,
-        dag=dag,
-        pictures=pictures,
-        not_drawn=not_drawn,
-        merge=asdict(merged),
-        audit=audit_run(dag, window, deployment),
+        dag=built.dag,
+        pictures=built.pictures,
+        not_drawn=built.not_drawn,
+        merge=built.merge,
+        audit=built.audit,
     )
 
 

@@ -12,6 +12,7 @@ from truedag.tracer.audit.catalogue import CHECKS, explain
 from truedag.tracer.audit.claim import ClaimError, claim_of_text, parse_number, read_claim
 from truedag.tracer.audit.findings import Audit, Finding
 from truedag.tracer.audit.plan import plan
+from truedag.tracer.audit.report import verdict
 from truedag.tracer.audit.sarif import to_sarif
 
 DECLARATIONS = Path(__file__).parents[1] / "data" / "declarations"
@@ -114,6 +115,8 @@ def test_a_claim_that_is_none_is_refused(told: object) -> None:
         ({"gpus": [[1] * 9] * 9}, "a number is needed"),
         ({"name": [["x"] * 9] * 9}, "no text"),
         ({"strategy": "fancy"}, "names no axis"),
+        ({"groups": {"tp": [[]]}}, "no list of GPUs"),
+        ({"gpus_of_stage": {0: []}}, "no list of GPUs"),
     ],
 )
 def test_what_is_wrong_with_a_claim_is_said(told: dict[str, object], why: str) -> None:
@@ -131,6 +134,24 @@ def test_the_names_of_other_tools_are_known() -> None:
 def test_memory_is_compared_with_all_that_training_keeps() -> None:
     (finding,) = claimed(memory_per_gpu="1 GB")
     assert "weights, gradients and optimizer state alone take" in finding.title
+
+
+def test_no_parameters_are_a_contradiction_too() -> None:
+    (finding,) = claimed(parameters=0)
+    assert (finding.check, finding.found) == ("claim.parameters", "0")
+
+
+def test_heads_alone_say_nothing_of_key_and_value_heads() -> None:
+    audit = audit_claim(read_claim({"model": "Llama 3 70B", "heads": 64}, name="claim"), None, {})
+    assert audit.findings == []
+    assert [(passed.check, passed.what) for passed in audit.passed] == [
+        ("claim.architecture", "1 of 8 sizes of Llama 3 70B")
+    ]
+
+
+def test_a_claim_of_nothing_is_not_right() -> None:
+    audit = audit_claim(read_claim({"name": "nothing", "notes": "none"}, name="claim"), None, {})
+    assert verdict(audit) == "Nothing could be checked."
 
 
 def test_a_title_is_a_claim() -> None:

@@ -78,6 +78,20 @@ def test_gpus_are_read_however_they_are_written(label: str, ranks: tuple[int, ..
     assert read_label(label).numbers.get("ranks", ()) == ranks
 
 
+def test_a_list_of_experts_says_which_are_where(tmp_path: Path) -> None:
+    path = tmp_path / "experts.dot"
+    label = r"expert first layer\nlayer 3\nexperts 0-1: GPU: 0 and 4\nexperts 2 and 3: GPU: 1"
+    path.write_text(f'digraph {{ a [label="{label}"]; a -> b }}')
+    subject = read_drawing(read_document(path), None).subject
+    told = (
+        subject.covers.join(subject.where, on="node").select("role", "layer", "expert", "rank").sort("expert", "rank")
+    )
+    assert told.rows() == [
+        ("expert first layer", 3, expert, rank) for expert, rank in ((0, 0), (0, 4), (1, 0), (1, 4), (2, 1), (3, 1))
+    ]
+    assert len(subject.nodes) == 2
+
+
 def test_a_range_without_an_end_is_cut() -> None:
     assert len(read_numbers("0-999999999")) <= 1 << 20
 

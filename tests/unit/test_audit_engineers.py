@@ -76,10 +76,27 @@ def test_a_report_reads_as_a_review(fifth: Plan) -> None:
         ("QKV projection, GPU: 0...127", False),
         ("Scores [32 x 1024 x 4096]", False),
         ("Top-2 gate", False),
+        ("Repeat KV heads", False),
+        ("Attention, repeated", True),
     ],
 )
 def test_what_hides_something_is_known(label: str, is_hidden: bool) -> None:
     assert read_label(label).is_ellipsis == is_hidden
+
+
+@pytest.mark.parametrize(
+    ("label", "roles"),
+    [
+        ("Gate", ("router",)),
+        ("Gate / Router", ("router",)),
+        ("Gate & Up Projection", ("first layer",)),
+        ("Gate+Up", ("first layer",)),
+        ("gate_up_proj", ("first layer",)),
+        ("Expert 3 gate_proj", ("expert first layer",)),
+    ],
+)
+def test_a_gate_of_a_feed_forward_is_no_router(label: str, roles: tuple[str, ...]) -> None:
+    assert read_label(label).roles == roles
 
 
 def test_what_is_behind_dots_is_not_drawn(tmp_path: Path) -> None:
@@ -106,6 +123,24 @@ def test_an_attention_output_before_a_projection_is_the_context(tmp_path: Path) 
     assert drawn(tmp_path, both).readings["b"].roles == ("attention context",)
     alone = 'digraph { a [label="Softmax"]; b [label="Attention Output"]; c [label="Residual Add"]; a -> b -> c }'
     assert drawn(tmp_path, alone).readings["b"].roles == ("output projection",)
+
+
+def test_a_send_may_lead_nowhere(tmp_path: Path, fifth: Plan) -> None:
+    nodes = [{"id": "a", "label": "Send activations, GPU 0"}, {"id": "b", "label": "Softmax"}]
+    text = json.dumps({"nodes": nodes, "links": [{"source": "a", "target": "gone"}, {"source": "a", "target": "b"}]})
+    subject = drawn(tmp_path, text, "graph.json")
+    assert audit_drawing(subject, fifth).found("structure.dangling-edge")
+
+
+def test_what_a_drawing_does_not_tell_is_unchecked(tmp_path: Path, fifth: Plan) -> None:
+    audit = audit_of(tmp_path, 'digraph { a [label="QKV projection, layer 0\\nout: [32,8,96]"]; a -> b }', fifth)
+    told = {passed.check for passed in audit.passed} | {finding.check for finding in audit.findings}
+    unchecked = {one.check for one in audit.unchecked}
+    assert unchecked >= {
+        "structure.unreachable-output", "communication.group", "communication.unmatched", "dimension.edge",
+        "dimension.shard",
+    }  # fmt: skip
+    assert not told & unchecked
 
 
 def test_ranks_of_both_stages_of_a_transfer_are_read(tmp_path: Path, fifth: Plan) -> None:

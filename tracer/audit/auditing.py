@@ -12,6 +12,7 @@ from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything
 from truedag.tracer.audit.checks.drawn_shapes import check_drawn_shapes
 from truedag.tracer.audit.checks.honesty import check_honesty
 from truedag.tracer.audit.checks.model import check_model
+from truedag.tracer.audit.checks.regions import summed_purposes
 from truedag.tracer.audit.checks.strategy import check_strategy
 from truedag.tracer.audit.checks.structure import check_structure
 from truedag.tracer.audit.claim import Claim, claim_of_text
@@ -29,7 +30,12 @@ def audit_dataset(subject: Subject, plan: Plan | None) -> Audit:
         else f"{plan.expectation.name}, {plan.expectation.strategy}"
     )
     audit = Audit(subject=subject.name, against=against)
-    audit.facts.append(f"{len(subject.nodes):,} nodes, {len(subject.edges):,} edges, all recorded.")
+    told = ""
+    if subject.copies is not None:
+        told = (
+            f": {len(subject.nodes):,} nodes and {len(subject.edges):,} edges of one rank of each class stand for them"
+        )
+    audit.facts.append(f"{subject.num_nodes:,} nodes, {subject.num_edges:,} edges, all recorded{told}.")
     check_structure(subject, plan, audit)
     if plan is not None:
         check_strategy(subject, plan, audit)
@@ -54,6 +60,10 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     )
     if not drawn.document.is_directed:
         audit.facts.append("It is undirected: each edge was read from the end that is named first.")
+    if plan is not None and summed_purposes(subject):
+        audit.facts.append(
+            "All-reduces were taken for the reduce-scatters and all-gathers of sequence parallelism: equal in bytes."
+        )
     check_structure(subject, plan, audit)
     exact = tells_everything(subject)
     if plan is not None:

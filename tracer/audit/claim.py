@@ -163,9 +163,9 @@ def parse_number(value: object, what: str) -> float:
 
 
 def _ranks(value: object, what: str) -> tuple[int, ...]:
-    if isinstance(value, list):
-        return tuple(int(parse_number(one, what)) for one in value)
-    numbers = read_numbers(str(value))
+    numbers = (
+        tuple(int(parse_number(one, what)) for one in value) if isinstance(value, list) else read_numbers(str(value))
+    )
     if not numbers:
         raise ClaimError(f"{what}: {value!r} is no list of GPUs, such as 0-127 or [0, 2]")
     return numbers

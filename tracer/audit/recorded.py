@@ -27,6 +27,16 @@ _LATE = {
 _OF_BUFFERS = ("dense gradients", "expert gradients", "dense parameters", "expert parameters")
 
 
+NODE_COLUMNS = (
+    "node", "kind", "rank", "op", "label", "module", "layer", "stage", "microbatch", "expert", "phase", "decode_step",
+    "inputs", "outputs",
+)  # fmt: skip
+"""What the audit reads of nodes."""
+
+TYPE = pl.col("dtype") + "[" + pl.col("shape").cast(pl.List(pl.String)).list.join(",") + "]"
+"""What an edge carries, as in float32[64,512]."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tables:
     """A dataset's tables in memory."""
@@ -42,28 +52,19 @@ class Tables:
 def read_tables(graph: Graph) -> Tables:
     """Read what the audit needs of a dataset; program order stays on disk."""
     return Tables(
-        nodes=graph.nodes.select(
-            "node", "kind", "rank", "op", "label", "module", "layer", "stage", "microbatch", "expert", "phase",
-            "decode_step", "inputs", "outputs",
-        ).collect(),
+        nodes=graph.nodes.select(NODE_COLUMNS).collect(),
         edges=graph.edges.filter(pl.col("kind") != "order").collect(),
         participants=graph.participants.select("node", "rank", "group", "send_bytes", "recv_bytes").collect(),
         groups=graph.groups.select("group", "axis", "ranks").collect(),
         ranks=graph.ranks.select("rank", "tp", "ep", "etp", "pp", "dp", "edp", "cp").collect(),
         meta=graph.meta,
-    )  # fmt: skip
+    )
 
 
 def subject_of(tables: Tables, *, name: str) -> Subject:
     """Return a dataset's tables as a subject."""
-    nodes = _with_roles(tables.nodes)
-    edges = tables.edges.select(
-        "src",
-        "dst",
-        "kind",
-        "bytes",
-        type=pl.col("dtype") + "[" + pl.col("shape").cast(pl.List(pl.String)).list.join(",") + "]",
-    )
+    nodes = with_roles(tables.nodes)
+    edges = tables.edges.select("src", "dst", "kind", "bytes", type=TYPE)
     met = tables.participants.select("node", pl.col("rank").cast(pl.Int32))
     own = nodes.filter(pl.col("rank") >= 0).select("node", "rank")
     return Subject(
@@ -72,20 +73,37 @@ def subject_of(tables: Tables, *, name: str) -> Subject:
         nodes=nodes.select(list(NODES)),
         covers=nodes.filter(pl.col("role").is_not_null()).select(list(COVERS)),
         where=pl.concat([own, met.join(own, on="node", how="anti")]),
-        communications=pl.concat([_collectives(tables, nodes), _messages(nodes, edges)]),
+        communications=pl.concat(
+            [collectives(tables, nodes, members_of(tables.participants)), told_messages(nodes, edges)]
+        ),
         parts=tables.participants.select("node", pl.col("rank").cast(pl.Int32), "send_bytes", "recv_bytes"),
         edges=edges,
-        groups=tables.groups.select(
-            "axis",
-            members=pl.col("ranks").list.sort().cast(pl.List(pl.String)).list.join(","),
-            size=pl.col("ranks").list.len().cast(pl.Int32),
-        ),
+        groups=told_groups(tables.groups),
         ranks=tables.ranks,
         unmatched=tuple(map(str, tables.meta.get("unmatched", ()))),
     )
 
 
-def _with_roles(nodes: pl.DataFrame) -> pl.DataFrame:
+def told_groups(groups: pl.DataFrame) -> pl.DataFrame:
+    """Return `GROUPS` of a dataset's groups."""
+    return groups.select(
+        "axis",
+        members=pl.col("ranks").list.sort().cast(pl.List(pl.String)).list.join(","),
+        size=pl.col("ranks").list.len().cast(pl.Int32),
+    )
+
+
+def members_of(participants: pl.DataFrame) -> pl.DataFrame:
+    """Return node, members, size, group of each collective."""
+    return (
+        participants.sort("node", "rank")
+        .group_by("node", maintain_order=True)
+        .agg(members=pl.col("rank").cast(pl.String).str.join(","), size=pl.len(), group=pl.col("group").first())
+    )
+
+
+def with_roles(nodes: pl.DataFrame) -> pl.DataFrame:
+    """Add tail, inside and role to a dataset's nodes: where in a layer or outside, and what they do."""
     modules = nodes["module"].drop_nulls().unique().to_list()
     split = [split_module(module) for module in modules]
     tails = pl.DataFrame(
@@ -124,16 +142,8 @@ def _tell_residuals(nodes: pl.DataFrame) -> pl.DataFrame:
     ).drop("norm")
 
 
-def _collectives(tables: Tables, nodes: pl.DataFrame) -> pl.DataFrame:
-    met = (
-        tables.participants.sort("node", "rank")
-        .group_by("node", maintain_order=True)
-        .agg(
-            members=pl.col("rank").cast(pl.String).str.join(","),
-            size=pl.len(),
-            group=pl.col("group").first(),
-        )
-    )
+def collectives(tables: Tables, nodes: pl.DataFrame, met: pl.DataFrame) -> pl.DataFrame:
+    """Return `COMMUNICATIONS` of a dataset's collectives; `met`: their members."""
     axes = tables.groups.select(pl.col("group"), "axis")
     rows = (
         nodes.filter(pl.col("kind") == "collective")
@@ -251,7 +261,8 @@ def _spread() -> pl.Expr:
     )
 
 
-def _messages(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
+def told_messages(nodes: pl.DataFrame, edges: pl.DataFrame) -> pl.DataFrame:
+    """Return `COMMUNICATIONS` of a dataset's messages, each at its send."""
     sends = nodes.filter(pl.col("kind") == "send")
     receives = nodes.filter(pl.col("kind") == "recv").select(dst="node", to="rank")
     met = edges.filter(pl.col("kind") == "p2p").join(receives, on="dst").select(node="src", to="to").unique("node")

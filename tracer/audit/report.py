@@ -33,6 +33,8 @@ def verdict(audit: Audit) -> str:
     counts = Counter(finding.severity for finding in audit.findings)
     checks = len({finding.check for finding in audit.faults})
     if not audit.faults:
+        if not audit.passed:
+            return "Nothing could be checked."
         rest = f", {len(audit.unchecked)} could not be made" if audit.unchecked else ""
         return f"Right, as far as it was checked: {len(audit.passed)} checks passed{rest}."
     told = " and ".join(

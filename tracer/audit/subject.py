@@ -8,6 +8,7 @@ from typing import Literal
 
 import polars as pl
 
+from truedag.tracer.audit.copies import Copies
 from truedag.tracer.audit.findings import pick_nodes
 
 NODES = {
@@ -76,6 +77,51 @@ class Subject:
     unmatched: tuple[str, ...] = ()
     """Communications that its own maker could not join."""
 
+    messages: pl.DataFrame | None = None
+    """Src, dst of each message, where `edges` are those of a class graph."""
+
+    copies: Copies | None = None
+    """Of a class graph: its rows are the nodes, the edges and what `covers` and `where` say; this is what they stand
+    for. `communications` and `parts` are those of the whole graph in any case."""
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes, all that rows stand for."""
+        return len(self.nodes) if self.copies is None else self.copies.num_nodes
+
+    @property
+    def num_edges(self) -> int:
+        """Edges, all that rows stand for."""
+        return len(self.edges) if self.copies is None else self.copies.num_edges
+
+    def expand(self, nodes: pl.Series) -> pl.Series:
+        """Return what nodes stand for: themselves, or of a class graph's rows all nodes of the whole graph."""
+        return nodes if self.copies is None else self.copies.expand(nodes)
+
+    def rows_of(self, nodes: pl.Series) -> pl.DataFrame:
+        """Return the rows of `nodes` that nodes are, or that stand for them."""
+        rows = nodes if self.copies is None else self.copies.rows_of(nodes)
+        return self.nodes.filter(pl.col("node").is_in(rows.implode()))
+
+    def ranks_of(self, nodes: pl.Series) -> list[int]:
+        """Return the ranks that some nodes are on, in ascending order."""
+        where = self.where.filter(pl.col("node").is_in(nodes.implode())) if self.copies is None else (
+            self.copies.ranks_of(nodes)
+        )  # fmt: skip
+        return where["rank"].unique().sort().to_list()
+
+    def placed(self) -> pl.DataFrame:
+        """Return `COVERS` and rank: what is done on each rank, experts as they are numbered there."""
+        placed = self.covers.join(self.where, on="node")
+        if self.copies is None:
+            return placed
+        expert = pl.when(pl.col("expert") >= 0).then(pl.col("expert") + pl.col("moved")).otherwise("expert")
+        return placed.join(self.copies.moved, on="rank").with_columns(expert=expert).drop("moved")
+
+    def count_edges(self, edges: pl.DataFrame) -> int:
+        """Return how many edges some rows of `edges` stand for."""
+        return len(edges) if self.copies is None else int(self.copies.num_of_edges(edges["rank_class"]).sum())
+
     def tells(self, column: str) -> bool:
         """Return whether any node says where it stands in a column of `covers`."""
         values = self.covers[column]
@@ -86,9 +132,13 @@ class Subject:
         picked = [int(name) for name in pick_nodes(map(str, nodes))]
         if self.names:
             return tuple(self.names.get(node, str(node)) for node in picked)
-        told = self.nodes.filter(pl.col("node").is_in(picked)).select("node", "label")
+        numbers = pl.Series(picked, dtype=pl.Int64)
+        rows = numbers if self.copies is None else self.copies.rows_of(numbers)
+        told = self.nodes.filter(pl.col("node").is_in(rows.implode())).select("node", "label")
         labels = dict(told.iter_rows())
-        return tuple(f"{node} ({labels[node]})" if labels.get(node) else str(node) for node in picked)
+        return tuple(
+            f"{node} ({labels[row]})" if labels.get(row) else str(node) for node, row in zip(picked, rows, strict=True)
+        )
 
 
 def write_members(ranks: Iterable[int]) -> str:

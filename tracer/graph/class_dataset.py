@@ -90,6 +90,12 @@ class ClassDataset:
         """Give the edges that belong to some ranks, each to one: a message's to its receiver, of several the lowest."""
         return self._edges(self._want(ranks), list(self._schema("edges")), owned=True)
 
+    def messages(self) -> pl.DataFrame:
+        """Return src, dst of every message of the whole graph."""
+        edges = self._rows["edges"].filter(pl.col("team") >= 0)
+        src, dst = ClassEdges.of(self._rows["nodes"], edges).in_whole(self.world)
+        return pl.DataFrame({"src": src, "dst": dst})
+
     def _schema(self, table: str) -> dict[str, Any]:
         if table == "participants":
             return dict(_PARTICIPANTS)
@@ -219,6 +225,14 @@ class ClassEdges:
             is_shared=(edges["kind"] == "order").to_numpy() & (src_team >= 0) & (dst_team >= 0),
         )  # fmt: skip
 
+    def in_whole(self, world: ClassWorld) -> tuple[Ints, Ints]:
+        """Return the ends of the edges of the whole graph that they stand for; what ranks share is there for each."""
+        none = np.zeros(0, np.int64)
+        pairs = [(none, none), *_repeat(self.rank_class, world.members, np.arange(len(self.src)))]
+        row, rank = (np.concatenate([pair[end] for pair in pairs]) for end in (0, 1))
+        src = self.src[row] + world.turn[self.src_team[row], rank]
+        return src, self.dst[row] + world.turn[self.dst_team[row], _receivers(world, self, row, rank)]
+
     def count(self, world: ClassWorld) -> int:
         """Return how many edges of the whole graph they stand for."""
         sizes = np.array([len(ranks) for ranks in world.members], np.int64)
@@ -255,7 +269,7 @@ def _repeat(keys: Ints, pools: list[Ints], together: Ints) -> Iterator[tuple[Int
     while begin < len(keys):
         before = ends[begin] - counts[begin]
         end = max(begin + 1, int(np.searchsorted(ends, before + _ROWS_AT_ONCE, "right")))
-        end = int(np.searchsorted(together, together[end - 1], "right"))
+        end = max(end, int(np.searchsorted(together, together[end - 1], "right")))
         count = counts[begin:end]
         row = np.repeat(np.arange(begin, end), count)
         number = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)

@@ -11,7 +11,9 @@ CHECKS = (
         "A layer that is split over TP ranks is complete only after its all-reduce, or, under sequence parallelism, "
         "between its all-gather and its reduce-scatter.",
         "Communications of attention, feed-forward, embedding, head and loss, counted for each layer, microbatch, "
-        "phase and group against what the strategy needs.",
+        "phase and group against what the strategy needs. In a drawing an all-reduce stands for the reduce-scatter and "
+        "the all-gather of sequence parallelism, with which it is equal in bytes, if no region is drawn with those; "
+        "the sum of the norms' gradients over TP is then not needed either.",
         "error",
         "Add the missing tensor-parallel communication.",
     ),

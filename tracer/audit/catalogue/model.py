@@ -58,7 +58,8 @@ CHECKS = (
         "model.backward",
         "The backward pass",
         "Training goes back through every weight.",
-        "Two matrix products of the backward pass for each weight: its own gradient, and that of its input.",
+        "Two matrix products of the backward pass for each weight: its own gradient, and that of its input; in a "
+        "drawing that does not tell passes apart, any node of that pass.",
         "error",
         "Add the backward pass.",
     ),

@@ -25,7 +25,7 @@ CHECKS = (
         "structure.source",
         "Everything that is read was made",
         "A tensor that an operator reads was made by some node, or was there before.",
-        "Each tensor among an operator's inputs needs an edge from a producer, of the same type.",
+        "An operator that reads tensors needs an edge from a producer; that each tensor has one is `dimension.edge`'s.",
         "error",
         "Add the edge from the node that makes the tensor.",
     ),

@@ -8,23 +8,30 @@ import polars as pl
 
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.strategy import placed_experts, placed_layers
-from truedag.tracer.audit.findings import Audit, Finding
+from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.subject import Subject
 
 
 def check_balance(subject: Subject, plan: Plan, audit: Audit) -> None:
     """Check how evenly work is spread."""
-    if subject.tells("layer") and len(subject.where):
-        audit.judge("balance.layers", _layers(subject, plan), f"{plan.expectation.num_stages} stages")
-    if plan.expectation.num_experts and subject.tells("expert") and len(subject.where):
+    if placed_layers(subject).is_empty():
+        audit.skip("balance.layers", "no node says on which rank a layer is")
+    else:
+        audit.judge("balance.layers", _layers(subject, plan), write_count(plan.expectation.num_stages, "stage"))
+    if not plan.expectation.num_experts:
+        return
+    if placed_experts(subject).is_empty():
+        audit.skip("balance.experts", "no node says on which rank an expert is")
+    else:
         audit.judge("balance.experts", _experts(subject), "experts of each rank")
-        if subject.form == "dataset" and plan.expectation.tokens_per_pass is not None:
-            rows = _rows_of_experts(subject)
-            spread = "" if rows.is_empty() else (
-                f"; an expert of a rank got {rows['rows'].min()!s} to {rows['rows'].max()!s} rows of a pass"
-            )  # fmt: skip
-            audit.judge("balance.tokens", _tokens(rows, plan), f"every layer of experts in every pass{spread}")
+    if subject.form == "dataset" and plan.expectation.tokens_per_pass is not None:
+        rows = _rows_of_experts(subject)
+        if rows.is_empty():
+            audit.skip("balance.tokens", "experts run together in one operator, which does not say which they are")
+        else:
+            spread = f"an expert of a rank got {rows['rows'].min()!s} to {rows['rows'].max()!s} rows of a pass"
+            audit.judge("balance.tokens", _tokens(rows, plan), f"every layer of experts in every pass; {spread}")
 
 
 def _finding(check: str, title: str, expected: str, found: str, **where: tuple[int, ...]) -> Finding:
@@ -62,8 +69,13 @@ def _experts(subject: Subject) -> Iterator[Finding]:
 
 def _rows_of_experts(subject: Subject) -> pl.DataFrame:
     """Return layer, microbatch, expert, rows of each first layer of an expert in the forward pass."""
-    first = subject.nodes.filter((pl.col("role") == "expert first layer") & (pl.col("phase") == "forward"))
-    return first.select("layer", "microbatch", "expert", rows=pl.col("inputs").str.extract(r"\[(\d+)").cast(pl.Int64))
+    of_one = (pl.col("role") == "expert first layer") & (pl.col("expert") >= 0)
+    first = subject.placed().filter(of_one & (pl.col("phase") == "forward"))
+    # Each of its ranks gives a row where rows stand for many; else it is on one rank.
+    inputs = subject.nodes.select("node", "inputs")
+    return first.join(inputs, on="node").select(
+        "layer", "microbatch", "expert", rows=pl.col("inputs").str.extract(r"\[(\d+)").cast(pl.Int64)
+    )
 
 
 def _tokens(rows: pl.DataFrame, plan: Plan) -> Iterator[Finding]:

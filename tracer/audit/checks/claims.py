@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.claim import MEASURED, Claim
 from truedag.tracer.audit.expectation import Expectation
-from truedag.tracer.audit.findings import Audit, Finding
+from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.published import published_sizes
 
 _CLOSE = 0.1
@@ -20,20 +20,30 @@ def check_claim(claim: Claim, expectation: Expectation | None, audit: Audit, mea
         what = f"{claim.strategy}: {claim.product:,} ranks"
         audit.judge("strategy.world-size", _world_size(claim, expectation), what)
     if claim.model is not None:
-        _judge_model(claim, audit)
+        _judge_model(claim, expectation, audit)
     _judge_rates(claim, measured, audit)
+    sizes = [name for name in claim.numbers if name not in ("parameters", "gpus", "memory_per_gpu", *MEASURED)]
+    axes = {*claim.groups, *claim.members}
+    stated = {
+        "claim.gpus": "gpus" in claim.numbers or bool(claim.places),
+        "claim.parameters": "parameters" in claim.numbers,
+        "claim.sizes": bool(sizes),
+        "claim.groups": bool(axes),
+        "claim.memory": "memory_per_gpu" in claim.numbers,
+    }
     if expectation is None:
-        for check in ("claim.parameters", "claim.sizes", "claim.groups", "claim.memory"):
+        for check in (check for check, is_stated in stated.items() if is_stated):
             audit.skip(check, "no deployment is named to compare with")
         return
-    if claim.numbers.get("gpus") is not None or claim.places:
+    if stated["claim.gpus"]:
         audit.judge("claim.gpus", [*_gpus(claim, expectation), *_places(claim, expectation)], "GPUs and where they are")
-    if "parameters" in claim.numbers:
+    if stated["claim.parameters"]:
         audit.judge("claim.parameters", _parameters(claim, expectation), f"{expectation.num_parameters:,} parameters")
-    audit.judge("claim.sizes", _sizes(claim, expectation), f"{len(claim.numbers)} numbers")
-    if claim.groups or claim.members:
-        audit.judge("claim.groups", _groups(claim, expectation), f"{len({*claim.groups, *claim.members})} axes")
-    if "memory_per_gpu" in claim.numbers:
+    if stated["claim.sizes"]:
+        audit.judge("claim.sizes", _sizes(claim, sizes, expectation), write_count(len(sizes), "number"))
+    if stated["claim.groups"]:
+        audit.judge("claim.groups", _groups(claim, expectation), f"the groups of {', '.join(sorted(axes))}")
+    if stated["claim.memory"]:
         audit.judge("claim.memory", _memory(claim, expectation), f"{_state(expectation)} of the fullest rank")
 
 
@@ -118,6 +128,8 @@ def _parameters(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
 
 
 def _ratio(declared: float, computed: float) -> str:
+    if declared == 0:
+        return "not none"
     return f"{computed / declared:.3g} times as many" if computed > declared else f"1/{declared / computed:.3g} of them"
 
 
@@ -128,17 +140,15 @@ def _short(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _sizes(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
+def _sizes(claim: Claim, names: Sequence[str], expectation: Expectation) -> Iterator[Finding]:
     numbers = dict(expectation.numbers)
     stages = expectation.num_stages
     numbers["stages"] = stages
     numbers["layers_per_stage"] = len(expectation.stage_of_layer) / stages
     if expectation.num_experts:
         numbers["experts_per_rank"] = expectation.num_experts / expectation.sizes["ep"]
-    for name, declared in claim.numbers.items():
-        if name in ("parameters", "gpus", "memory_per_gpu", *MEASURED):
-            continue
-        real = numbers.get(name)
+    for name in names:
+        declared, real = claim.numbers[name], numbers.get(name)
         word = name.replace("_", " ")
         if real is None:
             yield _finding("claim.sizes", f"{word.capitalize()} {declared:,.0f} is declared; the deployment has none",
@@ -169,29 +179,31 @@ def _groups(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _judge_model(claim: Claim, audit: Audit) -> None:
+def _judge_model(claim: Claim, expectation: Expectation | None, audit: Audit) -> None:
     published = published_sizes(claim.model or "")
     if published is None:
         audit.skip("claim.architecture", f"no published sizes are known of {claim.model!r}")
         return
     name, sizes = published
+    told = {key: (claim.numbers[key], "is declared") for key in sizes if key in claim.numbers}
+    # Who is silent about key and value heads, and has a deployment, has those of the deployment.
+    if "heads" in told and "kv_heads" not in told and expectation is not None:
+        told["kv_heads"] = (expectation.numbers["kv_heads"], "is the deployment's")
+    if not told:
+        audit.skip("claim.architecture", f"none of the sizes of {name} is declared")
+        return
     wrong = [
         _finding(
             "claim.architecture",
-            f"{key.replace('_', ' ')} {declared:,.0f} is declared for {name}, which has {real:,.0f}",
+            f"{key.replace('_', ' ').capitalize()} {number:,.0f} {says}; {name} has {real:,.0f}",
             f"{real:,.0f}",
-            f"{declared:,.0f}",
+            f"{number:,.0f}",
         )
         for key, real in sizes.items()
-        if (declared := claim.numbers.get(key, _implied(claim, key))) is not None
-        and (abs(declared - real) > _CLOSE * real if key == "parameters" else declared != real)
+        for number, says in ([told[key]] if key in told else [])
+        if (abs(number - real) > _CLOSE * real if key == "parameters" else number != real)
     ]
-    audit.judge("claim.architecture", wrong, f"{len(sizes)} sizes of {name}")
-
-
-def _implied(claim: Claim, key: str) -> float | None:
-    """Heads without a word of key and value heads are as many of those."""
-    return claim.numbers.get("heads") if key == "kv_heads" else None
+    audit.judge("claim.architecture", wrong, f"{len(told)} of {len(sizes)} sizes of {name}")
 
 
 def _memory(claim: Claim, expectation: Expectation) -> Iterator[Finding]:

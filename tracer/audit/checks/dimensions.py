@@ -20,6 +20,7 @@ _ELEMENTWISE = frozenset(
         "aten::rsqrt", "aten::neg", "aten::pow", "aten::clone", "aten::masked_fill", "aten::sin", "aten::cos",
     }
 )  # fmt: skip
+_COMPUTED = (*sorted(_ELEMENTWISE), "aten::mm", "aten::bmm", "aten::_log_softmax")
 _WIDTHS = {
     "float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "int16": 2, "int8": 1, "uint8": 1,
     "bool": 1,
@@ -28,17 +29,26 @@ _WIDTHS = {
 
 def check_dimensions(subject: Subject, plan: Plan | None, audit: Audit) -> None:
     """Check shapes, as far as they are told."""
-    if subject.form == "dataset":
-        audit.judge("dimension.edge", _edges(subject), f"{len(subject.edges):,} edges")
     told = subject.nodes.filter(pl.col("inputs").fill_null("") != "")
     if told.is_empty():
         for check in ("dimension.edge", "dimension.operator", "dimension.shard"):
             audit.skip(check, "no node states its shapes")
         return
-    audit.judge("dimension.operator", _operators(subject), f"{len(told):,} operators with shapes")
+    if subject.form == "dataset":
+        audit.judge("dimension.edge", _edges(subject), f"{subject.num_edges:,} edges")
+    computed = told.filter(pl.col("op").is_in(_COMPUTED) & (pl.col("outputs").fill_null("") != ""))
+    if computed.is_empty():
+        audit.skip("dimension.operator", "no operator is known whose output follows from its inputs")
+    else:
+        what = f"{len(subject.expand(computed['node'])):,} operators with shapes"
+        audit.judge("dimension.operator", _operators(computed, subject), what)
     if plan is not None and subject.form == "dataset":
-        names = subject.nodes.filter(pl.col("kind") == "parameter")["label"].n_unique()
-        audit.judge("dimension.shard", _shards(subject, plan), f"{names:,} parameters")
+        held = _held(subject, plan)
+        if held.is_empty():
+            audit.skip("dimension.shard", "no parameter has the name of one of the model's")
+        else:
+            names = held["label"].n_unique() if subject.copies is None else len(subject.copies.labels_of(held))
+            audit.judge("dimension.shard", _shards(subject, plan, held), f"{names:,} parameters")
 
 
 def parse_types(text: str) -> list[tuple[str, tuple[int, ...]]] | None:
@@ -58,11 +68,11 @@ def size_of(dtype: str, shape: Sequence[int]) -> int:
 
 
 def _finding(check: str, title: str, expected: str, found: str, subject: Subject, nodes: pl.Series) -> Finding:
-    told = subject.nodes.filter(pl.col("node").is_in(nodes.implode()))
-    ranks = subject.where.join(told.select("node"), on="node", how="semi")["rank"].unique().sort()
+    told = subject.rows_of(nodes)
     return Finding(
         check=check, title=title, expected=expected, found=found, fix=CHECKS[check].fix,
-        severity=CHECKS[check].severity, nodes=subject.name_nodes(nodes), num_nodes=len(nodes), ranks=tuple(ranks),
+        severity=CHECKS[check].severity, nodes=subject.name_nodes(nodes), num_nodes=len(nodes),
+        ranks=tuple(subject.ranks_of(nodes)),
         layers=tuple(sorted(layer for layer in told["layer"].unique() if layer >= 0)),
     )  # fmt: skip
 
@@ -74,9 +84,10 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(read):
         first = read.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{len(read)} edges carry a tensor that their reader does not read: {first['type']}",
+            "dimension.edge",
+            f"{subject.count_edges(read)} edges carry a tensor that their reader does not read: {first['type']}",
             f"an input {first['type']} at node {first['dst']}", first["inputs"] or "no inputs", subject,
-            read["dst"].unique(maintain_order=True),
+            subject.expand(read["dst"].unique(maintain_order=True)),
         )  # fmt: skip
     # The other way round: a tensor that is read and that no edge brings, of an operator that has edges.
     inputs = readers.select(node="dst", type=pl.col("inputs").str.split(" ")).explode(
@@ -89,9 +100,10 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(lost):
         first = lost.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{len(lost)} tensors are read that no edge brings: {first['type']}",
+            "dimension.edge",
+            f"{len(subject.expand(lost['node']))} tensors are read that no edge brings: {first['type']}",
             f"an edge with {first['type']} into node {first['node']}", "none", subject,
-            lost["node"].unique(maintain_order=True),
+            subject.expand(lost["node"].unique(maintain_order=True)),
         )  # fmt: skip
     makers = subject.nodes.filter(pl.col("kind") == "compute").select(src="node", outputs="outputs")
     sizes = makers.select("outputs").unique()
@@ -106,15 +118,14 @@ def _edges(subject: Subject) -> Iterator[Finding]:
     if len(more):
         first = more.row(0, named=True)
         yield _finding(
-            "dimension.edge", f"{len(more)} edges carry more than their producer writes: {first['bytes']:,} bytes of "
+            "dimension.edge",
+            f"{subject.count_edges(more)} edges carry more than their producer writes: {first['bytes']:,} bytes of "
             f"{first['type']} from {first['outputs']}", first["type"], first["outputs"], subject,
-            more["src"].unique(maintain_order=True),
+            subject.expand(more["src"].unique(maintain_order=True)),
         )  # fmt: skip
 
 
-def _operators(subject: Subject) -> Iterator[Finding]:
-    ops = [*_ELEMENTWISE, "aten::mm", "aten::bmm", "aten::_log_softmax"]
-    told = subject.nodes.filter(pl.col("op").is_in(ops) & pl.col("outputs").is_not_null())
+def _operators(told: pl.DataFrame, subject: Subject) -> Iterator[Finding]:
     kinds = told.select("op", "inputs", "outputs").unique()
     wanted = pl.Series(
         [_wanted_output(op, inputs or "", outputs) for op, inputs, outputs in kinds.iter_rows()], dtype=pl.String
@@ -124,11 +135,12 @@ def _operators(subject: Subject) -> Iterator[Finding]:
     )
     for rows in [] if wrong.is_empty() else wrong.partition_by("op", maintain_order=True):
         first = rows.row(0, named=True)
+        nodes = subject.expand(rows["node"])
         yield _finding(
             "dimension.operator",
-            f"{len(rows)} {first['op'].removeprefix('aten::')} whose output does not follow from its inputs: "
+            f"{len(nodes)} {first['op'].removeprefix('aten::')} whose output does not follow from its inputs: "
             f"{first['inputs']} gives {first['wanted']}, not {first['outputs']}",
-            first["wanted"], first["outputs"], subject, rows["node"],
+            first["wanted"], first["outputs"], subject, nodes,
         )  # fmt: skip
 
 
@@ -161,7 +173,8 @@ def _shape_after(op: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...] | No
     return tuple(sizes)
 
 
-def _shards(subject: Subject, plan: Plan) -> Iterator[Finding]:
+def _held(subject: Subject, plan: Plan) -> pl.DataFrame:
+    """Return the parameters that the model has too, each with the shard (`local`) that its rank must hold."""
     sizes = plan.expectation.sizes
     wanted = pl.DataFrame(
         [
@@ -179,15 +192,20 @@ def _shards(subject: Subject, plan: Plan) -> Iterator[Finding]:
         schema={"label": pl.String, "local": pl.String, "whole": pl.String, "axis": pl.String},
         orient="row",
     )
-    held = subject.nodes.filter(pl.col("kind") == "parameter").join(wanted, on="label")
+    return subject.nodes.filter(pl.col("kind") == "parameter").join(wanted, on="label")
+
+
+def _shards(subject: Subject, plan: Plan, held: pl.DataFrame) -> Iterator[Finding]:
+    sizes = plan.expectation.sizes
     shape = pl.col("outputs").str.extract(r"\[([0-9,]*)\]")
     wrong = held.with_columns(shape=shape).filter(pl.col("shape") != pl.col("local"))
     if len(wrong):
         first = wrong.row(0, named=True)
+        nodes = subject.expand(wrong["node"])
         axis = f" / {first['axis'].upper()}{sizes[first['axis']]}" if first["axis"] else ", replicated"
         yield _finding(
             "dimension.shard",
-            f"{len(wrong)} parameters are not the shard that the strategy gives: {first['label']} is "
+            f"{len(nodes)} parameters are not the shard that the strategy gives: {first['label']} is "
             f"[{first['shape']}], not [{first['local']}]",
-            f"[{first['whole']}]{axis} = [{first['local']}]", f"[{first['shape']}]", subject, wrong["node"],
+            f"[{first['whole']}]{axis} = [{first['local']}]", f"[{first['shape']}]", subject, nodes,
         )  # fmt: skip

@@ -15,7 +15,8 @@ from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.communication import CHECK_OF_PURPOSE
 from truedag.tracer.audit.checks.model import CHECK_OF_ROLE, single_residuals
-from truedag.tracer.audit.findings import Audit, Finding
+from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
+from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION
 from truedag.tracer.audit.subject import Subject, read_members
@@ -50,12 +51,22 @@ def check_drawn(subject: Subject, plan: Plan, audit: Audit) -> None:
         audit.judge("strategy.experts", _experts(subject, plan), what)
     _judge_roles(subject, plan, audit)
     _judge_purposes(subject, plan, audit)
-    audit.judge("communication.group", _groups(subject, plan), f"{len(subject.communications)} communications")
-    audit.judge("communication.unmatched", _halves(subject), "sends and receives")
-    if plan.expectation.kind == "train":
-        audit.judge("model.backward", _backward(subject), "the backward pass")
+    told = _grouped(subject, plan)
+    if told.is_empty():
+        audit.skip("communication.group", "no communication says its axis and its ranks")
     else:
-        audit.judge("model.phases", _phases(subject), "prefill and decode")
+        what = write_count(told["node"].n_unique(), "communication")
+        audit.judge("communication.group", _groups(subject, plan, told), what)
+    sends, receives = (int((subject.nodes["kind"] == kind).sum()) for kind in ("send", "recv"))
+    if sends and receives:
+        what = f"{write_count(sends, 'send')}, {write_count(receives, 'receive')}"
+        audit.judge("communication.unmatched", _halves(sends, receives), what)
+    else:
+        audit.skip("communication.unmatched", "sends and receives are not drawn as nodes of their own")
+    if plan.expectation.kind == "train":
+        audit.judge("model.backward", _backward(subject), "whether there is one")
+    else:
+        audit.judge("model.phases", _phases(subject), "whether there are prefill and decode")
 
 
 def _finding(
@@ -187,15 +198,16 @@ def _experts(subject: Subject, plan: Plan) -> Iterator[Finding]:
 
 def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
     needed = pl.concat([plan.exact, plan.totals], how="diagonal_relaxed")
+    summed = summed_purposes(subject)
+    needed = as_summed(needed, summed)
     found = subject.communications.filter(pl.col("purpose").is_not_null())
-    reduced = set(found.filter(pl.col("kind") == "all-reduce")["purpose"])
+    # Where a summed region is entered only the backward pass exchanges something; model.backward asks for that.
+    silent = {*_FINE, *({name for name in summed if " input" in name} - set(found["purpose"]))}
     for check in dict.fromkeys(CHECK_OF_PURPOSE.values()):
         purposes = [
             purpose for purpose, chapter in CHECK_OF_PURPOSE.items()
-            if chapter == check and purpose not in _FINE and (needed["purpose"] == purpose).any()
+            if chapter == check and purpose not in silent and (needed["purpose"] == purpose).any()
         ]  # fmt: skip
-        # An all-reduce is a reduce-scatter and an all-gather: it needs none where the region is entered.
-        purposes = [name for name in purposes if name.replace(" input", " output") not in reduced or name in reduced]
         if not purposes:
             continue
         findings = [
@@ -250,17 +262,20 @@ def _write_lost(lost: Sequence[str]) -> str:
     return "; ".join(name.replace(">", " to ") for name in shown) + more
 
 
-def _groups(subject: Subject, plan: Plan) -> Iterator[Finding]:
-    """Communications whose ranks are no group of their axis."""
-    sizes, groups = plan.expectation.sizes, plan.expectation.groups
-    told = subject.communications.filter(
-        pl.col("members").is_not_null() & pl.col("axis").is_not_null() & (pl.col("kind") != "message"),
+def _grouped(subject: Subject, plan: Plan) -> pl.DataFrame:
+    """Return the communications that say over which ranks of which axis they are."""
+    return subject.communications.filter(
+        pl.col("members").is_not_null() & pl.col("axis").is_in(list(plan.expectation.sizes)),
+        pl.col("kind") != "message",
         ~pl.col("purpose").fill_null("").is_in(["token counts", "score corrections"]),  # over several axes at once
     )
-    for axis, rows in told.group_by("axis"):
+
+
+def _groups(subject: Subject, plan: Plan, told: pl.DataFrame) -> Iterator[Finding]:
+    """Communications whose ranks are no group of their axis."""
+    sizes, groups = plan.expectation.sizes, plan.expectation.groups
+    for axis, rows in told.group_by("axis", maintain_order=True):
         name = str(axis[0])
-        if name not in sizes:
-            continue
         whole = {tuple(group) for group in groups[name]}
         wrong = {
             members for members in rows["members"].unique() if tuple(read_members(members)) not in whole
@@ -281,10 +296,8 @@ def _groups(subject: Subject, plan: Plan) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _halves(subject: Subject) -> Iterator[Finding]:
-    sends = int((subject.nodes["kind"] == "send").sum())
-    receives = int((subject.nodes["kind"] == "recv").sum())
-    if sends and receives and sends != receives:
+def _halves(sends: int, receives: int) -> Iterator[Finding]:
+    if sends != receives:
         yield _finding(
             "communication.unmatched", f"{sends} sends and {receives} receives", "a receive for each send",
             f"{abs(sends - receives)} without the other half",

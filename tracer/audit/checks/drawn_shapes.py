@@ -40,10 +40,17 @@ def check_drawn_shapes(subject: Subject, plan: Plan | None, audit: Audit) -> Non
         for check in ("dimension.edge", "dimension.shard"):
             audit.skip(check, "no node states its shapes in numbers")
         return
-    audit.judge("dimension.edge", _edges(subject, told), write_count(told.num_edges, "edge") + " with both shapes")
-    if plan is not None:
-        number = len(told.gives)
-        audit.judge("dimension.shard", _widths(subject, plan.expectation, told), write_count(number, "stated shape"))
+    if told.edges:
+        audit.judge("dimension.edge", _edges(subject, told), write_count(len(told.edges), "edge") + " with both shapes")
+    else:
+        audit.skip("dimension.edge", "no edge has a stated shape at both ends")
+    if plan is None:
+        return
+    widths = [*_stated_widths(subject, plan.expectation, told)]
+    if widths:
+        audit.judge("dimension.shard", _widths(subject, widths), write_count(len(widths), "stated width"))
+    else:
+        audit.skip("dimension.shard", "no shape is stated whose width follows from the model")
 
 
 def read_shapes(text: str) -> tuple[Shape, ...]:
@@ -79,19 +86,15 @@ class _Told:
             if gives:
                 self.gives[node] = gives
         self.exchanging = set(subject.communications.filter(pl.col("kind") == "all-to-all")["node"])
+        # Between nodes where no tokens are chosen or sent away, which changes how many there are.
         self.edges = [
             (source, target)
             for source, target in subject.edges.select("src", "dst").iter_rows()
             if source in self.gives and target in self.takes
+            if not self._is_routed(source) and not self._is_routed(target)
         ]
 
-    @property
-    def num_edges(self) -> int:
-        """Edges whose two ends state a shape."""
-        return len(self.edges)
-
-    def is_routed(self, node: int) -> bool:
-        """Whether tokens are chosen or sent away there."""
+    def _is_routed(self, node: int) -> bool:
         return self.roles.get(node) in _ROUTED or node in self.exchanging
 
 
@@ -102,8 +105,6 @@ def _edges(subject: Subject, told: _Told) -> Iterator[Finding]:
         brought[target] = brought.get(target, 0) + sum(map(math.prod, told.gives[source]))
     wrong = []
     for source, target in told.edges:
-        if told.is_routed(source) or told.is_routed(target):
-            continue
         gives, takes = told.gives[source], told.takes[target]
         given, taken = {math.prod(shape) for shape in gives}, {math.prod(shape) for shape in takes}
         splits = told.roles[source] in _SPLITTING and any(one and all_ % one == 0 for all_ in given for one in taken)
@@ -126,19 +127,27 @@ def _edges(subject: Subject, told: _Told) -> Iterator[Finding]:
         )
 
 
-def _widths(subject: Subject, expectation: Expectation, told: _Told) -> Iterator[Finding]:
-    """Outputs whose width is neither the model's nor the shard's of the axis that splits it."""
+def _stated_widths(
+    subject: Subject, expectation: Expectation, told: _Told
+) -> Iterator[tuple[int, str, int, tuple[int, ...]]]:
+    """Yield node, role, the width of its output, and the widths that it may have."""
     ranks = dict(subject.where.group_by("node").agg(pl.col("rank").unique()).iter_rows())
-    wrong: dict[tuple[str, int], list[int]] = {}
     for node, shapes in told.gives.items():
         role = told.roles[node]
-        if told.kinds[node] != "compute" or role is None or len(shapes) != 1:
+        if told.kinds[node] != "compute" or role is None or len(shapes) != 1 or not shapes[0]:
             continue
         allowed = _allowed(role, expectation, ranks.get(node, ()))
-        if allowed and shapes[0] and shapes[0][-1] not in allowed:
-            wrong.setdefault((role, shapes[0][-1]), []).append(node)
-    for (role, width), nodes in wrong.items():
-        allowed = _allowed(role, expectation, ranks.get(nodes[0], ()))
+        if allowed:
+            yield node, role, shapes[0][-1], allowed
+
+
+def _widths(subject: Subject, widths: Sequence[tuple[int, str, int, tuple[int, ...]]]) -> Iterator[Finding]:
+    """Outputs whose width is neither the model's nor the shard's of the axis that splits it."""
+    wrong: dict[tuple[str, int, tuple[int, ...]], list[int]] = {}
+    for node, role, width, allowed in widths:
+        if width not in allowed:
+            wrong.setdefault((role, width, allowed), []).append(node)
+    for (role, width, allowed), nodes in wrong.items():
         yield _finding(
             "dimension.shard",
             f"{write_count(len(nodes), role)} {'gives' if len(nodes) == 1 else 'give'} a width of {width:,}, where the "

@@ -9,7 +9,7 @@ import polars as pl
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.strategy import placed_layers
-from truedag.tracer.audit.findings import Audit, Finding
+from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION
 from truedag.tracer.audit.subject import Subject
@@ -64,15 +64,14 @@ def check_model(subject: Subject, plan: Plan, audit: Audit) -> None:
 
 def _compare(subject: Subject, plan: Plan) -> pl.DataFrame:
     """Return what runs less often than it must: role, layer, phase, expert, rank, found, num_places."""
-    told = subject.covers
+    told = subject.placed()
     one_by_one = plan.operators.filter(pl.col("expert") >= 0)["role"].unique()
     told = told.with_columns(
         expert=pl.when(pl.col("role").is_in(one_by_one.implode())).then("expert").otherwise(pl.lit(-1, pl.Int32))
     )
     times = pl.when(pl.col("phase") == "backward").then(PRODUCTS_BACKWARD).otherwise(1)
     found = (
-        told.join(subject.where, on="node")
-        .group_by(*_ON, "microbatch", "decode_step")
+        told.group_by(*_ON, "microbatch", "decode_step")
         .agg(times=pl.col("node").n_unique())
         .group_by(_ON)
         .agg(found=pl.min_horizontal("times", times).sum().cast(pl.Int64))
@@ -87,8 +86,7 @@ def _compare(subject: Subject, plan: Plan) -> pl.DataFrame:
             wanted.filter(pl.col("layer") < 0).join(ranks, on="rank", how="semi"),
         ]
     )
-    placed = subject.covers.select("node", "layer", "expert")
-    experts = placed.join(subject.where, on="node").select("layer", "expert", "rank").unique()
+    experts = subject.placed().select("layer", "expert", "rank").unique()
     wanted = pl.concat(
         [
             wanted.filter(pl.col("expert") < 0),
@@ -132,24 +130,25 @@ def single_residuals(subject: Subject) -> Iterator[Finding]:
     degree = into.group_by(node="dst").agg(pl.col("src").n_unique())
     single = added.join(degree, on="node", how="left").filter(pl.col("src").fill_null(0) < 2)
     if len(single):
+        nodes = subject.expand(single["node"])
         yield Finding(
             check="model.residual",
-            title=f"{len(single)} residual addition{'s' if len(single) > 1 else ''} with fewer than two inputs",
+            title=f"{len(nodes)} residual addition{'s' if len(nodes) > 1 else ''} with fewer than two inputs",
             expected="two inputs: what enters and what was computed from it",
-            found="one",
+            found=" or ".join(map(str, sorted(single["src"].fill_null(0).unique()))),
             fix=CHECKS["model.residual"].fix,
             severity="error",
-            nodes=subject.name_nodes(single["node"]),
-            num_nodes=len(single),
-            ranks=tuple(sorted(subject.where.join(single, on="node", how="semi")["rank"].unique())),
+            nodes=subject.name_nodes(nodes),
+            num_nodes=len(nodes),
+            ranks=tuple(subject.ranks_of(nodes)),
             layers=tuple(sorted(layer for layer in single["layer"].unique() if layer >= 0)),
         )
 
 
 def _chain(subject: Subject) -> Iterator[Finding]:
     """Each step's cache must depend on an earlier step's."""
-    writes = subject.nodes.filter(pl.col("role") == "cache write").join(subject.where, on="node")
-    steps = writes.filter(pl.col("phase") == "decode").select("node", "layer", "rank", "decode_step", "microbatch")
+    writes = subject.nodes.filter(pl.col("role") == "cache write")
+    steps = writes.filter(pl.col("phase") == "decode").select("node", "layer", "decode_step", "microbatch")
     if steps.is_empty():
         return
     source = writes.select(src="node", from_layer="layer", from_step="decode_step")
@@ -161,16 +160,18 @@ def _chain(subject: Subject) -> Iterator[Finding]:
     )
     lost = steps.join(into.select(node="dst").unique(), on="node", how="anti")
     if len(lost):
+        nodes = subject.expand(lost["node"])
         yield Finding(
             check="model.cache",
-            title=f"{len(lost)} of {len(steps)} cache writes of decoding do not depend on an earlier step's",
+            title=f"{len(nodes)} of {len(subject.expand(steps['node']))} cache writes of decoding do not depend on an "
+            "earlier step's",
             expected="an edge from the cache as the step before left it",
             found=f"none, in decode steps {write_runs(lost['decode_step'])}",
             fix=CHECKS["model.cache"].fix,
             severity="error",
-            nodes=subject.name_nodes(lost["node"]),
-            num_nodes=len(lost),
-            ranks=tuple(sorted(lost["rank"].unique())),
+            nodes=subject.name_nodes(nodes),
+            num_nodes=len(nodes),
+            ranks=tuple(subject.ranks_of(nodes)),
             layers=tuple(sorted(lost["layer"].unique())),
         )
 
@@ -194,7 +195,8 @@ def _tokens(subject: Subject) -> Iterator[Finding]:
     if len(lost):
         yield Finding(
             check="model.cache",
-            title=f"{len(lost)} decode steps do not depend on the token that was sampled last",
+            title=f"{write_count(lost['decode_step'].n_unique(), 'decode step')} of {lost['rank'].n_unique()} ranks "
+            "do not depend on the token that was sampled last",
             expected="an edge from the sampled token into the embedding",
             found=f"none, in decode steps {write_runs(lost['decode_step'])}",
             fix=CHECKS["model.cache"].fix,

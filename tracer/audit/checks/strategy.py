@@ -24,13 +24,17 @@ def check_strategy(subject: Subject, plan: Plan, audit: Audit, *, whole: bool = 
         audit.findings.append(_no_ranks(plan))
     else:
         audit.judge("strategy.ranks", _ranks(subject, plan), f"{world} ranks")
-    if len(subject.ranks):
-        audit.judge("strategy.coordinates", _coordinates(subject, plan), f"coordinates of {len(subject.ranks)} ranks")
-    if len(subject.groups):
+    if subject.form == "dataset":
+        placed = subject.ranks.filter(pl.any_horizontal(pl.exclude("rank") >= 0))
+        if placed.is_empty():
+            audit.skip("strategy.coordinates", "no rank says where it stands on any axis")
+        else:
+            audit.judge("strategy.coordinates", _coordinates(subject, plan), f"coordinates of {len(placed)} ranks")
         told = [axis for axis, size in expectation.sizes.items() if size > 1 and axis in set(subject.groups["axis"])]
-        audit.judge("strategy.groups", _groups(subject, plan), f"groups of {', '.join(told) or 'no axis'}")
-    elif subject.form == "dataset":
-        audit.skip("strategy.groups", "the dataset tells of no groups")
+        if told:
+            audit.judge("strategy.groups", _groups(subject, plan), f"groups of {', '.join(told)}")
+        else:
+            audit.skip("strategy.groups", "the dataset tells of no group that is one of the strategy's")
     if subject.tells("layer"):
         number = len(expectation.stage_of_layer)
         audit.judge(
@@ -58,8 +62,8 @@ def placed_layers(subject: Subject) -> pl.DataFrame:
 
 def placed_experts(subject: Subject) -> pl.DataFrame:
     """Return layer, expert, rank."""
-    told = subject.covers.filter((pl.col("expert") >= 0) & (pl.col("layer") >= 0))
-    return told.join(subject.where, on="node").select("layer", "expert", "rank").unique()
+    told = subject.placed().filter((pl.col("expert") >= 0) & (pl.col("layer") >= 0))
+    return told.select("layer", "expert", "rank").unique()
 
 
 def _finding(check: str, title: str, expected: str, found: str, **where: tuple[int, ...]) -> Finding:

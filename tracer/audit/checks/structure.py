@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from truedag.tracer.audit.catalogue import CHECKS
+from truedag.tracer.audit.copies import connect
 from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.subject import Subject, read_members
@@ -19,14 +20,20 @@ _MADE = ("compute", "collective", "send", "recv", "output")
 
 def check_structure(subject: Subject, plan: Plan | None, audit: Audit) -> None:
     """Check the graph as a graph, whatever it is a graph of."""
-    what = f"{write_count(len(subject.nodes), 'node')}, {write_count(len(subject.edges), 'edge')}"
+    num_nodes, num_edges = subject.num_nodes, subject.num_edges
+    what = f"{write_count(num_nodes, 'node')}, {write_count(num_edges, 'edge')}"
     audit.judge("structure.cycle", _cycles(subject), what)
-    audit.judge("structure.orphan", _orphans(subject), f"{len(subject.nodes):,} nodes")
-    audit.judge("structure.dangling-edge", _dangling(subject), f"{len(subject.edges):,} edges")
-    audit.judge("structure.duplicate-edge", _duplicates(subject), f"{len(subject.edges):,} edges")
+    audit.judge("structure.orphan", _orphans(subject), f"{num_nodes:,} nodes")
+    audit.judge("structure.dangling-edge", _dangling(subject), f"{num_edges:,} edges")
+    audit.judge("structure.duplicate-edge", _duplicates(subject), f"{num_edges:,} edges")
     if subject.form == "dataset":
         audit.judge("structure.source", _sources(subject), "every input of every operator")
-    audit.judge("structure.unreachable-output", _outputs(subject), "every output")
+    outputs = subject.nodes.filter(pl.col("kind") == "output")
+    if outputs.is_empty():
+        audit.skip("structure.unreachable-output", "there is no output")
+    else:
+        number = len(subject.expand(outputs["node"]))
+        audit.judge("structure.unreachable-output", _outputs(subject, outputs), write_count(number, "output"))
     if subject.form == "dataset" and plan is None:
         audit.skip("structure.components", "without a deployment it is not known what depends on what")
     else:
@@ -34,7 +41,7 @@ def check_structure(subject: Subject, plan: Plan | None, audit: Audit) -> None:
 
 
 def _finding(check: str, title: str, expected: str, found: str, subject: Subject, nodes: pl.Series) -> Finding:
-    ranks = subject.where.filter(pl.col("node").is_in(nodes.implode()))["rank"].unique().sort().to_list()
+    ranks = subject.ranks_of(nodes)
     return Finding(
         check=check,
         title=title,
@@ -66,7 +73,7 @@ def _cycles(subject: Subject) -> Iterator[Finding]:
             subject, path,
         )  # fmt: skip
     elif subject.form == "dataset":
-        wrong = edges.filter(pl.col("src") >= pl.col("dst"))["src"].unique()
+        wrong = subject.expand(edges.filter(pl.col("src") >= pl.col("dst"))["src"].unique())
         yield _finding(
             "structure.cycle", f"{len(wrong)} nodes have edges to nodes of lower or equal number",
             "every edge has src < dst", "numbers that are no topological order", subject, wrong,
@@ -90,10 +97,11 @@ def _orphans(subject: Subject) -> Iterator[Finding]:
         alone = alone.filter(told & pl.col("kind").is_in(_MADE))
         alone = _without_silent(subject, alone)
     if len(alone):
+        nodes = subject.expand(alone["node"])
         yield _finding(
-            "structure.orphan", f"{write_count(len(alone), 'node')} without any edge",
+            "structure.orphan", f"{write_count(len(nodes), 'node')} without any edge",
             "every node has a producer or a reader",
-            f"{len(alone)} without", subject, alone["node"],
+            f"{len(nodes)} without", subject, nodes,
         )  # fmt: skip
 
 
@@ -106,9 +114,9 @@ def _without_silent(subject: Subject, alone: pl.DataFrame) -> pl.DataFrame:
 def _dangling(subject: Subject) -> Iterator[Finding]:
     ids = subject.nodes["node"].sort()
     lost = (_places(ids, subject.edges["src"]) < 0) | (_places(ids, subject.edges["dst"]) < 0)
-    number = int(lost.sum()) + len(subject.dangling)
+    wrong = subject.edges.filter(pl.Series(lost))
+    number = subject.count_edges(wrong) + len(subject.dangling)
     if number:
-        wrong = subject.edges.filter(pl.Series(lost))
         shown = [f"{source} -> {target}" for source, target in wrong.select("src", "dst").head(3).iter_rows()]
         shown += subject.dangling[:3]
         yield _finding(
@@ -122,17 +130,23 @@ def _dangling(subject: Subject) -> Iterator[Finding]:
 
 
 def _duplicates(subject: Subject) -> Iterator[Finding]:
-    copies = subject.edges.group_by("src", "dst", "kind", "type", "bytes").len().filter(pl.col("len") > 1)
+    # A class graph's edge is one of each rank of a class.
+    own = [] if subject.copies is None else ["rank_class", "place"]
+    copies = subject.edges.group_by("src", "dst", "kind", "type", "bytes", *own).len().filter(pl.col("len") > 1)
     if subject.form == "dataset":
         copies = copies.join(subject.nodes.select(dst="node", inputs="inputs", to="kind"), on="dst", how="left")
         read = pl.col("inputs").str.count_matches(pl.col("type"), literal=True)
         # A collective lists one participant's inputs, an output what is kept.
         copies = copies.filter((pl.col("to") == "compute") & (pl.col("len") > read) & (pl.col("bytes") > 0))
     if len(copies):
-        number = int((copies["len"] - 1).sum())
+        times = pl.Series([1] * len(copies)) if subject.copies is None else (
+            subject.copies.num_of_edges(copies["rank_class"])
+        )  # fmt: skip
+        number = int(((copies["len"] - 1) * times).sum())
+        nodes = subject.expand(copies["src"].append(copies["dst"]).unique(maintain_order=True))
         yield _finding(
             "structure.duplicate-edge", f"{write_count(number, 'edge')} drawn more than once", "each edge once",
-            f"{number} copies", subject, copies["src"].append(copies["dst"]).unique(maintain_order=True),
+            f"{number} copies", subject, nodes,
         )  # fmt: skip
 
 
@@ -146,7 +160,7 @@ def _sources(subject: Subject) -> Iterator[Finding]:
     silent = silent.join(subject.edges.select(node="dst").unique(), on="node", how="anti").join(
         touched, on="node", how="semi"
     )
-    nodes = pl.concat([lost["node"], silent["node"]])
+    nodes = subject.expand(pl.concat([lost["node"], silent["node"]]))
     if len(nodes):
         yield _finding(
             "structure.source", f"{write_count(len(nodes), 'node')} that read what nobody made",
@@ -155,10 +169,7 @@ def _sources(subject: Subject) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _outputs(subject: Subject) -> Iterator[Finding]:
-    outputs = subject.nodes.filter(pl.col("kind") == "output")
-    if outputs.is_empty():
-        return
+def _outputs(subject: Subject, outputs: pl.DataFrame) -> Iterator[Finding]:
     if subject.form == "dataset":
         reached = subject.edges.filter(pl.col("bytes") > 0).select(node="dst").unique()
     else:
@@ -171,9 +182,11 @@ def _outputs(subject: Subject) -> Iterator[Finding]:
         reached = pl.DataFrame({"node": _reach(subject, starts)}, schema={"node": pl.Int64})
     lost = outputs.join(reached, on="node", how="anti")
     if len(lost):
+        nodes = subject.expand(lost["node"])
+        total = len(subject.expand(outputs["node"]))
         yield _finding(
-            "structure.unreachable-output", f"{write_count(len(lost), 'output')} that no input leads to",
-            "a path from an input to every output", f"{len(lost)} of {len(outputs)} without", subject, lost["node"],
+            "structure.unreachable-output", f"{write_count(len(nodes), 'output')} that no input leads to",
+            "a path from an input to every output", f"{len(nodes)} of {total} without", subject, nodes,
         )  # fmt: skip
 
 
@@ -191,11 +204,6 @@ def _reach(subject: Subject, starts: pl.Series) -> pl.Series:
 
 
 def _components(subject: Subject, plan: Plan | None) -> Iterator[Finding]:
-    ids = subject.nodes["node"].sort()
-    src, dst = _places(ids, subject.edges["src"]), _places(ids, subject.edges["dst"])
-    known = (src >= 0) & (dst >= 0)
-    label = _connect(len(ids), src[known], dst[known])
-    parts = pl.DataFrame({"node": ids, "part": label})
     bare = subject.nodes.filter(pl.col("kind") != "remark")
     if subject.form == "dataset":
         bare = bare.filter(pl.col("role").is_not_null() | pl.col("kind").is_in(["collective", "send", "recv"]))
@@ -204,7 +212,7 @@ def _components(subject: Subject, plan: Plan | None) -> Iterator[Finding]:
         scalars = subject.communications.filter(pl.col("purpose") == "optimizer")["node"]
         bare = bare.filter(~pl.col("node").is_in(scalars.implode()))
     touched = pl.concat([subject.edges["src"], subject.edges["dst"]]).unique()
-    counted = bare.filter(pl.col("node").is_in(touched.implode())).select("node").join(parts, on="node")
+    counted = _parts(subject, bare.filter(pl.col("node").is_in(touched.implode()))["node"])
     sizes = counted.group_by("part").agg(pl.len(), pl.col("node")).sort("len", descending=True)
     allowed = 1 if plan is None else _num_islands(plan)
     if len(sizes) > allowed:
@@ -214,6 +222,17 @@ def _components(subject: Subject, plan: Plan | None) -> Iterator[Finding]:
             "structure.components", f"The graph falls into {len(sizes)} parts without a connection ({shown} nodes)",
             write_count(allowed, "connected part"), f"{len(sizes)}", subject, lost,
         )  # fmt: skip
+
+
+def _parts(subject: Subject, nodes: pl.Series) -> pl.DataFrame:
+    """Return node, part of what nodes stand for, the part equal where edges connect them."""
+    if subject.copies is not None:
+        return subject.copies.parts_of(nodes)
+    ids = subject.nodes["node"].sort()
+    src, dst = _places(ids, subject.edges["src"]), _places(ids, subject.edges["dst"])
+    known = (src >= 0) & (dst >= 0)
+    label = connect(len(ids), src[known], dst[known])
+    return nodes.to_frame("node").join(pl.DataFrame({"node": ids, "part": label}), on="node")
 
 
 def _num_islands(plan: Plan) -> int:
@@ -232,18 +251,3 @@ def _num_islands(plan: Plan) -> int:
         for other in others:
             parent[root(other)] = root(first)
     return len({root(rank) for rank in range(len(parent))})
-
-
-def _connect(num_nodes: int, src: NDArray[np.int64], dst: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a label for each node, equal for nodes that are connected: least labels spread along edges."""
-    label = np.arange(num_nodes)
-    while True:
-        before = label.copy()
-        least = np.minimum(label[src], label[dst])
-        np.minimum.at(label, src, least)
-        np.minimum.at(label, dst, least)
-        np.minimum.at(label, before[src], least)
-        np.minimum.at(label, before[dst], least)
-        label = label[label]
-        if np.array_equal(label, before):
-            return label

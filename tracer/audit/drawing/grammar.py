@@ -9,6 +9,9 @@ What stands for nothing here is listed as not understood. Nothing is executed an
 Numbers: a list such as ``0-3, 8 and 10..12``; a node may stand for many. Roles and purposes are those of
 `truedag.tracer.audit.roles`; a coarse word stands for several of them ("self-attention" for projection, scores, softmax
 and context, "expert" for its three parts, "MLP" for both layers and the activation).
+
+Several lines ``experts 0-7: GPU 0-3`` in one label say which experts are where; the node is then each of them there,
+and not all of them everywhere.
 """
 
 from __future__ import annotations
@@ -44,11 +47,19 @@ _NUMBERS: dict[str, tuple[re.Pattern[str], ...]] = {
     "microbatch": (re.compile(r"(?<![a-z])(?:micro[\s\-_]?batch|mb)\s*[:=#_\-]?\s*" + _LIST, re.I),),
     "decode_step": (re.compile(r"(?<![a-z])(?:decode[\s\-_]?step|step)\s*[:=#_\-]?\s*" + _LIST, re.I),),
 }
+_IN_A_LINE = r"\d{1,9}(?:[ \t]*(?:-|\u2013|to|,|;|&|and)[ \t]*\d{1,9})*"
+# One of several lines that say which experts are where.
+_PLACED = re.compile(
+    rf"^[ \t]*experts?[ \t:]*({_IN_A_LINE})[ \t]*(?::|@|->|on|at)[ \t]*(?:gpus?|ranks?|devices?)[ \t:=#_]*"
+    rf"({_IN_A_LINE})[ \t]*$",
+    re.I | re.M,
+)
 _RANGE = re.compile(r"(\d+)[\s_]*(?:-(?!>)|\u2013|\u2014|to|through|\.\.\.?|\u2026)[\s_]*(\d+)")
 MOST_NUMBERS = 1 << 16
 """In one list; a range that is longer is cut."""
 # A label that is longer is read as far as this: nobody reads more of it either.
 _LONGEST_LABEL = 1000
+_LONGEST_LIST = 16_000
 
 _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("all-reduce", re.compile(r"all[\s\-_]?reduce", re.I)),
@@ -129,7 +140,7 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("output projection",), r"out(?:put)?~proj|\bo~proj|linear_proj|\bw_?o\b"),
         (("attention output",), r"(?:attention|attn)~out(?:put)?\b"),
         (("attention scores",), r"scores?\b|q\s*k\s*\^?\s*t\b|q\s*[@·x*]\s*k"),
-        (("router",), r"(?<![a-z])(?:router|routing|gating|gate)(?!~(?:up|proj))"),
+        (("router",), r"(?<![a-z])(?:router|routing|gating|gate)(?!~(?:up|proj|(?:&|\+|/|and)~up))"),
         (("top-k choice",), r"top~k"),
         (("attention softmax",), r"softmax"),
         (("attention context",),
@@ -139,7 +150,7 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("expert aggregation",), r"aggregat"),
         (("first layer",),
          r"first~(?:layer|linear)|\bfc_?1\b|\bw_?1\b|\blinear_?(?:fc)?1\b|up~proj"
-         r"|gate~(?:&|and|up)|column~parallel"),
+         r"|gate~(?:&|\+|/|and|up|proj)|column~parallel"),
         (("second layer",),
          r"second~(?:layer|linear)|\bfc_?2\b|\bw_?2\b"
          r"|\blinear_?(?:fc)?2\b|down~proj|row~parallel"),
@@ -173,7 +184,8 @@ _PHASES = (
     ("optimizer", re.compile(r"optimi[sz]er", re.I)),
 )
 ELLIPSIS = re.compile(
-    r"\.\.\.|…|⋮|⋯|\betc\b|and so on|\bsimilar(?:ly)?\b|\brepeat(?:ed|s)?\b|\bsame as\b|\bidentical\b|\bomitted\b"
+    r"\.\.\.|…|⋮|⋯|\betc\b|and so on|\bsimilar(?:ly)?\b|\brepeat(?:ed|s)?\b(?!\s+(?:kv?\b|keys?|heads?))"
+    r"|\bsame as\b|\bidentical\b|\bomitted\b"
     r"|\bnot shown\b|\b\d+ (?:more|other) (?:\w+ )?(?:layers?|experts?|gpus?|ranks?|stages?|blocks?)"
     r"|(?:^|\()\s*[x\u00d7]\s?\d+\b|\b(?:layers?|blocks?|experts?)\s*[x\u00d7]\s*\d+"
     r"|\b\d+\s*[x\u00d7]\s*(?:transformer|decoder|layers?|blocks?|experts?)",
@@ -198,7 +210,8 @@ _IN_LINE = re.compile(
 _FROM_TO = re.compile(r"(\[[^\[\]]*\])\s*(?:->|=>|\u2192)\s*(\[[^\[\]]*\])")
 _PLACE_ON_AXIS = re.compile(r"\b(?:e?tp|ep|e?dp|pp|cp|local)[ _\-]*rank[ _:=#]*\d+", re.I)
 _PART = re.compile(r"\bpart of (\d{1,4})\b", re.I)
-_BYTES = re.compile(r"([\d,]+)\s*bytes", re.I)
+# A most is no size to compare.
+_BYTES = re.compile(r"(?<!up to )(?<![\d,.])(\d[\d,]*)\s*bytes", re.I)
 
 
 @dataclass(slots=True)
@@ -217,6 +230,9 @@ class Reading:
 
     phase: str | None = None
     numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    places: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    """Experts and their ranks, where a label lists who is where."""
+
     everywhere: bool = False
     """It says that it is on all GPUs."""
 
@@ -249,7 +265,7 @@ def read_numbers(text: str) -> tuple[int, ...]:
 def read_label(label: str) -> Reading:
     """Return what a label says by itself."""
     reading = Reading()
-    label = label[:_LONGEST_LABEL]
+    label = _read_places(label, reading)[:_LONGEST_LABEL]
     text = _without_types(label)
     counted = _LIKENESS.sub(" ", text)
     for name, patterns in _NUMBERS.items():
@@ -261,7 +277,7 @@ def read_label(label: str) -> Reading:
             if found:
                 break
         if found:
-            reading.numbers[name] = tuple(sorted(found))
+            reading.numbers.setdefault(name, tuple(sorted(found)))
     reading.everywhere = bool(re.search(r"\ball\s+(?:\d+\s+)?(?:gpus|ranks|devices)", text, re.I))
     reading.is_ellipsis = bool(ELLIPSIS.search(_DOTTED_RANGE.sub("-", text)))
     reading.is_sampled = bool(SAMPLED.search(text))
@@ -298,6 +314,24 @@ def read_label(label: str) -> Reading:
     return reading
 
 
+def _read_places(label: str, reading: Reading) -> str:
+    """Read who is where, a line for each set of experts; return the label without these lines."""
+    lines = _PLACED.findall(label[:_LONGEST_LIST])
+    if len(lines) < 2:
+        return label
+    places = []
+    total = 0
+    for experts, ranks in lines:
+        places.append((read_numbers(experts), read_numbers(ranks)))
+        total += len(places[-1][0]) * len(places[-1][1])
+        if total > MOST_NUMBERS:
+            return label
+    reading.places = tuple(places)
+    for end, name in enumerate(("experts", "ranks")):
+        reading.numbers[name] = tuple(sorted({number for place in places for number in place[end]}))
+    return _PLACED.sub("", label)
+
+
 def _settle(reading: Reading, text: str) -> None:
     """Parts of an expert, and coarse words."""
     if not reading.roles:
@@ -329,4 +363,4 @@ def _read_shapes(label: str, reading: Reading) -> None:
         if (both := _FROM_TO.search(line)) is not None:
             reading.inputs, reading.outputs = reading.inputs or both.group(1), reading.outputs or both.group(2)
     if (told := _BYTES.search(label)) is not None:
-        reading.bytes = int(told.group(1).replace(",", "") or 0)
+        reading.bytes = int(told.group(1).replace(",", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,8 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
     numbers = {node.id: number for number, node in enumerate(document.nodes)}
     world = expectation.world_size if expectation is not None else None
     ranks = {name: _ranks_of(reading, world) for name, reading in readings.items()}
-    covers, too_much = _covers(document, readings, numbers, ranks)
+    places = _places(readings, numbers, ranks)
+    covers, too_much = _covers(document, readings, places)
     not_understood = tuple(
         _first_line(node) for node in document.nodes if readings[node.id].certainty == "unknown"
         and not readings[node.id].is_ellipsis
@@ -84,7 +86,7 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         form="drawing",
         nodes=_nodes(document, readings, numbers),
         covers=covers,
-        where=_where(readings, numbers, ranks),
+        where=_where(readings, places),
         communications=_communications(document, readings, numbers, ranks, out, expectation),
         parts=pl.DataFrame(
             [
@@ -99,7 +101,7 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         edges=_edges(document, readings, numbers),
         groups=pl.DataFrame(schema=GROUPS),
         ranks=pl.DataFrame(schema={"rank": pl.Int32}),
-        names={number: name for name, number in numbers.items()},
+        names={place.number: name for name, told in places.items() for place in told},
         dangling=tuple(
             f"{edge.source} -> {edge.target}"
             for edge in document.edges
@@ -128,17 +130,40 @@ def _read_all(document: Document) -> tuple[dict[str, Reading], tuple[str, ...]]:
             continue
         reading = _read(node)
         total += sum(map(len, reading.numbers.values()))
+        total += sum(len(experts) * len(ranks) for experts, ranks in reading.places)
         readings[node.id] = reading
     return readings, tuple(endless)
 
 
-def _where(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a node is; one that lists which experts are where is in several, each with a number of its own."""
+
+    number: int
+    experts: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
+def _places(
     readings: Mapping[str, Reading], numbers: Mapping[str, int], ranks: Mapping[str, tuple[int, ...]]
-) -> pl.DataFrame:
+) -> dict[str, tuple[_Place, ...]]:
+    free = itertools.count(len(numbers))
+    places = {}
+    for name, reading in readings.items():
+        told = reading.places or ((reading.numbers.get("experts", (-1,)), ranks[name]),)
+        places[name] = tuple(
+            _Place(number=next(free) if turn else numbers[name], experts=experts, ranks=on)
+            for turn, (experts, on) in enumerate(told)
+        )
+    return places
+
+
+def _where(readings: Mapping[str, Reading], places: Mapping[str, Sequence[_Place]]) -> pl.DataFrame:
     placed = [
-        (numbers[name], told)
-        for name, told in ranks.items()
-        if told and (readings[name].roles or readings[name].is_whole or readings[name].kind is not None)
+        (place.number, place.ranks)
+        for name, told in places.items()
+        for place in told
+        if place.ranks and (readings[name].roles or readings[name].is_whole or readings[name].kind is not None)
     ]
     sets = {told: number for number, told in enumerate(dict.fromkeys(told for _, told in placed))}
     keys = pl.DataFrame(
@@ -194,10 +219,7 @@ def _ranks_of(reading: Reading, world: int | None) -> tuple[int, ...]:
 
 
 def _covers(
-    document: Document,
-    readings: Mapping[str, Reading],
-    numbers: Mapping[str, int],
-    ranks: Mapping[str, tuple[int, ...]],
+    document: Document, readings: Mapping[str, Reading], places: Mapping[str, Sequence[_Place]]
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
     rows: list[tuple[int, str | None, int, int, str | None, int, int]] = []
     too_much = []
@@ -205,24 +227,26 @@ def _covers(
     for node in document.nodes:
         reading = readings[node.id]
         layers = _layers_of(reading)
-        experts = reading.numbers.get("experts", (-1,))
         if not reading.roles and not reading.is_whole:
             continue
-        size = max(1, len(reading.roles)) * len(layers) * len(experts)
-        total += size * max(1, len(ranks[node.id]))
+        told = places[node.id]
+        wide = max(1, len(reading.roles)) * len(layers)
+        size = wide * sum(len(place.experts) for place in told)
+        total += wide * sum(len(place.experts) * max(1, len(place.ranks)) for place in told)
         if size > _MOST_COVERED or total > _MOST_TOLD:
             too_much.append(node.id)
             continue
         phase, batch, step = _pass_of(reading)
         if reading.is_whole:
-            rows += [(numbers[node.id], None, layer, -1, phase, batch, step) for layer in layers]
+            rows += [(told[0].number, None, layer, -1, phase, batch, step) for layer in layers]
         if reading.is_ellipsis:  # what is behind dots is not shown
             continue
         rows += [
-            (numbers[node.id], role, layer, expert, phase, batch, step)
+            (place.number, role, layer, expert, phase, batch, step)
+            for place in told
             for role in reading.roles
             for layer in layers
-            for expert in (experts if role in EXPERT else (-1,))
+            for expert in (place.experts if role in EXPERT else (-1,))
         ]
     return pl.DataFrame(rows, schema=COVERS, orient="row"), tuple(too_much)
 
@@ -290,7 +314,8 @@ def _communications(
         axis = "pp" if reading.kind in EXCHANGES else reading.axis
         kind = "message" if reading.kind in EXCHANGES else reading.kind
         if reading.kind in EXCHANGES:
-            ends = [ranks[other] for other in out.get(node.id, ()) if readings[other].kind == "recv"]
+            after = [other for other in out.get(node.id, ()) if other in readings]  # an edge may lead nowhere
+            ends = [ranks[other] for other in after if readings[other].kind == "recv"]
             groups = list(_pairs(reading, ranks[node.id], ends, expectation))
         else:
             groups = list(_groups(axis, ranks[node.id], None if reading.purpose in _MIXED else expectation))

@@ -1,4 +1,4 @@
-"""The true DAG in the manner of somebody's drawing: folded over ranks and microbatches, and saying so.
+"""The true DAG in the manner of somebody's drawing: folded over ranks, microbatches and experts, and saying so.
 
 What is drawn was recorded. The drawing lends its layout (direction, splines, fonts), the shapes and colours it gives to
 each role, its word for a GPU, and the ids of nodes that stand for the same part of the same layer.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.drawing.marking import quote
+from truedag.tracer.audit.drawing.neighbours import EXPERT
 from truedag.tracer.audit.drawing.reading import DrawnSubject
 from truedag.tracer.audit.drawing.writing import drawn_nodes
 from truedag.tracer.audit.subject import Subject
@@ -23,6 +25,8 @@ from truedag.tracer.errors import DrawError
 from truedag.tracer.topology import number_nodes
 
 _LAYOUT = ("rankdir", "splines", "ranksep", "nodesep", "bgcolor", "fontname", "fontsize", "newrank", "compound")
+# Experts that are drawn one by one, in all layers; a layout engine takes minutes for more.
+_MOST_APART = 1000
 _KEY = ("what", "layer", "expert", "phase", "decode_step", "stage", "end")
 
 
@@ -38,6 +42,9 @@ class Manner:
     clusters: bool
     """Whether stages have a cluster each."""
 
+    experts_apart: bool
+    """Whether experts have nodes of their own."""
+
 
 def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
     """Return what was recorded as DOT in the drawing's manner.
@@ -46,7 +53,7 @@ def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
         DrawError: the folded graph has a cycle.
     """
     manner = _manner(drawn)
-    folded, edges = _fold(recorded)
+    folded, edges = _fold(recorded, manner)
     names = _name_nodes(folded, manner)
     lines = [f"digraph {quote('true DAG')} {{"]
     lines += [f"  {key}={quote(value)};" for key, value in manner.layout.items()]
@@ -98,42 +105,49 @@ def _manner(drawn: DrawnSubject) -> Manner:
         ids={key: names[0] for key, names in ids.items() if len(names) == 1},
         gpu=f"{word}:" if re.search(rf"\b{word}s?\s*:", text) else f"{word}",
         clusters=any(re.search("stage", cluster, re.I) for node in drawn.document.nodes for cluster in node.clusters),
+        experts_apart=any(
+            len(reading.numbers.get("experts", ())) == 1 and set(reading.roles) & set(EXPERT)
+            for reading in drawn.readings.values()
+        ),
     )
 
 
-def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
-    """Fold operators and communications over ranks and microbatches; return the folded nodes and their edges."""
+def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
+    """Fold operators and communications over ranks and microbatches; return the folded nodes and their edges.
+
+    Experts are folded too where the drawing does not tell them apart, or where there are more than anybody lays out.
+    """
     nodes, fine_edges = drawn_nodes(recorded)
     met = recorded.communications.select("node", "purpose", comm="kind", axis="axis")
     p2p = recorded.edges.filter(pl.col("kind") == "p2p").select(node="dst", send="src")
     received = p2p.join(met.select(send="node", got="purpose"), on="send").select("node", "got")
-    where = recorded.where.group_by("node").agg(ranks=pl.col("rank").unique().sort())
-    stages = recorded.ranks.select("rank", at="pp") if "pp" in recorded.ranks.columns else None
-    told = (
-        nodes.join(met, on="node", how="left").join(received, on="node", how="left").join(where, on="node", how="left")
-    )
-    told = told.with_columns(
+    told = nodes.join(met, on="node", how="left").join(received, on="node", how="left")
+    told = _place(recorded, told).with_columns(
         what=pl.coalesce("role", "purpose", "got", "label"),
         end=pl.when(pl.col("kind").is_in(["send", "recv", "input", "output"])).then("kind").otherwise(
             pl.coalesce("comm", pl.lit(""))
         ),
         rank=pl.col("ranks").list.first(),
     )  # fmt: skip
-    if stages is not None:
+    if "pp" in recorded.ranks.columns:
+        stages = recorded.ranks.select("rank", at="pp")
         told = told.join(stages, on="rank", how="left").with_columns(stage=pl.col("at").fill_null(-1))
     told = told.with_columns(pl.col("decode_step").fill_null(-1), pl.col("phase").fill_null(""))
+    one = pl.col("expert")
+    num_apart = told.filter(one >= 0).select(_KEY).n_unique()
+    if not manner.experts_apart or num_apart > _MOST_APART:
+        one = pl.lit(-1, pl.Int32)
+    told = told.with_columns(held=pl.col("expert"), expert=one)
     told = told.with_columns(fold=pl.struct(_KEY).rank("dense").cast(pl.Int64))
     folded = told.group_by("fold", maintain_order=True).agg(
         *(pl.col(name).first() for name in _KEY),
         pl.col("kind").first(),
         pl.col("axis").first(),
-        pl.col("inputs").first(),
-        pl.col("outputs").first(),
         ranks=pl.col("ranks").explode(empty_as_null=False, keep_nulls=False).unique().sort(),
-        num_nodes=pl.len(),
+        num_nodes=pl.col("num").sum(),
     )
-    number = dict(told.select("node", "fold").iter_rows())
-    edges = sorted({(number[one], number[two]) for one, two in fine_edges if number[one] != number[two]})
+    folded = folded.join(_held(told.filter((pl.col("held") >= 0) & (pl.col("expert") < 0))), on="fold", how="left")
+    edges = _fold_edges(told, fine_edges)
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2)
     size = int(folded["fold"].max() or 0) + 1  # type: ignore[arg-type]
     order, cycle = number_nodes(np.arange(size), ends[:, 0], ends[:, 1])
@@ -143,7 +157,86 @@ def _fold(recorded: Subject) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
             f"what was recorded cannot be folded into a DAG: {' -> '.join(labels[one] for one in cycle[:8])}"
         )
     places = pl.DataFrame({"fold": np.arange(size), "order": order})
-    return folded.join(places, on="fold").sort("stage", "order"), edges
+    folded = folded.join(places, on="fold").sort("stage", "order")
+    return folded, _without_far(edges, folded.sort("order", descending=True))
+
+
+def _without_far(edges: list[tuple[int, int]], folded: pl.DataFrame) -> list[tuple[int, int]]:
+    """Leave out far edges where a path leads along; `folded` is in the order of the last first.
+
+    What runs along residuals in the backward pass is no node of its own, so every layer would have edges to every other
+    of its stage; and every operator has one to its own backward pass, across the whole picture.
+    """
+    readers: dict[int, list[int]] = {}
+    for source, target in edges:
+        readers.setdefault(source, []).append(target)
+    behind: dict[int, int] = {}  # as bits
+    beyond: dict[int, int] = {}
+    for node in folded["fold"].to_list():
+        further = 0
+        for reader in readers.get(node, ()):
+            further |= behind[reader]
+        beyond[node] = further
+        behind[node] = further | sum(1 << reader for reader in readers.get(node, ()))
+    layer: dict[int, int] = dict(folded.select("fold", "layer").iter_rows())
+    is_backward = dict(folded.select("fold", pl.col("phase") == "backward").iter_rows())
+
+    def is_near(source: int, target: int) -> bool:
+        if is_backward[source] != is_backward[target]:
+            return False
+        inside = min(layer[source], layer[target]) >= 0
+        return not is_backward[source] or (inside and abs(layer[source] - layer[target]) <= 1)
+
+    return [edge for edge in edges if is_near(*edge) or not beyond[edge[0]] >> edge[1] & 1]
+
+
+def _held(told: pl.DataFrame) -> pl.DataFrame:
+    """Return fold, places: of experts that were folded, the lines that say which are where."""
+    ranks = pl.col("ranks").explode(empty_as_null=False, keep_nulls=False).unique().sort()
+    of_each = told.group_by("fold", "held").agg(ranks=ranks).sort("fold", "held")
+    together = of_each.group_by("fold", "ranks", maintain_order=True).agg(experts="held")
+    return together.group_by("fold", maintain_order=True).agg(places=pl.struct("experts", "ranks"))
+
+
+def _place(recorded: Subject, told: pl.DataFrame) -> pl.DataFrame:
+    """Add ranks, num, rank_class and moved to nodes.
+
+    A class graph's row about an expert becomes one row for each number that the expert has on ranks of the class,
+    which is `moved` higher than the row's own. Else `moved` is null.
+    """
+    if recorded.copies is None:
+        where = recorded.where.group_by("node").agg(ranks=pl.col("rank").unique().sort())
+        nothing = pl.lit(None, pl.Int32)
+        return told.join(where, on="node", how="left").with_columns(
+            num=pl.lit(1, pl.Int64), rank_class=nothing, moved=nothing
+        )
+    of_expert = pl.when(pl.col("expert") >= 0).then("moved")
+    placed = told.select("node", "expert").join(recorded.where, on="node").join(recorded.copies.moved, on="rank")
+    where = placed.group_by("node", moved=of_expert).agg(ranks=pl.col("rank").unique().sort())
+    rows = told.join(where, on="node", how="left").join(recorded.copies.nodes.drop("team"), on="node")
+    is_moved = pl.col("moved").is_not_null()
+    return rows.sort("node", "moved").with_columns(
+        expert=pl.when(is_moved).then(pl.col("expert") + pl.col("moved")).otherwise("expert"),
+        num=pl.when(is_moved).then(pl.col("ranks").list.len().cast(pl.Int64)).otherwise("num"),
+    )
+
+
+def _fold_edges(told: pl.DataFrame, fine_edges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the edges between folded nodes: on a rank an expert leads to what has the same number there."""
+    folds: dict[int, dict[int | None, int]] = {}
+    class_of: dict[int, int | None] = {}
+    for node, moved, fold, rank_class in told.select("node", "moved", "fold", "rank_class").iter_rows():
+        folds.setdefault(node, {})[moved] = fold
+        class_of[node] = rank_class
+    edges: set[tuple[int, int]] = set()
+    for source, target in fine_edges:
+        starts, ends = folds[source], folds[target]
+        on_rank = class_of[source] == class_of[target] and None not in starts and None not in ends
+        if on_rank:
+            edges.update((starts[moved], ends[moved]) for moved in starts)
+        else:
+            edges.update((start, end) for start in starts.values() for end in ends.values())
+    return sorted(edge for edge in edges if edge[0] != edge[1])
 
 
 def _name_nodes(folded: pl.DataFrame, manner: Manner) -> dict[int, str]:
@@ -164,7 +257,26 @@ def _name_nodes(folded: pl.DataFrame, manner: Manner) -> dict[int, str]:
     return names
 
 
-def _statement(row: Mapping[str, object], name: str, manner: Manner) -> str:
+def _places(row: Mapping[str, Any], manner: Manner) -> Iterator[str]:
+    places = row["places"] or ()
+    for place in places:
+        several = "s" if len(place["experts"]) > 1 else ""
+        yield f"expert{several} {_write(place['experts'])}" + (
+            f": {manner.gpu} {_write(place['ranks'])}" if len(places) > 1 else ""
+        )
+    if len(places) < 2:
+        yield f"{manner.gpu} {_write(row['ranks'])}"
+
+
+def _write(numbers: Iterable[int]) -> str:
+    """Write numbers as runs with words between them, as commas end a place in some dialects: 0-1 and 4."""
+    there = set(numbers)
+    begins = sorted(number for number in there if number - 1 not in there)
+    ends = sorted(number for number in there if number + 1 not in there)
+    return " and ".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(begins, ends, strict=True))
+
+
+def _statement(row: Mapping[str, Any], name: str, manner: Manner) -> str:
     what = str(row["what"])
     if row["end"] == "send":
         lines, shape = [f"send {what}"], "ellipse"
@@ -177,10 +289,8 @@ def _statement(row: Mapping[str, object], name: str, manner: Manner) -> str:
     else:
         lines = [what]
         shape = "parallelogram" if what in ("router", "top-k choice", "expert aggregation") else "box"
-    place = [f"{key} {row[key]}" for key in ("layer", "expert") if int(str(row[key])) >= 0]
-    ranks = [int(rank) for rank in row["ranks"]]  # type: ignore[attr-defined]
-    place.append(f"{manner.gpu} {write_runs(ranks).replace(',', ' and ')}")
-    lines.append("\n".join(place))
+    lines += [f"{key} {row[key]}" for key in ("layer", "expert") if int(str(row[key])) >= 0]
+    lines += _places(row, manner)
     if row["phase"]:
         step = f", decode step {row['decode_step']}" if int(str(row["decode_step"])) >= 0 else ""
         lines.append(f"{row['phase']}{step}")

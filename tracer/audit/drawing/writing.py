@@ -42,7 +42,7 @@ def draw_subject(subject: Subject) -> Iterator[str]:
     nodes, edges = drawn_nodes(subject)
     met = {row["node"]: row for row in subject.communications.iter_rows(named=True)}
     receives = dict(subject.edges.filter(pl.col("kind") == "p2p").select("dst", "src").iter_rows())
-    gave = dict(subject.parts.group_by("node").agg(pl.col("send_bytes").max()).iter_rows())
+    gave = dict(subject.parts.group_by("node").agg(pl.col("send_bytes").drop_nulls().unique().sort()).iter_rows())
     ranks = dict(subject.where.group_by("node").agg(pl.col("rank").sort()).iter_rows())
     yield "digraph truedag {"
     yield '  node [fontname="Helvetica", style=filled, fillcolor="#f4f4f4"];'
@@ -51,7 +51,7 @@ def draw_subject(subject: Subject) -> Iterator[str]:
         told = met.get(row["node"])
         if row["kind"] == "recv" and receives.get(row["node"]) in met:
             told = met[receives[row["node"]]]
-        label, shape = _label(row, told, gave.get(row["node"]))
+        label, shape = _label(row, told, gave.get(row["node"], []))
         label.insert(1, ", ".join(_place(row, where)))
         color = _COLORS[where[0] % len(_COLORS)] if where else "#ffffff"
         text = "\\n".join(part.replace('"', "'") for part in label if part)
@@ -63,17 +63,17 @@ def draw_subject(subject: Subject) -> Iterator[str]:
     yield "}"
 
 
-def _label(row: Mapping[str, object], told: Mapping[str, object] | None, gave: int | None) -> tuple[list[str], str]:
+def _label(row: Mapping[str, object], told: Mapping[str, object] | None, gave: list[int]) -> tuple[list[str], str]:
     if row["kind"] in ("input", "output"):
         return [f"{str(row['kind']).capitalize()}: {str(row['label']).replace('_', ' ')}"], "box"
     if row["kind"] in ("send", "recv"):
         purpose = "message" if told is None else str(told["purpose"])
         lines = [f"{'send' if row['kind'] == 'send' else 'receive'} {purpose}"]
-        return lines + ([f"{gave} bytes"] if row["kind"] == "send" and gave else []), "ellipse"
+        return lines + ([f"{gave[-1]} bytes"] if row["kind"] == "send" and gave else []), "ellipse"
     if told is not None:
         part = "" if told["weight"] == 1 else f", part of {round(1 / float(str(told['weight'])))}"
         lines = [f"{told['purpose']}: {told['kind']} over {told['axis']}{part}"]
-        return lines + ([f"{gave} bytes each"] if gave is not None else []), "ellipse"
+        return lines + ([f"{'up to ' if len(gave) > 1 else ''}{gave[-1]} bytes each"] if gave else []), "ellipse"
     lines = [str(row["role"])]
     if row["inputs"]:
         lines.append(f"in: {row['inputs']}")
