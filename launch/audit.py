@@ -111,6 +111,7 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
             gpus_per_node=8,
             num_verified=0,
             jobs=None,
+            views=False,
             command=("truedag", "audit"),
             show=progress,
         )

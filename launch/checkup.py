@@ -59,7 +59,7 @@ def _compiler() -> str:
 
 
 def _recorder() -> str:
-    from truedag.tracer.record.native.build import recorder_path
+    from truedag.tracer.record.native.library import recorder_path
 
     path = recorder_path()
     return f"built, {path}" if path.exists() else f"not built yet; the first run builds {path}"

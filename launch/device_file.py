@@ -22,7 +22,7 @@ class Quantity(BaseModel):
     """In units of the field that it stands in."""
 
     source: str = Field(min_length=3)
-    """A data sheet, a measurement, or that it is assumed."""
+    """A document, a measurement, or that it is assumed; and what of that could not be verified."""
 
 
 class DeviceFile(BaseModel):

@@ -20,6 +20,7 @@ from truedag.launch.deployment_file import load_deployment
 from truedag.launch.device_file import load_device
 from truedag.launch.errors import LaunchError, RunError
 from truedag.launch.nodes import TorchrunOptions, place_ranks
+from truedag.launch.pictures import Pictures, draw_pictures
 from truedag.launch.run import build_recorder, describe_run
 from truedag.launch.run_folder import ENDED, RunFolder
 from truedag.model.errors import ModelError
@@ -89,6 +90,12 @@ class DryResult:
     """Of the graph: verdict, num_faults and the file that says more; None: it is too large to be audited unasked."""
     is_expanded: bool
     """Whether all its nodes and edges are written out."""
+    pictures: list[Path]
+    """The first sheet of each drawing, the simplest first."""
+    not_drawn: str
+    """Why there are none; '': there are, or nobody asked for them."""
+    page: Path | None
+    """The interactive page; None: nobody asked for it, or the graph is too large for one that nobody asked for."""
     estimate: Estimate | None
     """What it would take on a device; None: nobody asked."""
     seconds: float
@@ -113,6 +120,7 @@ def run_dry(
     gpus_per_node: int,
     num_verified: int,
     jobs: int | None,
+    views: bool,
     command: Sequence[str],
     show: Callable[[str], None],
 ) -> DryResult:
@@ -131,6 +139,7 @@ def run_dry(
         gpus_per_node: where communications cross nodes, for the estimates.
         num_verified: random other ranks that are executed as well, and must have their class's program.
         jobs: ranks that are executed at a time; None: as many as there are cores.
+        views: draw the graph, and write its page.
         command: the command line.
         show: is told what goes on.
 
@@ -149,8 +158,7 @@ def run_dry(
     hardware = None if device is None else load_device(device).device()
     folder = RunFolder(root=(out if out is not None else Path("truedag-out") / f"{deployment.name}-dry").absolute())
     folder.check_free(replace=replace)
-    show("building the recorder")
-    build_recorder()
+    build_recorder(show)
     nodes = place_ranks(TorchrunOptions(), deployment.world_size)
     folder.claim(describe_run(source, deployment, overrides, command, nodes), nodes.node, replace=replace)
     classes = find_rank_classes(deployment.strategy, deployment.workload)
@@ -183,7 +191,12 @@ def run_dry(
                 )
         if expand:
             _expand(folder, show)
-        audited = _audit(deployment, folder, show) if merged["num_nodes"] <= _AUDITED_NODES else None
+        is_small = merged["num_nodes"] <= _AUDITED_NODES
+        audited = _audit(deployment, folder, show) if is_small else None
+        pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
+        # A class graph's page is made of its classes; with times, or of all ranks, each rank counts.
+        is_light = is_small or not (all_ranks or expand or hardware is not None)
+        page = _write_page(folder, show) if views and is_light else None
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(
@@ -199,6 +212,9 @@ def run_dry(
         merge=merged,
         audit=audited,
         is_expanded=all_ranks or expand,
+        pictures=pictures.drawn,
+        not_drawn=pictures.why_not,
+        page=page,
         estimate=estimated,
         seconds=time.monotonic() - started,
     )
@@ -383,6 +399,12 @@ def describe_world(
         first_expert=coordinates["ep"] * per_rank,
         groups=groups,
     )
+
+
+def _write_page(folder: RunFolder, show: Callable[[str], None]) -> Path:
+    from truedag.launch.page import make_page
+
+    return make_page(folder.root, folder.views, progress=show).html
 
 
 def _audit(deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> Mapping[str, Any]:

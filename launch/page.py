@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from truedag.launch.audit import Request, audit_subject
+from truedag.launch.run_audit import read_audit
 from truedag.tracer.audit.report import to_json
 from truedag.tracer.errors import TruedagError
 from truedag.tracer.graph import Graph
@@ -23,7 +22,7 @@ def make_page(run: Path, views: Path, *, progress: Callable[[str], None]) -> Pag
         TruedagError: there is no graph, or the page cannot be written.
     """
     graph = Graph.open(run)
-    audit = _read_audit(graph.path)
+    audit = read_audit(graph.path)
     why_not = ""
     if audit is None and int(graph.meta.get("num_nodes") or 0) > _AUDITED_NODES:
         why_not = (
@@ -36,15 +35,3 @@ def make_page(run: Path, views: Path, *, progress: Callable[[str], None]) -> Pag
         except TruedagError as error:
             why_not = str(error)
     return write_page(graph, views, audit=audit, why_no_audit=why_not, progress=progress)
-
-
-def _read_audit(dag: Path) -> Mapping[str, Any] | None:
-    """Return the audit that lies in the run's folder, if it is one of this very graph."""
-    told = dag.parent / "audit.json"
-    try:
-        if told.stat().st_mtime < (dag / "meta.json").stat().st_mtime:
-            return None
-        audit = json.loads(told.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return audit if isinstance(audit, dict) and "findings" in audit and "verdict" in audit else None

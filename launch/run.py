@@ -24,10 +24,12 @@ from truedag.launch.device import check_device
 from truedag.launch.errors import LaunchError, RunError
 from truedag.launch.failure import describe_failure, describe_kept, describe_silence, describe_timeout
 from truedag.launch.nodes import Nodes, TorchrunOptions, place_ranks
+from truedag.launch.pictures import draw_pictures
 from truedag.launch.rank_state import Phase, RankState, read_states
 from truedag.launch.results import GenerationResult, StepResult
 from truedag.launch.run_folder import ENDED, RunFolder
 from truedag.launch.torchrun import SilentError, TimeUpError, Torchrun
+from truedag.tracer.record.native.library import recorder_path
 
 _SHOWN: Mapping[Phase, str] = {
     "starting": "starting the ranks",
@@ -114,8 +116,7 @@ def run_deployment(
     if folder.find_run(record, nodes.node) is None:
         folder.check_free(replace=replace)
     if deployment.trace.recorder == "native":
-        progress.show("building the recorder")
-        build_recorder()
+        build_recorder(progress.show)
     folder.claim(record, nodes.node, replace=replace)
     try:
         _run_ranks(deployment, folder, nodes, progress)
@@ -127,12 +128,20 @@ def run_deployment(
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 
-def build_recorder() -> None:
-    """Build the native recorder before eight ranks want it at once; a child does it, to keep torch out of here.
+def build_recorder(show: Callable[[str], None]) -> None:
+    """Build the native recorder, where it is not there, before eight ranks want it at once.
+
+    A child does it, to keep torch out of here.
+
+    Args:
+        show: is told, when there is something to build.
 
     Raises:
         LaunchError: it could not be built.
     """
+    if recorder_path().exists():
+        return
+    show("building the recorder")
     build = subprocess.run(
         [sys.executable, "-m", "truedag.tracer.record.native"], capture_output=True, text=True, check=False
     )
@@ -244,9 +253,7 @@ def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, sho
     from truedag.launch.page import make_page
     from truedag.launch.run_audit import audit_run
     from truedag.tracer.analysis.report import write_report
-    from truedag.tracer.errors import DrawError
     from truedag.tracer.merge.merging import Resources, merge_traces
-    from truedag.tracer.views.draw import draw
 
     show("merging the traces")
     merged = merge_traces(
@@ -257,24 +264,19 @@ def _build_dag(result: RunResult, deployment: Deployment, folder: RunFolder, sho
         progress=show,
         resources=Resources.of_machine(),
     )
-    show("drawing")
-    try:
-        pictures = [one.svg for one in draw(folder.dag, folder.views, progress=show)]
-        not_drawn = ""
-    except DrawError as error:  # the graph is there all the same
-        pictures, not_drawn = [], str(error)
     show("reporting")
     write_report(folder.dag, folder.root)
     show("auditing")
     audited = audit_run(folder.dag, folder.root, deployment)
+    pictures = draw_pictures(folder.dag, folder.views, show=show)
     page = make_page(folder.root, folder.views, progress=show)
     return dataclasses.replace(
         result,
         dag=folder.dag,
         views=folder.views,
-        pictures=pictures,
+        pictures=pictures.drawn,
         page=page.html,
-        not_drawn=not_drawn,
+        not_drawn=pictures.why_not,
         merge=dataclasses.asdict(merged),
         report=json.loads((folder.root / "report.json").read_text()),
         audit=audited,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,18 @@ def read_subject(folder: Path, *, name: str | None = None) -> Subject:
     if (classes := graph.classes) is not None:
         return class_subject_of(graph, classes, name=name or str(folder))
     return subject_of(read_tables(graph), name=name or str(folder))
+
+
+def read_audit(dag: Path) -> Mapping[str, Any] | None:
+    """Return the audit that lies in the run's folder, if it is one of this very graph."""
+    told = dag.parent / "audit.json"
+    try:
+        if told.stat().st_mtime < (dag / "meta.json").stat().st_mtime:
+            return None
+        audit = json.loads(told.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return audit if isinstance(audit, dict) and "findings" in audit and "verdict" in audit else None
 
 
 def write_review(audit: Audit, folder: Path) -> None:

@@ -137,8 +137,7 @@ def trace_program(
     if is_first:
         folder.check_free(replace=options.force)
     if options.recorder == "native":
-        progress.show("building the recorder")
-        build_recorder()
+        build_recorder(progress.show)
     if is_first:
         folder.make(replace=options.force)
         _write_record(folder, program, options, command)

@@ -180,7 +180,7 @@ def load_floor_observer() -> Any:
     """Compile floor_observer.cpp into the cache of truedag's own recorder, the first time."""
     from torch.utils import cpp_extension
 
-    from truedag.tracer.record.native.build import recorder_path
+    from truedag.tracer.record.native.library import recorder_path
 
     folder = recorder_path().parent / f"floor_observer-{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
 """How large pages are and how fast they open, from 8 to 2048 ranks, in a Chromium without a window.
 
-    python scripts/bench_views.py [RUN ...] [--invent-times] [--rounds 5]
+    python scripts/bench_views.py [RUN ...] [--draw] [--invent-times] [--rounds 5]
 
 RUN is a run's folder or a dataset; without one a deployment of 8 ranks is run and three of 256, 1024 and 2048 ranks are
 executed dry, which takes some minutes. A dry run has no times. --invent-times gives the largest graph some, so that its
 heat map and its slices can be weighed as well: they are estimates of nothing, marked as estimates and as synthetic.
+--draw also makes the three drawings of each. CPU seconds are of all threads, for machines that others use too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 from chromium import Chromium, find_chromium
 
 from truedag.tracer.graph import Graph, TableSource
+from truedag.tracer.views.draw import draw
 from truedag.tracer.views.page import Page, write_page
 from truedag.tracer.views.page.server import PageServer
 
@@ -129,10 +131,25 @@ def read_slices(browser: Chromium, page: Page, num_ranks: int) -> str:
     )
 
 
+def print_drawings(graph: Graph, folder: Path) -> None:
+    """Draw a graph and print how many sheets of how many bytes that made, and how long it took."""
+    begin, used = time.perf_counter(), time.process_time()
+    drawings = draw(graph.path, folder)
+    seconds, spent = time.perf_counter() - begin, time.process_time() - used
+    sizes = {suffix: sum(path.stat().st_size for path in folder.rglob(f"*.{suffix}")) for suffix in ("svg", "png")}
+    print(
+        f"  drawn in {seconds:,.1f} s (CPU, without graphviz: {spent:,.1f} s): "
+        + ", ".join(f"{one.view} {len(one.sheets)} sheets, {one.num_shown:,} nodes" for one in drawings)
+        + f"; SVG {sizes['svg'] / 1e6:,.1f} MB, PNG {sizes['png'] / 1e6:,.1f} MB",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--draw", action="store_true")
     parser.add_argument("--invent-times", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -146,21 +163,24 @@ def main() -> None:
         if arguments.invent_times:
             graphs.append((Graph(InventedTimes(graphs[-1][0]._source)), "synthetic times"))
         print(
-            f"{'deployment':<34}{'ranks':>6}{'nodes':>11}{'built, s':>10}{'MB':>7}{'open, ms':>10}  opening, worst, ms"
+            f"{'deployment':<34}{'ranks':>6}{'nodes':>11}{'built, s':>10}{'CPU, s':>8}{'MB':>7}{'open, ms':>10}"
+            "  opening, worst, ms"
         )
         for number, (graph, note) in enumerate(graphs):
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             page = write_page(graph, folder / f"page-{number}", note=note)
-            built = time.perf_counter() - begin
+            built, spent = time.perf_counter() - begin, time.process_time() - used
             opened, openings = load(browser, page.html.as_uri(), arguments.rounds)
             assert browser.errors == []
             title = f"{graph.meta.get('deployment')}{' *' if note else ''}"
             times = ", ".join(f"{one:.0f}" for one in openings)
             print(
-                f"{title:<34}{graph.meta['world_size']:>6}{page.num_nodes:>11,}{built:>10.1f}"
+                f"{title:<34}{graph.meta['world_size']:>6}{page.num_nodes:>11,}{built:>10.1f}{spent:>8.1f}"
                 f"{page.num_bytes / 1e6:>7.2f}{opened:>10.0f}  {times}",
                 flush=True,
             )
+            if arguments.draw and not note:
+                print_drawings(graph, folder / f"drawings-{number}")
             if page.slices is not None:
                 print(f"  {read_slices(browser, page, 32)}")
         if arguments.invent_times:

@@ -12,21 +12,15 @@ import sys
 from pathlib import Path
 
 from truedag.launch.console import print_json
+from truedag.launch.typed_numbers import positive
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or a dataset")
     parser.add_argument("--step", type=int, metavar="N", help="which recorded step (default: the first)")
-    parser.add_argument("--top", type=_positive, default=10, metavar="N", help="rows of each table (default: 10)")
+    parser.add_argument("--top", type=positive, default=10, metavar="N", help="rows of each table (default: 10)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, times in ns")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 def execute(arguments: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run it."""
+    from truedag.launch.run_audit import read_audit
     from truedag.tracer.graph import Graph
     from truedag.tracer.views.draw import VIEWS, Choice, draw
 
@@ -48,7 +49,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if wanted is None:
         wanted = ["detailed"] if arguments.layer is not None or arguments.rank is not None else VIEWS
     with Progress() as progress:
-        drawings = draw(dag, views, views=wanted, choice=choice, progress=progress.show)
+        drawings = draw(dag, views, views=wanted, choice=choice, audit=read_audit(dag), progress=progress.show)
     if arguments.json:
         from dataclasses import asdict
 

@@ -4,7 +4,9 @@ DEPLOYMENT and key.path=value are as in truedag run. Ranks are executed one afte
 memory, so nothing is computed and nothing is timed; operators, shapes, communications and their sizes are those of a
 real run. Ranks that must run the same program are executed once; --verify N also executes N random others and demands
 that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
-part of it is made when it is read; --expand writes it out. --device estimates what it would take on a GPU, and says so.
+part of it is made when it is read; --expand writes it out. It is drawn whole. Up to
+a million nodes are audited; truedag audit does that for more. --device estimates
+what it would take on a GPU, and says so.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pydantic import TypeAdapter
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
 from truedag.launch.errors import LaunchError
+from truedag.launch.typed_numbers import natural, positive
 from truedag.tracer.estimate.estimate import Estimate
 
 
@@ -41,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ranks.add_argument("--all-ranks", action="store_true", help="execute every rank, and build their DAG")
     ranks.add_argument(
         "--verify",
-        type=_count,
+        type=natural,
         default=0,
         metavar="N",
         help="also execute N random ranks: they must run as their class",
@@ -52,15 +55,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="NAME", help="estimate times for this GPU: h100, h200, a100, or the path of a device file"
     )
-    parser.add_argument("--gpus-per-node", type=_count, default=8, metavar="N", help="for the estimates (default: 8)")
-    parser.add_argument("--jobs", type=_count, metavar="N", help="ranks executed at a time (default: one a core)")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of ranks")
-    return number
+    parser.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="for the estimates (default: 8)")
+    parser.add_argument("--no-views", action="store_true", help="draw nothing, and write no page")
+    parser.add_argument("--jobs", type=positive, metavar="N", help="ranks executed at a time (default: one a core)")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -81,6 +78,7 @@ def execute(arguments: argparse.Namespace) -> int:
             gpus_per_node=arguments.gpus_per_node,
             num_verified=arguments.verify,
             jobs=arguments.jobs,
+            views=not arguments.no_views,
             command=sys.argv,
             show=progress.show,
         )
@@ -96,7 +94,7 @@ _SHOWN_CLASSES = 16
 
 def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
-    print_result(f"  not run: executed without memory, so that there are no times in it; {_say_routing(result)}")
+    print_result(f"  not run: executed without memory, so that nothing was timed; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
     num_classes = len(result.classes)
     print_result(f"  {num_classes} rank {'class' if num_classes == 1 else 'classes'} of {result.world_size} ranks:")
@@ -124,12 +122,23 @@ def _print_result(result: DryResult) -> None:
         )
     if result.estimate is not None:
         _print_estimate(result.estimate)
-    out = shlex.quote(str(shorten(result.out)))
     if result.audit is not None:
         print_audited(result.audit)
-        print_result(f"next: truedag draw {out}")
-    else:
-        print_result(f"next: truedag audit {out}")
+    if result.pictures:
+        print_result(f"Drawn: {', '.join(str(shorten(path)) for path in result.pictures)}")
+    if result.page is not None:
+        print_result(f"Page: {shorten(result.page)}")
+    if result.not_drawn:
+        print_result(f"not drawn: {result.not_drawn}")
+    print_result(f"next: {_find_next(result)}")
+
+
+def _find_next(result: DryResult) -> str:
+    """Say what to type: what opens the page or the simplest drawing, or what makes the one that is not there."""
+    shown = result.page or next(iter(result.pictures), None)
+    if shown is None:
+        return f"truedag draw {shlex.quote(str(shorten(result.out)))}"
+    return f"{'open' if sys.platform == 'darwin' else 'xdg-open'} {shlex.quote(str(shorten(shown)))}"
 
 
 def _print_estimate(found: Estimate) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from truedag.launch.console import Progress, print_json, print_result, shorten
+from truedag.launch.typed_numbers import positive
 
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _HOW_TO_OPEN = {
@@ -42,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=_window, metavar="10ms-25ms", help="only what ran then, since the first start")
     parser.add_argument("--fold", choices=get_args(Level), metavar="LEVEL", help=", ".join(get_args(Level)))
     parser.add_argument("--order", action="store_true", help="keep edges of program order in graph formats")
-    parser.add_argument("--max", type=int, metavar="N", help="how many slices or nodes are not too many")
+    parser.add_argument("--max", type=positive, metavar="N", help="how many slices or nodes are not too many")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -75,12 +76,15 @@ def execute(arguments: argparse.Namespace) -> int:
             show=progress.show,
         )
     if arguments.json:
-        print_json({"path": str(path), "num_untimed": done.num_untimed, **done.counts})
+        told = {"num_untimed": done.num_untimed, "num_estimated": done.num_estimated}
+        print_json({"path": str(path), **told, **done.counts})
         return 0
     counts = ", ".join(
         f"{count:,} {name.removeprefix('num_').replace('_', ' ')}" for name, count in done.counts.items()
     )
     print_result(f"{shorten(path.absolute())}: {counts}")
+    if done.num_estimated:
+        print_result(f"ESTIMATED: the times of {done.num_estimated:,} nodes are estimates, not measurements")
     if done.num_untimed:
         print_result(f"{done.num_untimed:,} operators or parts in communications have no time, and are not in it")
     if to.name in _HOW_TO_OPEN:

@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 from truedag.launch.console import Progress, print_json, print_result
+from truedag.launch.typed_numbers import positive
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where the dataset goes")
     parser.add_argument("--force", action="store_true", help="replace a dataset that is there")
     parser.add_argument(
-        "--processes", type=_count, metavar="N", help="how many processes work on it (one for each core)"
+        "--processes", type=positive, metavar="N", help="how many processes work on it (one for each core)"
     )
     parser.add_argument(
         "--memory", type=_bytes, metavar="SIZE", help="what they may take together, such as 8GiB (no bound)"
@@ -51,12 +52,6 @@ def execute(arguments: argparse.Namespace) -> int:
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: give one from 1")
-    return int(text)
 
 
 def _bytes(text: str) -> int:

@@ -45,13 +45,14 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.serve:
         return _serve(views, arguments.port)
     if not arguments.json:
-        _print_next(arguments.run, page.html, is_apart=page.slices is not None)
+        _print_next(arguments, page.html, is_apart=page.slices is not None)
     return 0
 
 
-def _print_next(run: Path, html: Path, *, is_apart: bool) -> None:
+def _print_next(arguments: argparse.Namespace, html: Path, *, is_apart: bool) -> None:
     if is_apart:
-        print_result(f"next: truedag view {shlex.quote(str(run))} --serve")
+        out = "" if arguments.out is None else f" --out {shlex.quote(str(arguments.out))}"
+        print_result(f"next: truedag view {shlex.quote(str(arguments.run))}{out} --serve")
         return
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     print_result(f"next: {opener} {shlex.quote(str(shorten(html.absolute())))}")

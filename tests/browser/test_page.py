@@ -12,18 +12,15 @@ from chromium import Chromium
 from page_probe import VIEWS, box_of, facts, go, number_of_colours, state
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-from command_line import truedag, write_small_deployment
+from command_line import Ran
 
 from truedag.tracer.graph import Graph
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    done = truedag("run", str(write_small_deployment(folder)), "--out", str(folder / "run"), cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "index.html" in done.stdout
-    return folder / "run"
+def run(small_run: Ran) -> Path:
+    assert "index.html" in small_run.said
+    return small_run.out
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +85,7 @@ def test_boxes_open_from_stage_to_operator_and_still_stand_for_every_node(page: 
     told = facts(page)
     router = graph.nodes.filter(pl.col("module").str.ends_with("layers.0.mlp.experts.local_experts.0.linear_fc1"))
     assert router.collect().height > 0
-    assert told["Stands for"].endswith("on 1 ranks")
+    assert told["Stands for"].endswith("on 1 rank")
 
 
 def test_a_module_stands_for_its_nodes_with_their_times(page: Chromium, graph: Graph) -> None:
@@ -97,7 +94,7 @@ def test_a_module_stands_for_its_nodes_with_their_times(page: Chromium, graph: G
     own = (pl.col("phase") == "forward") & (pl.col("stage") == 1)
     nodes = graph.nodes.filter(own & ~pl.col("kind").is_in(["parameter", "input", "output"])).collect()
     told = facts(page)
-    assert told["Stands for"] == f"{len(nodes):,} nodes on 1 ranks"
+    assert told["Stands for"] == f"{len(nodes):,} nodes on 1 rank"
     compute = nodes.filter(pl.col("kind") == "compute")
     met = graph.participants.join(nodes.lazy().select("node"), on="node").collect()
     spent = sum((frame["end_ns"] - frame["start_ns"]).sum() for frame in (compute, met))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from pathlib import Path
@@ -83,12 +84,74 @@ def test_names_are_text_whatever_they_hold(browser: Chromium, tmp_path: Path) ->
     for node in dag.nodes:
         node["label"] = HOSTILE
         node["module"] = HOSTILE
-    html = open_page(browser, dag, tmp_path, audit=AUDIT, note=HOSTILE)
+    path = dag.write(tmp_path / "dag")
+    meta = json.loads((path / "meta.json").read_text()) | {"deployment": f"modèle {HOSTILE}"}
+    (path / "meta.json").write_text(json.dumps(meta))
+    html = write_page(Graph.open(path), tmp_path / "views", audit=AUDIT, note=HOSTILE).html
+    browser.open(html.as_uri())
+    assert browser.evaluate("document.getElementById('title').textContent") == f"modèle {HOSTILE}"
+    assert browser.evaluate("document.title") == f"modèle {HOSTILE} · truedag"
     for view in ("overview", "graph", "time", "traffic", "path", "findings"):
         go(browser, f"#view={view}&select=finding.0")
     assert browser.evaluate("document.querySelectorAll('img').length") == 0
     assert HOSTILE not in html.read_text()
     assert HOSTILE in browser.evaluate("document.querySelector('.finding h3').textContent")
+
+
+def meetings(num: int, *, is_missing: bool = False) -> SmallDag:
+    """Two ranks that meet again and again, each time of another name; rank 1 is always late, or left no trace."""
+    dag = SmallDag(num_ranks=2)
+    group = dag.group("dp", [0, 1])
+    last: dict[int, int] = {}
+    for number in range(num):
+        begin = 1000 * number
+        for rank, spent in ((0, 100), (1, 300)):
+            after = [last[rank]] if rank in last else []
+            last[rank] = dag.node(rank=rank, after=after, time=(begin, begin + spent), label=f"work {number}")
+        meeting = dag.node(
+            "collective", -1, list(last.values()), time=(begin + 100, begin + 400), label=f"all-reduce-{number % 2} dp"
+        )
+        for rank, arrive in ((0, begin + 100), (1, begin + 300)):
+            if not (is_missing and rank):
+                dag.meet(meeting, group, rank, (arrive, begin + 300, begin + 400))
+            last[rank] = meeting
+    return dag
+
+
+def test_what_a_list_leaves_out_is_counted(browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truedag.tracer.views.page.verdicts._MOST_STRAGGLERS", 210)
+    open_page(browser, meetings(215), tmp_path)
+    go(browser, "#view=path")
+    rows = "[...document.querySelectorAll('#view-path .panel:first-child tr')].map((row) => row.textContent)"
+    totals = browser.evaluate(rows)
+    assert len(totals) == 1 + 40 + 1
+    assert "others" in totals[-1]
+    shares = browser.evaluate(f"{rows.replace('row.textContent', 'row.lastChild.textContent')}.slice(1)")
+    assert sum(float(share.split()[0]) for share in shares) == pytest.approx(100, abs=3)
+    late = "document.querySelectorAll('tr[data-straggler]').length"
+    assert browser.evaluate(late) == 200
+    assert "5 others" in browser.evaluate("document.querySelector('#view-path .panel:last-child .scale').textContent")
+    browser.evaluate("document.querySelector('#view-path .panel:last-child .scroll > button').click()")
+    browser.settle()
+    assert browser.evaluate(late) == 210
+    browser.evaluate("document.getElementById('search').focus()")
+    for letter in "work":
+        browser.press(letter)
+    assert "the first 40" in browser.evaluate("document.getElementById('results').lastChild.textContent")
+
+
+def test_collectives_of_a_group_are_counted_though_a_rank_is_missing(browser: Chromium, tmp_path: Path) -> None:
+    for is_missing in (False, True):
+        open_page(browser, meetings(5, is_missing=is_missing), tmp_path / str(is_missing))
+        go(browser, "#select=group.0")
+        assert facts(browser)["Collectives"] == "5"
+
+
+def test_a_filter_that_cannot_be_read_says_so(browser: Chromium, tmp_path: Path) -> None:
+    open_page(browser, pipeline(), tmp_path)
+    for text, is_invalid in (("0-1", "false"), ("x", "true"), ("", "false")):
+        go(browser, f"#view=graph&f.rank={text}")
+        assert browser.evaluate("document.getElementById('filter-rank').getAttribute('aria-invalid')") == is_invalid
 
 
 def test_a_finding_leads_to_its_place(browser: Chromium, tmp_path: Path) -> None:
@@ -102,6 +165,12 @@ def test_a_finding_leads_to_its_place(browser: Chromium, tmp_path: Path) -> None
     assert (told["view"], told["selection"]["kind"]) == ("graph", "finding")
     marked = browser.evaluate("[...truedag.app.views.graph.markedBoxes()].length")
     assert marked > 0
+    opened = told["open"]
+    browser.open((tmp_path / "views" / "index.html").as_uri() + "#view=graph&select=finding.0")  # as drawings lead here
+    browser.settle()
+    told = state(browser)
+    assert (told["selection"], told["view"]) == ({"kind": "finding", "id": 0}, "graph")
+    assert told["open"] == opened != []
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ def audit_of(case: Case, folder: Path) -> dict[str, object]:
         gpus_per_node=8,
         num_verified=0,
         jobs=2,
+        views=False,
         command=("truedag", "dry"),
         show=lambda _: None,
     )

@@ -56,7 +56,7 @@ MODELS = {
     ),
 }
 REAL_WIDTH = ModelConfig(
-    num_layers=16,
+    num_layers=4,
     hidden_size=512,
     num_attention_heads=16,
     num_experts=16,
@@ -289,7 +289,7 @@ def test_experts_in_sequence_and_grouped_are_the_same_model(text: Path) -> None:
     assert_same_model([grouped_report], [sequential_report])
 
 
-def test_the_demo_model_at_its_real_width_equals_one_rank(text: Path) -> None:
+def test_layers_of_the_demo_at_their_real_width_equal_one_rank(text: Path) -> None:
     training = TrainingConfig(global_batch_size=8, micro_batch_size=1, sequence_length=64)
     run = Run(model=REAL_WIDTH, strategy=parse_strategy("TP1"), training=training)
     ((reference,),) = run_ranks(1, train, [run], text, STEPS, False, timeout_s=120)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -54,6 +55,21 @@ def write_small_deployment(folder: Path) -> Path:
     }
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a run left, and what it said on stdout."""
+
+    out: Path
+    said: str
+
+
+def run_small(folder: Path, *options: str) -> Ran:
+    """Run the small deployment to its good end."""
+    done = truedag("run", str(write_small_deployment(folder)), "--out", "out", *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return Ran(out=folder / "out", said=done.stdout)
 
 
 def free_port() -> int:

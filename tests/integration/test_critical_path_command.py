@@ -6,15 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from command_line import truedag, write_small_deployment
+from command_line import Ran, truedag
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    result = truedag("run", str(write_small_deployment(folder)), "--out", "out", cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return folder / "out"
+def run(small_run: Ran) -> Path:
+    return small_run.out
 
 
 def test_its_length_is_the_step_that_the_report_tells(run: Path) -> None:

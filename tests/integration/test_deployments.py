@@ -1,4 +1,8 @@
-"""The small siblings of the five deployments: they run to the end, and their DAGs show what the strategy says."""
+"""The small siblings of the five deployments: they run to the end, and their DAGs show what the strategy says.
+
+Sixteen ranks take their time: those that train on so many really run among the slow tests; here their strategies are
+seen in dry runs of fewer layers and experts.
+"""
 
 from __future__ import annotations
 
@@ -66,12 +70,7 @@ def assert_stages_meet_at_every_boundary(deployment: Deployment, graph: Graph, p
         assert set(found["stage"]) == set(range(strategy.pp))
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_small_sibling_trains_and_its_graph_is_the_strategys(name: str, tmp_path: Path) -> None:
-    deployment, result, graph = run(name, tmp_path)
-    losses = [step["loss"] for step in result["steps"]]
-    assert len(losses) == 2
-    assert losses[1] < losses[0] < 6.0
+def assert_trained_graph(deployment: Deployment, graph: Graph) -> None:
     assert_layers_and_experts_are_where_the_strategy_says(deployment, graph)
     assert_stages_meet_at_every_boundary(deployment, graph, {"forward", "backward"})
     strategy = deployment.strategy
@@ -82,33 +81,60 @@ def test_a_small_sibling_trains_and_its_graph_is_the_strategys(name: str, tmp_pa
         assert found >= {group for group in strategy.groups(axis) if len(group) > 1}
 
 
-@pytest.mark.parametrize(("name", "overrides"), [*((name, ()) for name in GENERATED), (GENERATED[1], (ORTHOGONAL,))])
-def test_a_small_sibling_prefills_and_decodes(name: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
-    deployment, result, graph = run(name, tmp_path, *overrides)
+def assert_generated_graph(deployment: Deployment, graph: Graph) -> None:
     assert deployment.workload.kind == "infer"
     assert_layers_and_experts_are_where_the_strategy_says(deployment, graph)
     assert_stages_meet_at_every_boundary(deployment, graph, {"prefill", "decode"})
     steps = deployment.workload.decode_steps
     decode = graph.nodes.filter((pl.col("phase") == "decode") & (pl.col("layer") >= 0)).select("decode_step", "layer")
     assert len(decode.unique().collect()) == steps * deployment.model.num_layers
+
+
+def assert_generations(deployment: Deployment, result: dict[str, Any]) -> None:
+    """The recorded generation is the one before, token by token, and its times are told."""
     first, second = result["generations"]
     assert first["tokens"] == second["tokens"]
+    steps = deployment.workload.decode_steps
     assert [len(row) for row in second["tokens"]] == [steps + 1] * deployment.workload.num_prompts
     assert (first["recorded"], second["recorded"]) == (False, True)
     assert max(second["time_to_first_token_ns"]) == second["prefill_ns"] < second["wall_ns"]
     assert all(time > 0 for time in second["time_per_output_token_ns"])
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_dry_run_of_a_small_sibling_shows_its_strategy(name: str, tmp_path: Path) -> None:
+    few = ("model.num_layers=8", "model.num_experts=16", "workload.global_batch_size=4")
+    done = truedag("dry", name, *few, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_trained_graph(load_deployment(name, few)[1], Graph.open(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_small_sibling_prefills_and_decodes(name: str, tmp_path: Path) -> None:
+    deployment, result, graph = run(name, tmp_path)
+    assert_generated_graph(deployment, graph)
+    assert_generations(deployment, result)
+
+
 def test_the_same_model_generates_the_same_folded_and_orthogonal(tmp_path: Path) -> None:
-    tokens = []
-    for place, overrides in enumerate(((), (ORTHOGONAL,))):
-        folder = tmp_path / str(place)
-        folder.mkdir()
-        full = ("model.dtype=float32", "trace.recorder=off", *overrides)
-        done = truedag("run", GENERATED[1], *full, "--json", "--out", "out", cwd=folder, timeout_s=200)
-        assert done.returncode == 0, done.stderr
-        tokens.append(json.loads(done.stdout)["generations"][-1]["tokens"])
-    assert tokens[0] == tokens[1]
+    (tmp_path / "orthogonal").mkdir()
+    exact = ("model.dtype=float32", "model.num_layers=4")
+    done = truedag("run", GENERATED[1], *exact, "--recorder", "off", "--json", cwd=tmp_path, timeout_s=200)
+    assert done.returncode == 0, done.stderr
+    deployment, result, graph = run(GENERATED[1], tmp_path / "orthogonal", *exact, ORTHOGONAL)
+    assert json.loads(done.stdout)["generations"][-1]["tokens"] == result["generations"][-1]["tokens"]
+    assert_generated_graph(deployment, graph)
+    assert_generations(deployment, result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_small_sibling_trains_and_its_graph_is_the_strategys(name: str, tmp_path: Path) -> None:
+    deployment, result, graph = run(name, tmp_path)
+    losses = [step["loss"] for step in result["steps"]]
+    assert len(losses) == 2
+    assert losses[1] < losses[0] < 6.0
+    assert_trained_graph(deployment, graph)
 
 
 @pytest.mark.slow

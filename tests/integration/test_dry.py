@@ -8,16 +8,24 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from command_line import truedag, write_small_deployment
+from command_line import Ran, truedag, write_small_deployment
 from graph_comparison import list_differences
 from hand_arithmetic import expect_gradients, expect_layer
+from polars.testing import assert_frame_equal
 
 from truedag.launch.deployment_file import load_deployment
+from truedag.tracer.analysis.report import make_report
 from truedag.tracer.graph import Graph
+from truedag.tracer.views.draw import VIEWS
+from truedag.tracer.views.page.figures import measure, on_ranks
+from truedag.tracer.views.page.leaves import find_leaves
+from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
+from truedag.tracer.views.page.tree import build_tree
 
 
 def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_path: Path) -> None:
-    done = truedag("dry", "moe-30b-ep64-tp8-pp2-dp2", "--verify", "1", "--json", "--out", "out", cwd=tmp_path)
+    done = truedag("dry", "moe-30b-ep64-tp8-pp2-dp2", "--verify", "1", "--no-views", "--json", "--out", "out",
+                   cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["world_size"] == 2048
@@ -86,7 +94,7 @@ def _differences(tmp_path: Path, strategy: str, *options: str) -> tuple[Path, li
     path = write_small_deployment(tmp_path)
     overrides = (f"strategy={strategy}", "workload.global_batch_size=8", "model.num_attention_heads=4")
     for name, more in (("classes", ()), ("all", ("--all-ranks",))):
-        done = truedag("dry", str(path), *overrides, *options, *more, "--out", name, cwd=tmp_path)
+        done = truedag("dry", str(path), *overrides, *options, *more, "--no-views", "--out", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     found = list_differences(Graph.open(tmp_path / "classes"), Graph.open(tmp_path / "all"))
     # Classes are told apart by what they run, those of all ranks by the names of experts too.
@@ -98,6 +106,26 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> 
     assert differences == []
     classes = json.loads((folder / "classes.json").read_text())["classes"]
     assert [one["num_ranks"] for one in classes] == [2, 2, 2, 2]
+    _check_page(Graph.open(folder))
+
+
+def _check_page(graph: Graph) -> None:
+    """The page of a class graph says what that of every node and edge says."""
+    whole = graph.subgraph(where=pl.lit(value=True))
+    assert graph.classes is not None
+    assert whole.classes is None
+    lazy, read = find_leaves(graph), find_leaves(whole)
+    assert (lazy.num_edges, lazy.num_inner_edges) == (read.num_edges, read.num_inner_edges)
+    nodes = range(-1, graph.meta["num_nodes"] + 1)
+    assert lazy.leaf_of(nodes).tolist() == read.leaf_of(nodes).tolist()
+    assert lazy.leaf_of(nodes).min() == -1 == lazy.leaf_of([-1, graph.meta["num_nodes"]]).max()
+    tables = [
+        (leaves.table, leaves.edges, measure(leaves, build_tree(leaves), spent).table, stage_matrix(leaves, spent),
+         collective_traffic(leaves), message_traffic(one)[0])
+        for one, leaves in ((graph, lazy), (whole, read)) for spent in [on_ranks(leaves)]
+    ]  # fmt: skip
+    for one, other in zip(*tables, strict=True):
+        assert_frame_equal(one, other, check_dtypes=False)
 
 
 @pytest.mark.slow
@@ -113,12 +141,15 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> 
 def test_the_graph_of_classes_is_that_of_all_ranks_for_any_strategy(
     strategy: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert _differences(tmp_path, strategy, *options)[1] == []
+    folder, differences = _differences(tmp_path, strategy, *options)
+    assert differences == []
+    if "--expand" not in options:
+        _check_page(Graph.open(folder))
 
 
 def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
     path = write_small_deployment(tmp_path)
-    done = truedag("dry", str(path), "--expand", "--device", "h100", "--out", "out", cwd=tmp_path)
+    done = truedag("dry", str(path), "--expand", "--device", "h100", "--no-views", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Estimated, not measured, on h100 with 8 GPUs a node:" in done.stdout
     lazy, written = Graph.open(tmp_path / "out" / "classes"), Graph.open(tmp_path / "out")
@@ -126,6 +157,10 @@ def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
     ran = written.nodes.filter(pl.col("kind").is_in(["compute", "collective", "send", "recv"])).collect()
     assert ran["timing"].unique().to_list() == ["estimated"]
     assert ran["end_ns"].max() == written.meta["estimate"]["step_ns"]
+    for graph in (lazy, written):
+        report = make_report(graph, peak_flops_per_s=1e12)
+        assert (report.num_estimated, report.steps_ns, report.throughput.mfu) == (len(ran), {}, None)
+        assert {one.transfer_ns for one in report.communications} == {None}
     before, after = (ran.select(node="node", start="start_ns", end="end_ns") for _ in range(2))
     led = written.edges.filter(pl.col("kind") == "data").collect().join(before, left_on="src", right_on="node")
     led = led.join(after, left_on="dst", right_on="node", suffix="_after")
@@ -147,6 +182,11 @@ def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "routing zipf (alpha 1.5, seed 3)" in done.stdout
     assert "Audit: Right" in done.stdout
+    views = tmp_path / "truedag-out" / "small-dry" / "views"
+    assert {path.name for path in views.glob("*.svg")} == {f"{view}.svg" for view in VIEWS}
+    assert (views / "index.html").stat().st_size > 100_000
+    assert "Drawn: " in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("index.html")
     assert (tmp_path / "truedag-out" / "small-dry" / "audit.md").is_file()
     graph = Graph.open(tmp_path / "truedag-out" / "small-dry")
     assert graph.meta["dry"]["routing"] == {"kind": "zipf", "alpha": 1.5, "seed": 3}
@@ -159,21 +199,20 @@ def test_all_ranks_make_a_graph_without_times(tmp_path: Path) -> None:
     assert len(messages) == 2 * 2 * 4, "sends and receives, forward and backward, of four microbatches"
 
 
-def test_routing_of_a_real_run_is_taken_over(tmp_path: Path) -> None:
+def test_routing_of_a_real_run_is_taken_over(tmp_path: Path, small_run: Ran) -> None:
     path = write_small_deployment(tmp_path)
-    real = truedag("run", str(path), "trace.routing=true", "--out", "real", cwd=tmp_path)
-    assert real.returncode == 0, real.stderr
-    dry = truedag("dry", str(path), "--all-ranks", "--routing", "real/routing", "--out", "dry", cwd=tmp_path)
+    routing = ("--routing", str(small_run.out / "routing"))
+    dry = truedag("dry", str(path), "--all-ranks", *routing, "--no-views", "--out", "dry", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     shapes = [
-        Graph.open(tmp_path / name)
+        Graph.open(folder)
         .nodes.filter(pl.col("module").str.contains("experts") & (pl.col("phase") == "forward"))
         .filter(pl.col("kind") == "compute")
         .group_by("rank", "layer", "microbatch", "op", "inputs")
         .len()
         .sort(pl.all())
         .collect()
-        for name in ("real", "dry")
+        for folder in (small_run.out, tmp_path / "dry")
     ]
     assert shapes[0].equals(shapes[1])
 

@@ -116,16 +116,6 @@ def test_a_run_that_hangs_is_stopped_in_time(deployment: Path) -> None:
     assert wait_until_gone([state.pid for state in states], 10) == []
 
 
-def test_a_stopped_launcher_stops_its_ranks(deployment: Path) -> None:
-    out = deployment.parent / "out"
-    process = start_truedag("run", str(deployment), *LONG, "--out", "out", "--recorder", "off", cwd=out.parent)
-    states = wait_for_states(out, process, lambda state: state.phase not in ("starting", "building"))
-    process.terminate()
-    stderr = finish(process)
-    assert "interrupted; the ranks have been stopped" in stderr
-    assert not any(is_running(state.pid) for state in states)
-
-
 def test_ranks_end_when_their_launcher_is_killed(deployment: Path) -> None:
     out = deployment.parent / "out"
     process = start_truedag("run", str(deployment), *LONG, "--out", "out", "--recorder", "off", cwd=out.parent)
@@ -135,7 +125,7 @@ def test_ranks_end_when_their_launcher_is_killed(deployment: Path) -> None:
     assert wait_until_gone([state.pid for state in states], 15) == []
 
 
-def test_a_run_that_is_going_on_is_not_replaced(deployment: Path) -> None:
+def test_a_run_that_is_going_on_is_not_replaced_and_ends_with_its_launcher(deployment: Path) -> None:
     out = deployment.parent / "out"
     process = start_truedag("run", str(deployment), *LONG, "--out", "out", "--recorder", "off", cwd=out.parent)
     states = wait_for_states(out, process, lambda state: state.phase not in ("starting", "building"))
@@ -145,7 +135,9 @@ def test_a_run_that_is_going_on_is_not_replaced(deployment: Path) -> None:
     assert process.poll() is None
     assert all(is_running(state.pid) for state in states)
     process.terminate()
-    finish(process)
+    stderr = finish(process)
+    assert "interrupted; the ranks have been stopped" in stderr
+    assert not any(is_running(state.pid) for state in states)
 
 
 def test_a_taken_port_is_said_in_a_line(deployment: Path) -> None:

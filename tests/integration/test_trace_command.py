@@ -69,6 +69,7 @@ def test_a_plain_program_is_recorded_and_merged(programs: Path) -> None:
     assert again.returncode == 0, again.stderr
     windows = [line.split(":")[0] for line in again.stdout.splitlines() if line.startswith("  the steps")]
     assert windows == ["  the steps from 1 on", "  the steps from 3 on"]
+    assert "building the recorder" not in again.stderr  # it was there
     assert again.stdout.splitlines()[-1] == "next: truedag report truedag-out/plain/windows/step-00001"
     assert sorted(path.name for path in (programs / "truedag-out" / "plain").iterdir()) == [
         "nodes", "run.json", "windows",
@@ -177,6 +178,17 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(
     assert result.returncode == code
     assert result.stdout == ""
     assert expected in result.stderr
+    assert not (programs / "truedag-out").exists()
+
+
+def test_a_recorder_that_is_not_there_is_built_and_that_is_said(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUEDAG_CACHE", str(programs / "plain.py"))  # no folder
+    result = truedag("trace", "plain.py", cwd=programs)
+    assert result.returncode == 1
+    assert "building the recorder" in result.stderr
+    assert "cannot write the native recorder to" in result.stderr
     assert not (programs / "truedag-out").exists()
 
 

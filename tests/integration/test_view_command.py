@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import urllib.request
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from command_line import start_truedag, truedag
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from small_dag import pipeline
+
+from truedag.launch.commands import view
 
 
 @pytest.fixture
@@ -44,6 +47,15 @@ def test_an_audit_that_was_written_is_shown_and_an_old_one_is_not(run: Path) -> 
     truedag("view", "run", "--out", str(second), cwd=run.parent)
     sizes = [payload(one / "index.html").count(b"Wrong: told.") for one in (first, second)]
     assert sizes == [1, 0]
+
+
+def test_the_next_command_serves_the_folder_that_was_written(capsys: pytest.CaptureFixture[str]) -> None:
+    for out, told in (
+        (None, "truedag view run --serve"),
+        (Path("my pages"), "truedag view run --out 'my pages' --serve"),
+    ):
+        view._print_next(Namespace(run=Path("run"), out=out), Path("index.html"), is_apart=True)
+        assert capsys.readouterr().out.strip() == f"next: {told}"
 
 
 def payload(html: Path) -> bytes:

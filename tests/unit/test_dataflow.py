@@ -151,7 +151,7 @@ def caches(draw: st.DrawFn) -> tuple[list[Row], list[NamedRegion], list[NamedReg
     return rows, named, late
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(caches())
 def test_following_pieces_is_following_bytes(program: tuple[list[Row], list[NamedRegion], list[NamedRegion]]) -> None:
     rows, named, late = program

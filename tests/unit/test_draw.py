@@ -17,7 +17,7 @@ from truedag.tracer.graph import Graph
 from truedag.tracer.views import render
 from truedag.tracer.views.blocks import fold_blocks
 from truedag.tracer.views.boxes import STEP, make_boxes
-from truedag.tracer.views.captions import write_ranks, write_shapes
+from truedag.tracer.views.captions import write_shapes
 from truedag.tracer.views.draw import draw
 from truedag.tracer.views.scope import find_scope
 from truedag.tracer.views.sheet import MAX_PIXELS
@@ -203,7 +203,6 @@ def test_an_empty_dataset_and_none_are_said(tmp_path):
         (write_bytes(1536), "1.5 KiB"),
         (write_bytes(None), "unknown"),
         (write_runs([3, 1, 2, 8, 10, 11]), "1-3,8,10,11"),
-        (write_ranks([4]), "rank 4"),
         (write_shapes([("float32", (2, size)) for size in (3, 9, 4, 7)]), ["f32[2,3-9]"]),
         (write_shapes([("int64", (2,)), ("bfloat16", (4, 4))]), ["bf16[4,4]", "i64[2]"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from truedag.launch.errors import LaunchError
 from truedag.tracer.errors import GraphError
 from truedag.tracer.estimate.costs import Placement, communication_ns, operator_ns
 from truedag.tracer.estimate.device import Device
+from truedag.tracer.estimate.estimate import estimate
 from truedag.tracer.estimate.simulation import simulate
 
 # Bytes and operations a nanosecond, so that times are round.
@@ -115,6 +117,35 @@ def test_a_collective_begins_when_the_last_class_has_come() -> None:
     found = simulate(nodes, edges, parts, np.array([10.0, 25.0, 5.0, 1.0]))
     assert (found.start_ns.tolist(), found.end_ns.tolist()) == ([0, 0, 25, 30], [10, 25, 30, 31])
     assert found.arrive_ns == {(2, 0): 10.0, (2, 1): 25.0}
+
+
+def test_products_of_each_type_are_held_against_its_own_peak(tmp_path: Path) -> None:
+    nodes = pl.DataFrame(
+        {"node": [0, 1, 2], "kind": ["compute"] * 3, "op": ["aten::mm"] * 3, "flops": [5_000, 5_000, None],
+         "bytes_read": [0] * 3, "bytes_written": [0] * 3, "inputs": ["int64[2]"] * 3,
+         "outputs": ["bfloat16[2]", "float32[2]", "int64[2]"], "phase": ["forward"] * 3, "rank_class": [0] * 3,
+         "team": [-1] * 3, "num": [4] * 3, "timing": ["none"] * 3}
+    )  # fmt: skip
+    none = {"node": pl.Int64, "rank_class": pl.Int32, "team": pl.Int32, "send_bytes": pl.Int64, "recv_bytes": pl.Int64}
+    tables = {
+        "nodes": nodes,
+        "edges": pl.DataFrame(schema={"src": pl.Int64, "dst": pl.Int64, "kind": pl.String, "rank_class": pl.Int32}),
+        "participants": pl.DataFrame(schema=none),
+        "groups": pl.DataFrame(schema={"team": pl.Int32, "ranks": pl.List(pl.Int64)}),
+        "ranks": pl.DataFrame({"rank_class": [0] * 4}),
+    }
+    for name, table in tables.items():
+        table.write_parquet(tmp_path / f"{name}.parquet")
+    (tmp_path / "meta.json").write_text("{}")
+    device = replace(DEVICE, peak_flops={"bfloat16": 100e9, "float32": 10e9})
+    found = estimate(tmp_path, device, gpus_per_node=8, num_tokens=1)
+    # At half of the peak 100 and 1,000 ns, and 7 of the smallest kernel; at the peak 50 and 500 ns.
+    assert (found.step_ns, found.flops) == (1_107, 40_000)
+    assert found.flops_utilization == pytest.approx(550 / 1_107)
+    assert (found.compute_share, found.idle_share) == (1, 0)
+    written = pl.read_parquet(tmp_path / "nodes.parquet")
+    assert written["end_ns"].to_list() == [100, 1_100, 1_107]
+    assert written["timing"].to_list() == ["estimated"] * 3
 
 
 def test_shipped_devices_name_the_source_of_each_number() -> None:

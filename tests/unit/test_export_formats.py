@@ -102,6 +102,18 @@ def test_chakra_tells_messages_between_two_ranks_apart(tmp_path: Path) -> None:
     assert sorted(sent) == sorted(received)
 
 
+def test_chakra_does_not_say_whom_a_message_reaches_that_has_no_other_end(tmp_path: Path) -> None:
+    graph = as_graph(pipeline(num_microbatches=1)).subgraph(ranks=[1])
+    done = export(graph, FORMATS["chakra"], tmp_path / "chakra", show=quiet)
+    assert done.counts["num_open_messages"] == 2
+    told = {
+        first(node, 3): {name: value for name, value in attributes(node).items() if name.startswith("comm_")}
+        for node in messages(tmp_path / "chakra" / "trace.1.et")[1:]
+        if first(node, 3) in (5, 6)
+    }
+    assert told == {5: {"comm_src": 1, "comm_size": 32}, 6: {"comm_dst": 1, "comm_size": 32}}
+
+
 def test_chakra_times_are_those_of_the_operators_and_of_moving_data(tmp_path: Path) -> None:
     dag = SmallDag(num_ranks=2)
     group = dag.group("tp", [0, 1])
@@ -109,8 +121,12 @@ def test_chakra_times_are_those_of_the_operators_and_of_moving_data(tmp_path: Pa
     reduce = dag.node("collective", -1, (one,), time=(9_000, 30_000), label="all-reduce tp")
     dag.meet(reduce, group, 0, (9_000, 20_000, 30_000))
     dag.meet(reduce, group, 1, (20_000, 20_000, 29_000))
+    other = dag.node("collective", -1, time=(31_000, 90_000), label="all-reduce tp")
+    dag.meet(other, group, 0, (31_000, None, 90_000))  # nobody knows when the last came
     folder = written(as_graph(dag), "chakra", tmp_path)
-    _, operator, meeting = messages(folder / "trace.0.et")
+    _, operator, meeting, unknown = messages(folder / "trace.0.et")
+    assert (first(unknown, 6), first(unknown, 7)) == (None, None)
+    assert "duration_ns" not in attributes(unknown)
     assert (first(operator, 6), first(operator, 7)) == (1, 8)
     assert (attributes(operator)["duration_ns"], attributes(operator)["num_ops"]) == (7_500, 12)
     assert (first(meeting, 6), first(meeting, 7)) == (20, 10)
@@ -222,6 +238,17 @@ def test_a_timeline_cannot_be_folded_and_an_unwritable_place_is_named(tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(GraphError, match="cannot write"):
         export(graph, FORMATS["chrome"], tmp_path / "file" / "x.json", show=quiet)
+
+
+@pytest.mark.parametrize("to", ["perfetto", "chakra", "graphml", "csv"])
+def test_estimates_are_counted_and_marked_in_the_file(tmp_path: Path, to: str) -> None:
+    dag = pipeline(num_microbatches=1)
+    dag.nodes[0]["timing"] = "estimated"
+    path = tmp_path / FORMATS[to].file
+    done = export(as_graph(dag), FORMATS[to], path, show=quiet)
+    assert done.num_estimated == 1
+    written = sorted(path.iterdir()) if FORMATS[to].is_folder else [path]
+    assert any(b"estimated" in one.read_bytes() for one in written)
 
 
 def test_what_has_no_time_is_counted(tmp_path: Path) -> None:

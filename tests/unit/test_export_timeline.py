@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -173,17 +174,11 @@ def test_any_program_is_shown_whole(tmp_path_factory: pytest.TempPathFactory, da
     )
     waited = sum(max(0, row["start_ns"] - row["arrive_ns"]) for row in met if row["start_ns"] is not None)
     assert sum(one["end"] - one["start"] for one in trace.slices if one["name"] == "waiting") == waited
-    sizes = pl.DataFrame(met, schema={"node": pl.Int64, "rank": pl.Int64}).group_by("node").len()["len"]
+    sizes = Counter(row["node"] for row in met)
     messages = sum(edge["kind"] == "p2p" for edge in dag.edges)
     collectives = {row["node"] for row in dag.nodes if row["kind"] == "collective"}
-    chains = sum(size - 1 for node, size in zip(*_count(met), strict=True) if node in collectives)
-    assert len(sizes) == len({row["node"] for row in met})
+    chains = sum(size - 1 for node, size in sizes.items() if node in collectives)
     assert len(trace.arrows()) == chains + messages
-
-
-def _count(met: list[dict[str, object]]) -> tuple[list[int], list[int]]:
-    nodes = sorted({int(row["node"]) for row in met})
-    return nodes, [sum(row["node"] == node for row in met) for node in nodes]
 
 
 def test_what_overlaps_goes_to_lanes_of_its_own(tmp_path: Path) -> None:
@@ -200,13 +195,28 @@ def test_what_overlaps_goes_to_lanes_of_its_own(tmp_path: Path) -> None:
     assert [one["depth"] for one in trace.slices if one["name"] == "transfer"] == [1] * 4
 
 
+def test_what_is_not_known_of_a_communication_is_not_drawn(tmp_path: Path) -> None:
+    dag = SmallDag(num_ranks=2)
+    group = dag.group("tp", [0, 1])
+    for times in ((10, None, 50), (60, 70, None)):
+        node = dag.node("collective", -1, time=times[::2], label="all-reduce tp")
+        dag.meet(node, group, 0, times)
+    trace = perfetto(as_graph(dag), tmp_path)
+    assert [(one["name"], one["start"], one["end"]) for one in trace.slices] == [
+        ("all-reduce tp", 10, 50), ("all-reduce tp (end unknown)", 60, 70), ("waiting", 60, 70),
+    ]  # fmt: skip
+
+
 def test_estimates_say_that_they_are(tmp_path: Path) -> None:
     dag = two_ranks()
-    dag.nodes[0]["timing"] = "estimated"
+    for node in (0, 2):
+        dag.nodes[node]["timing"] = "estimated"
     trace = perfetto(as_graph(dag), tmp_path)
     (mm,) = [one for one in trace.slices if one["name"].startswith("mm")]
     assert (mm["name"], mm["timing"]) == ("mm (estimated)", "estimated")
     assert all("timing" not in one for one in trace.slices if one["name"] == "relu")
+    told = {one["name"] for one in trace.slices if one["track"] == "tp communication"}
+    assert told == {"all-reduce tp (estimated)", "waiting (estimated)", "transfer (estimated)"}
 
 
 def test_kernels_are_on_their_streams_and_calls_on_their_threads(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def as_a_whole(program: Program) -> tuple[list[int], bool]:
     return number.tolist(), bool(cycle)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(programs())
 def test_rank_by_rank_is_node_by_node(program: Program) -> None:
     numbers, cycle = by_rank(program)

@@ -220,3 +220,17 @@ def test_a_notebook_shows_what_is_in_it_and_runs_nothing(folder: Path, tmp_path:
     assert f"{leads_in:,} lead in" in part._repr_html_()
     nothing = graph.subgraph(layers=99)._repr_html_()
     assert "0 nodes" in nothing
+
+
+def test_a_class_graph_of_another_version_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "dag")
+    meta = json.loads((tmp_path / "dag" / "meta.json").read_text())
+    (tmp_path / "dag" / "meta.json").write_text(json.dumps({**meta, "form": "classes"}))
+    with pytest.raises(GraphError, match=r"class graph of version None.*make it again with truedag dry"):
+        Graph.open(tmp_path)
+
+
+def test_a_graph_without_nodes_has_no_rank_classes(graph: Graph) -> None:
+    classes = graph.subgraph(where=pl.col("node") < 0).rank_classes()
+    assert classes.schema == graph.rank_classes().schema
+    assert classes.is_empty()

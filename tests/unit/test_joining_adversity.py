@@ -22,7 +22,7 @@ from truedag.tracer.merge.match import Matched, match_communications
 from truedag.tracer.merge.nodes import CommRecord
 
 NUM_CASES = 10_000
-NUM_QUICK = 2_000
+NUM_QUICK = 800
 
 
 def draw_terms(world: World, chance: random.Random) -> dict[int, Terms]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from truedag.launch.cli import main
-from truedag.launch.commands.merge import _bytes, _count
+from truedag.launch.commands.merge import _bytes
 from truedag.tracer.errors import MergeError
 from truedag.tracer.merge.making import Workers, choose_processes
 
@@ -23,13 +23,6 @@ def test_sizes_are_read_as_people_write_them(text: str, number: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is no size"):
         _bytes(text)
-
-
-def test_no_process_is_refused() -> None:
-    assert _count("3") == 3
-    for text in ("0", "-1", "two"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is no number of processes"):
-            _count(text)
 
 
 def test_memory_bounds_how_many_parts_are_made_at_once(tmp_path: Path) -> None:

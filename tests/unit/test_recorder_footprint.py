@@ -34,8 +34,11 @@ def train():
         torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, foreach=False),
         torch.optim.Adam(model.parameters(), fused=True),
     ]
+    loader = DataLoader(
+        data, batch_size=8, shuffle=True, num_workers=2, multiprocessing_context=sys.argv[2], persistent_workers=True
+    )
     for optimizer in kinds:
-        for x, y in DataLoader(data, batch_size=8, shuffle=True, num_workers=2, multiprocessing_context=sys.argv[2]):
+        for x, y in loader:
             loss = (Halved.apply(model(x)) - y).square().mean()
             optimizer.zero_grad()
             loss.backward()

@@ -184,6 +184,32 @@ def test_bandwidth_is_that_of_nccl_tests() -> None:
     assert bus_factor("barrier", 8) is None
 
 
+@pytest.mark.parametrize("kind", ["gather", "scatter"])
+def test_the_size_of_a_rooted_exchange_is_what_its_root_has(kind: str) -> None:
+    dag = SmallDag(num_ranks=4)
+    group = dag.group("tp", range(4))
+    node = dag.node("collective", -1, time=(0, 10), label=f"{kind} tp")
+    for rank in range(4):
+        many = 400 if rank == 0 else 0
+        sent, received = (100, many) if kind == "gather" else (many, 100)
+        dag.meet(node, group, rank, (0, 0, 10), send_bytes=sent, recv_bytes=received)
+    (total,) = report_of(dag).communications
+    assert total.algorithm_bytes_per_s == pytest.approx(400 / 10e-9)
+    assert total.bus_bytes_per_s == pytest.approx(400 / 10e-9 * 3 / 4)
+
+
+def test_messages_that_were_not_matched_count_each() -> None:
+    dag = SmallDag(num_ranks=2)
+    group = dag.group("pp", [0, 1])
+    ends = [dag.node("send", 0, label="send pp"), dag.node("recv", 1, label="receive pp")]
+    alone = [dag.node("send", 0, label="send pp"), dag.node("recv", 1, label="receive pp")]
+    for node in (*ends, *alone):
+        dag.meet(node, group, int(dag.nodes[node]["rank"]), (None, None, None))
+    dag.edges.append({"src": ends[0], "dst": ends[1], "kind": "p2p", "bytes": 8, "dtype": "float32", "shape": [2]})
+    (total,) = report_of(dag).communications
+    assert total.num == 3
+
+
 def test_a_gathers_size_is_what_all_ranks_give_together() -> None:
     dag = SmallDag(num_ranks=4)
     group = dag.group("tp", range(4))
@@ -235,6 +261,17 @@ def test_flops_are_told_with_their_convention() -> None:
     dag.nodes.pop()
     dag.nodes.pop()
     assert report_of(dag).throughput.model_flops == 1000
+
+
+def test_what_runs_between_steps_and_steps_that_overlap_do_not_raise_the_rate() -> None:
+    dag = SmallDag()
+    told = {"op": "aten::embedding", "phase": "forward", "inputs": "float32[128,16] int64[2,8]"}
+    for step, span in ((0, (0, 100)), (1, (50, 150)), (-1, (150, 200)), (2, (200, 250))):
+        dag.node(time=span, flops=1000, step=step, **told)
+    done = report_of(dag).throughput
+    assert (done.flops, done.num_tokens) == (3000, 48)
+    assert done.flops_per_s == pytest.approx(3000 / 200e-9)
+    assert done.tokens_per_s == pytest.approx(48 / 200e-9)
 
 
 def prompts() -> SmallDag:
@@ -388,6 +425,30 @@ def test_a_graph_without_times_is_told_as_far_as_it_is_known() -> None:
     assert report.memory[0].parameter_bytes == 400
     assert "unknown" in write_markdown(report)
     assert json.dumps(asdict(report))
+
+
+def test_estimates_are_in_no_figure_and_that_is_said() -> None:
+    dag = gpipe(2, 2, 10)
+    for node in dag.nodes:
+        node["timing"] = "estimated"
+        node["flops"] = 100
+    report = report_of(dag, peak_flops_per_s=1e9)
+    assert (report.is_estimated, report.num_estimated) == (True, len(dag.nodes))
+    assert report.steps_ns == {}
+    (total,) = report.communications
+    assert (total.num, total.num_bytes > 0) == (4, True)
+    assert (total.wait_ns, total.transfer_ns, total.algorithm_bytes_per_s) == (None, None, None)
+    assert (report.throughput.flops_per_s, report.throughput.mfu) == (None, None)
+    assert {one.waited_ns for one in report.stragglers} == {None}
+    assert f"ESTIMATED: the times of {len(dag.nodes)} nodes are estimates" in write_markdown(report)
+    assert "| MFU | unknown: the steps have no measured time |" in write_markdown(report)
+    # One estimate among measurements: the path would lead through it.
+    dag = three_steps()
+    dag.nodes[1]["timing"] = "estimated"
+    report = report_of(dag)
+    assert report.steps_ns == {0: 10, 1: 20, 2: 60}
+    assert report.critical_path.reason == "some times are estimates: truedag critical-path shows what they come to"
+    assert [one.parts is None for one in report.ranks] == [False, True]
 
 
 def test_every_section_is_explained_and_every_explanation_is_one() -> None:

@@ -3,10 +3,10 @@
 Bandwidth is nccl-tests': the algorithm bandwidth is S / t, the bus bandwidth that times a factor which makes it
 comparable with the hardware's whatever the number of ranks n: 2(n-1)/n for all-reduce, (n-1)/n for all-gather,
 reduce-scatter, all-to-all, gather and scatter, 1 for broadcast, reduce and messages. S is the larger of what a
-participant gives and gets (the mean over participants where they differ); t is from the last arrival to the last end.
-Over many it is all their bytes by all their time.
+participant gives and gets: the root's in gather and scatter, else the mean over participants where they differ. t is
+from the last arrival to the last end. Over many it is all their bytes by all their time.
 
-Source: nccl-tests, doc/PERFORMANCE.md.
+Source: nccl-tests, doc/PERFORMANCE.md; src/gather.cu and src/scatter.cu for S there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from truedag.tracer.analysis.spans import length, spans_of, union
 
 _SCALED = ("all-gather", "reduce-scatter", "all-to-all", "gather", "scatter")
 _UNSCALED = ("broadcast", "reduce", "message")
+_OF_ROOT = ("gather", "scatter")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,23 +78,23 @@ def total_communications(
     """
     axes = groups.select("group", "axis", size=pl.col("ranks").list.len())
     told = nodes.select("node", node_kind="kind", label="label")
-    met = participants.join(told, on="node").join(axes, on="group", how="left")
+    # A message is a send and a receive, which meet in the receive; one that was not matched stands alone.
+    meet = messages.select(node="src", meet="dst")
+    met = participants.join(told, on="node").join(axes, on="group", how="left").join(meet, on="node", how="left")
     is_message = pl.col("node_kind").is_in(["send", "recv"])
     met = met.with_columns(
-        name=pl.when(is_message).then(pl.lit("message")).otherwise(pl.col("label").str.split(" ").list.first())
+        meet=pl.coalesce("meet", "node"),
+        name=pl.when(is_message).then(pl.lit("message")).otherwise(pl.col("label").str.split(" ").list.first()),
     )
     totals = []
     for (axis, name), part in met.partition_by("axis", "name", as_dict=True).items():
-        is_send = part["node_kind"] == "send"
-        num_sends = part.filter(is_send)["node"].n_unique()
         exposed, hidden = _hide(part, spans)
-        algorithm, bus, median = _measure_bandwidth(str(name), part, messages)
+        algorithm, bus, median = _measure_bandwidth(str(name), part)
         totals.append(
             CommunicationTotals(
                 axis=None if axis is None else str(axis),
                 kind=str(name),
-                # A message is a send and a receive: the receives are counted, and the sends that found none.
-                num=max(part.filter(~is_send)["node"].n_unique(), num_sends),
+                num=part["meet"].n_unique(),
                 num_groups=part["group"].n_unique(),
                 num_bytes=int(part["send_bytes"].sum()),
                 wait_ns=_sum(part["start_ns"] - part["arrive_ns"]),
@@ -137,17 +138,14 @@ def _hide(part: pl.DataFrame, spans: Mapping[int, RankSpans | None]) -> tuple[in
     return exposed, hidden
 
 
-def _measure_bandwidth(
-    kind: str, part: pl.DataFrame, messages: pl.DataFrame
-) -> tuple[float | None, float | None, float | None]:
+def _measure_bandwidth(kind: str, part: pl.DataFrame) -> tuple[float | None, float | None, float | None]:
     """Return algorithm and bus bandwidth over all, and the median's bus bandwidth, in bytes/s."""
-    meet = messages.select(node="src", meet="dst")
+    own = pl.col("own")
     each = (
-        part.join(meet, on="node", how="left")
-        .with_columns(meet=pl.coalesce("meet", "node"), own=pl.max_horizontal("send_bytes", "recv_bytes"))
+        part.with_columns(own=pl.max_horizontal("send_bytes", "recv_bytes"))
         .group_by("meet")
         .agg(
-            size=pl.col("own").mean(),
+            size=own.max() if kind in _OF_ROOT else own.mean(),
             time=pl.col("end_ns").max() - pl.col("start_ns").max(),
             known=pl.col("end_ns").is_not_null().all() & pl.col("start_ns").is_not_null().all(),
             ranks=pl.col("size").first(),

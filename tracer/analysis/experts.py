@@ -7,13 +7,13 @@ Ranks that share an expert by tensor parallelism get the same ones, which count 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
 
-_TENSOR = re.compile(r"\w+\[([\d,]*)\]")
+from truedag.tracer.graph.tensor_types import read_tensors
+
 _PASS = ("rank", "layer", "expert", "step", "phase", "decode_step", "microbatch")
 
 
@@ -105,8 +105,5 @@ def measure_loads(nodes: pl.LazyFrame, ranks: pl.DataFrame) -> list[ExpertLoad]:
 
 def _rows(inputs: str) -> int | None:
     """Return how many rows the left of a product has; a bias comes before it."""
-    tensors = _TENSOR.findall(inputs)
-    if len(tensors) < 2:
-        return None
-    sizes = [int(size) for size in tensors[-2].split(",") if size]
-    return math.prod(sizes[:-1])
+    tensors = read_tensors(inputs)
+    return None if len(tensors) < 2 else math.prod(tensors[-2][1][:-1])

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-_TENSOR = re.compile(r"([a-z]+)(\d*)(?:_[a-z0-9]+)?\[([\d,]*)\]")
-_BITS = {"bool": 8, "bits": 8}
+from truedag.tracer.graph.tensor_types import read_tensors
+
+_WIDTH = re.compile(r"[a-z]+(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +69,9 @@ def measure_memory(nodes: pl.DataFrame, edges: pl.DataFrame, sources: pl.DataFra
 def count_bytes(types: str) -> int:
     """Return the bytes of tensors from their types, such as float32[2,4]."""
     total = 0
-    for name, bits, sizes in _TENSOR.findall(types):
-        width = int(bits) if bits else _BITS.get(name, 8)
-        total += math.prod(int(size) for size in sizes.split(",") if size) * width // 8
+    for dtype, sizes in read_tensors(types):
+        bits = _WIDTH.match(dtype)  # bool alone has none in its name
+        total += math.prod(sizes) * (8 if bits is None else int(bits[1])) // 8
     return total
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from rich.console import RenderableType
 
@@ -20,6 +21,7 @@ from truedag.tracer.analysis.experts import ExpertLoad, ExpertPlace, measure_loa
 from truedag.tracer.analysis.memory import RankMemory, measure_memory
 from truedag.tracer.analysis.report_text import render_report, write_html, write_markdown
 from truedag.tracer.analysis.shares import RankShares, find_spans, measure_steps, share_time
+from truedag.tracer.analysis.spans import length, union
 from truedag.tracer.analysis.spread import Spread
 from truedag.tracer.analysis.stragglers import Straggler, find_stragglers
 from truedag.tracer.analysis.throughput import (
@@ -60,7 +62,8 @@ class Report:
     Attributes:
         steps_ns: for each recorded step the time from the first start to the last end over all ranks; a step without a
             measurement is not in it.
-        is_estimated: whether times are estimates, not measurements; num_estimated says of how many nodes.
+        is_estimated: whether times are estimates, not measurements; num_estimated says of how many nodes. None of them
+            enters a figure.
         step_spread: of those; None without any.
         ranks: each rank's time in all steps.
         ranks_by_step: the same, step by step.
@@ -114,8 +117,10 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         GraphError: there is no dataset, or it is broken.
     """
     graph = source if isinstance(source, Graph) else Graph.open(source)
-    nodes = graph.nodes.select(_NODES).collect()
-    participants, groups, ranks = graph.participants.collect(), graph.groups.collect(), graph.ranks.collect()
+    nodes, participants, num_estimated = _leave_out_estimates(
+        graph.nodes.select(_NODES).collect(), graph.participants.collect()
+    )
+    groups, ranks = graph.groups.collect(), graph.ranks.collect()
     messages = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst").unique().collect()
     meta = graph.meta
     windows = measure_steps(nodes, participants)
@@ -123,12 +128,14 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         windows.pop(-1, None)  # what ran between the steps is of none
     spans = find_spans(nodes, participants, messages, groups, ranks)
     shares, by_step = share_time(spans, ranks, windows)
-    paths, reason = _find_paths(graph, list(windows))
+    paths, reason = _find_paths(graph, list(windows), num_estimated)
     operators = nodes.filter(pl.col("kind") == "compute")
     measured = operators.filter(pl.col("timing") == "measured")
     lookups = find_lookups(graph.nodes, ranks)
-    span_ns = sum(end - start for start, end in windows.values()) or None
-    work = operators.filter(pl.col("flops") > 0).select("phase", "flops")
+    span_ns = length(union(np.array(list(windows.values()), np.int64).reshape(-1, 2))) or None
+    # What ran between the steps is in none of their times.
+    counts = pl.col("step").is_in(list(windows)) if windows else pl.lit(value=True)
+    work = operators.filter(counts & (pl.col("flops") > 0)).select("phase", "flops")
     held = operators.filter((pl.col("expert") >= 0) & (pl.col("rank") >= 0)).select("layer", "expert", "rank").unique()
     sources = graph.nodes.filter(pl.col("kind").is_in(["parameter", "input"])).select("rank", "kind", "outputs")
     data = graph.edges.filter(pl.col("kind") == "data").select("src", "dst", "bytes")
@@ -145,8 +152,8 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         num_views_dropped=int(meta["num_views_dropped"]),
         num_unmatched=int(meta["num_unmatched"]),
         unmatched=tuple(meta["unmatched"]),
-        num_estimated=int((nodes["timing"] == "estimated").sum()),
-        is_estimated=bool((nodes["timing"] == "estimated").any()),
+        num_estimated=num_estimated,
+        is_estimated=num_estimated > 0,
         steps_ns={step: end - start for step, (start, end) in windows.items()},
         step_spread=Spread.of([end - start for start, end in windows.values()]),
         communications=tuple(total_communications(nodes, participants, groups, messages, spans)),
@@ -154,7 +161,7 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         ranks_by_step=tuple(by_step),
         stragglers=tuple(find_stragglers(operators.with_columns(times), ranks, paths)),
         critical_path=_total_paths(paths, reason),
-        throughput=measure_throughput(work, lookups, span_ns, len(ranks), peak_flops_per_s),
+        throughput=measure_throughput(work, lookups.filter(counts), span_ns, len(ranks), peak_flops_per_s),
         generations=tuple(
             measure_generations(
                 measured.drop_nulls("end_ns"), lookups, ranks, {step: start for step, (start, _) in windows.items()}
@@ -187,10 +194,26 @@ def _count_kinds(frame: pl.DataFrame) -> dict[str, int]:
     return dict(rows.iter_rows())
 
 
-def _find_paths(graph: Graph, steps: list[int]) -> tuple[list[CriticalPath] | None, str | None]:
+def _leave_out_estimates(nodes: pl.DataFrame, participants: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """Return nodes and participants without the times that are estimates, and of how many nodes these are."""
+    estimated = nodes.filter(pl.col("timing") == "estimated").select("node", is_estimated=True)
+    if estimated.is_empty():
+        return nodes, participants, 0
+    left = []
+    for frame in (nodes, participants):
+        told = frame.join(estimated, on="node", how="left", maintain_order="left")
+        names = [name for name in ("arrive_ns", "start_ns", "end_ns") if name in frame.columns]
+        known = (pl.when(pl.col("is_estimated").is_null()).then(name).alias(name) for name in names)
+        left.append(told.with_columns(known).drop("is_estimated"))
+    return left[0], left[1], len(estimated)
+
+
+def _find_paths(graph: Graph, steps: list[int], num_estimated: int) -> tuple[list[CriticalPath] | None, str | None]:
     """Return the critical path of each step that has times; or why there is none."""
     if not steps:
         return None, "nothing has a measured time"
+    if num_estimated:
+        return None, "some times are estimates: truedag critical-path shows what they come to"
     try:
         return [find_critical_path(graph, step if step >= 0 else None) for step in steps], None
     except GraphError as error:

@@ -62,7 +62,10 @@ def list_facts(report: Report) -> list[str]:
     if 1 < len(report.steps_ns) <= 8 and report.step_spread is not None:
         facts.append(f"over {len(report.steps_ns)} steps: {_spread(report.step_spread)}")
     if report.num_estimated:
-        facts.append(f"ESTIMATED: the times of {report.num_estimated:,} nodes are estimates, and enter no figure here")
+        facts.append(
+            f"ESTIMATED: the times of {report.num_estimated:,} nodes are estimates, and enter no figure here; truedag "
+            "critical-path shows what they come to"
+        )
     return facts
 
 
@@ -204,8 +207,10 @@ def _throughput(report: Report) -> Section:
         if done.mfu is not None and done.hfu is not None and done.peak_flops_per_s is not None:
             rows.append([f"MFU of {_count(done.peak_flops_per_s)}FLOP/s", f"{100 * done.mfu:.2f} %"])
             rows.append(["hardware utilisation", f"{100 * done.hfu:.2f} %"])
-        else:
+        elif done.peak_flops_per_s is None:
             rows.append(["MFU", "unknown: say with --peak-flops what one device can do"])
+        else:
+            rows.append(["MFU", "unknown: the steps have no measured time"])
     if done.num_tokens is not None:
         rows.append(["tokens", f"{done.num_tokens:,}"])
     if done.tokens_per_s is not None:

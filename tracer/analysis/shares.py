@@ -85,6 +85,14 @@ class RankSpans:
 
     def split(self, low: int, high: int) -> tuple[int, int, int, int, int, int]:
         """Return the time of each of PARTS from `low` to `high`, which add up to it, and what was hidden."""
+        reached = self.layers(low, high)
+        computed, active_ns, waited, bubbled = (length(spans) for spans in reached)
+        hidden = computed + length(union(clip(self.transfer, low, high))) - active_ns
+        parts = (computed, active_ns - computed, waited - active_ns, bubbled - waited, high - low - bubbled)
+        return (*parts, hidden)
+
+    def layers(self, low: int, high: int) -> list[Spans]:
+        """Return what of `low` to `high` is compute; that or transfer; also waiting; also bubble: disjoint, sorted."""
         compute, transfer, waiting, bubble = (
             clip(spans, low, high) for spans in (self.compute, self.transfer, self.waiting, self.bubble)
         )
@@ -92,15 +100,10 @@ class RankSpans:
             active = union(np.concatenate((compute, transfer, waiting, bubble)))
             edges = [[low, active[0, 0]], [active[-1, 1], high]] if len(active) else [[low, high]]
             bubble = np.concatenate((bubble, np.array(edges, np.int64)))
-        reached = [length(union(compute))]
-        layers = [compute]
+        found = [union(compute)]
         for spans in (transfer, waiting, bubble):
-            layers.append(spans)
-            reached.append(length(union(np.concatenate(layers))))
-        computed, active_ns, waited, bubbled = reached
-        hidden = computed + length(union(transfer)) - active_ns
-        parts = (computed, active_ns - computed, waited - active_ns, bubbled - waited, high - low - bubbled)
-        return (*parts, hidden)
+            found.append(union(np.concatenate((found[-1], spans))))
+        return found
 
 
 def measure_steps(nodes: pl.DataFrame, participants: pl.DataFrame) -> dict[int, tuple[int, int]]:
@@ -113,7 +116,13 @@ def measure_steps(nodes: pl.DataFrame, participants: pl.DataFrame) -> dict[int, 
 
 
 def find_spans(
-    nodes: pl.DataFrame, participants: pl.DataFrame, messages: pl.DataFrame, groups: pl.DataFrame, ranks: pl.DataFrame
+    nodes: pl.DataFrame,
+    participants: pl.DataFrame,
+    messages: pl.DataFrame,
+    groups: pl.DataFrame,
+    ranks: pl.DataFrame,
+    *,
+    in_part: bool = False,
 ) -> dict[int, RankSpans | None]:
     """Return what each rank was at; None where an operator or a communication has no known time.
 
@@ -123,6 +132,7 @@ def find_spans(
         messages: src and dst of each message.
         groups: group and ranks.
         ranks: rank and pp.
+        in_part: return what is known of ranks of which not all is.
     """
     stages = dict(ranks.select("rank", "pp").iter_rows())
     is_staged = len({stage for stage in stages.values() if stage is not None and stage >= 0}) > 1
@@ -132,7 +142,9 @@ def find_spans(
     found: dict[int, RankSpans | None] = {}
     for rank in ranks["rank"].sort():
         own, talk = operators.get((rank,), nodes.clear()), met.get((rank,), parts.clear())
-        if len(_measured(own)) < len(own) or len(talk.drop_nulls(["start_ns", "end_ns"])) < len(talk):
+        if in_part:
+            own = _measured(own)
+        elif len(_measured(own)) < len(own) or len(talk.drop_nulls(["start_ns", "end_ns"])) < len(talk):
             found[rank] = None
             continue
         waits = talk.filter(pl.col("start_ns") > pl.col("since_ns"))

@@ -14,19 +14,21 @@ Source: Chowdhery et al. 2022, "PaLM", appendix B.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
 
-_INDICES = re.compile(r"int(?:32|64)\[([\d,]*)\]")
+from truedag.tracer.graph.tensor_types import read_tensors
+
 _FORWARD = pl.col("phase").ne_missing("backward") & pl.col("phase").ne_missing("optimizer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What was computed, over all recorded steps; None is unknown, or there was none.
+    """What was computed in the steps that have a time, or in all that was recorded where none has one.
+
+    None is unknown, or there was none. Steps that overlap are counted once in their time.
 
     Attributes:
         flops: of all matrix products of all ranks.
@@ -81,7 +83,7 @@ def measure_throughput(
     Args:
         work: phase and flops of operators that have any.
         lookups: as `find_lookups` returns them.
-        span_ns: the steps' time; None is unknown.
+        span_ns: the steps' time, in which all of that ran; None is unknown.
         num_ranks: how many recorded.
         peak_flops_per_s: of one rank's device; None is unknown.
     """
@@ -169,7 +171,7 @@ def measure_generations(
     ]
 
 
-def _sizes(inputs: str) -> list[int] | None:
+def _sizes(inputs: str) -> tuple[int, ...] | None:
     """Return the sizes of the indices of a look-up."""
-    found = _INDICES.findall(inputs)
-    return [int(size) for size in found[-1].split(",") if size] or [1] if found else None
+    found = [sizes for dtype, sizes in read_tensors(inputs) if dtype in ("int32", "int64")]
+    return found[-1] or (1,) if found else None

@@ -24,7 +24,7 @@ from truedag.tracer.dry.quotient import ClassPart, Quotient, join_classes
 from truedag.tracer.dry.world import Ints, Teams, World
 from truedag.tracer.errors import CycleError, MergeError
 from truedag.tracer.graph import FORMAT_VERSION
-from truedag.tracer.graph.class_dataset import FORM, ClassEdges
+from truedag.tracer.graph.class_dataset import FORM, FORM_VERSION, ClassEdges
 from truedag.tracer.graph.class_world import ClassWorld
 from truedag.tracer.merge.clock import Clock
 from truedag.tracer.merge.dataset import AXES, begin_folder, finish_folder
@@ -323,6 +323,7 @@ def _describe(
     return {
         "format_version": FORMAT_VERSION,
         "form": FORM,
+        "form_version": FORM_VERSION,
         "deployment": deployment,
         "strategy": strategy,
         "world_size": len(world.rank_class),

@@ -42,7 +42,7 @@ def expand(classes: ClassDataset, out_dir: Path, *, progress: Callable[[str], No
     if not is_small:
         joint = classes.scan("nodes").filter(pl.col("rank") < 0).collect(engine="streaming")
         _write(joint.sort("node"), file_names(fresh, None, is_small=False)["nodes"], is_small=False)
-    meta = {name: value for name, value in classes.meta.items() if name != "form"}
+    meta = {name: value for name, value in classes.meta.items() if name not in ("form", "form_version")}
     frames = {name: classes.scan(name).collect() for name in (*_SMALL, "kernels")}
     frames["groups"] = frames["groups"].drop("team")
     finish_folder(fresh, out_dir, frames, meta)

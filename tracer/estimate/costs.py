@@ -28,7 +28,9 @@ ASSUMPTIONS = (
     "several groups and computation do not slow each other down",
     "communications take a base, a time for each hop and the bytes at the slowest link: rings, for all-reduce rings or "
     "trees, whichever is faster; every pair at once in all-to-all",
-    "ranks fill nodes in order; links are never shared with other jobs",
+    "hops take what those of short messages do, whatever is sent",
+    "ranks fill nodes in order; messages of a group that is in several nodes go from one to another; links are never "
+    "shared with other jobs",
 )
 
 

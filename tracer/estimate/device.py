@@ -19,6 +19,7 @@ class Device:
     """What large matrix products reach of that."""
 
     memory_bytes: float
+    """That programs may use, or little more: what the driver keeps may be in it."""
 
     memory_bandwidth: float
     """Bytes a second."""

@@ -16,6 +16,8 @@ from truedag.tracer.estimate.simulation import Simulated, simulate
 
 Floats = NDArray[np.float64]
 _COMMUNICATIONS = ("collective", "send", "recv")
+# What an operator computes in: the type of its first result, else of its first argument.
+_DTYPE = pl.coalesce(pl.col("outputs", "inputs").replace("", None)).fill_null("").str.split("[").list.first()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Estimate:
     """Counted products of all ranks."""
 
     flops_utilization: float
-    """Counted products a second of the GPUs' peak; MFU where nothing is computed twice."""
+    """Of the step: what the counted products would take at the peaks of their types; MFU where none is done twice."""
 
     compute_share: float
     """Of the step, mean over GPUs: an operator runs."""
@@ -85,10 +87,9 @@ def _durations(device: Device, nodes: pl.DataFrame, parts: pl.DataFrame, placeme
     most = parts.group_by("node").agg(pl.col("team").first(), pl.col("send_bytes").max(), pl.col("recv_bytes").max())
     moved = {node: (team, sent, received) for node, team, sent, received in most.iter_rows()}
     takes = np.zeros(len(nodes))
-    columns = nodes.select("node", "kind", "op", "flops", "bytes_read", "bytes_written", "inputs", "outputs")
-    for row, (node, kind, op, flops, read, written, inputs, outputs) in enumerate(columns.iter_rows()):
+    columns = nodes.select("node", "kind", "op", "flops", "bytes_read", "bytes_written", dtype=_DTYPE)
+    for row, (node, kind, op, flops, read, written, dtype) in enumerate(columns.iter_rows()):
         if kind == "compute":
-            dtype = (outputs or inputs or "").partition("[")[0]
             takes[row] = operator_ns(device, op, flops, (read or 0, written or 0), dtype)
         elif kind in _COMMUNICATIONS:
             team, sent, received = moved[node]
@@ -143,9 +144,9 @@ def _summarize(
         computing += size * compute_ns
         idle += size * (step_ns - _covered(found, np.concatenate((ran, met))))
     flops = int((nodes["flops"].fill_null(0) * nodes["num"]).sum())
-    counted = nodes.filter(pl.col("flops").is_not_null())
-    dtype = counted["outputs"].str.split("[").list.first().mode().to_list() if len(counted) else []
-    peak = device.peak_flops[dtype[0]] if dtype else 0.0
+    counted = nodes.filter(pl.col("flops") > 0).select(pl.col("num") * pl.col("flops"), peak=_DTYPE)
+    peaks = counted["peak"].replace_strict(dict(device.peak_flops), return_dtype=pl.Float64)
+    at_peak_s = float((counted["num"] / peaks).sum())
     phases = nodes["phase"].to_numpy()
     prefill = found.end_ns[phases == "prefill"]
     return Estimate(
@@ -154,7 +155,7 @@ def _summarize(
         step_ns=round(step_ns),
         prefill_ns=round(float(prefill.max())) if len(prefill) else None,
         flops=flops,
-        flops_utilization=flops / (step_ns / 1e9 * peak * world) if peak else 0.0,
+        flops_utilization=at_peak_s / (step_ns / 1e9 * world),
         compute_share=computing / world / step_ns,
         exposed_communication_share=1 - (computing + idle) / world / step_ns,
         idle_share=idle / world / step_ns,

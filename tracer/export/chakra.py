@@ -11,7 +11,6 @@ Source: mlcommons/chakra, schema/protobuf/et_def.proto (field numbers) and its f
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import polars as pl
 from truedag.tracer.export.timeline import COMMUNICATIONS
 from truedag.tracer.export.wire import bytes_field, number_field, packed_field, varint
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.tensor_types import read_tensors
 
 SCHEMA_VERSION = "0.0.4"
 _COMPUTE, _SEND, _RECEIVE, _COLLECTIVE = 4, 5, 6, 7
@@ -31,18 +31,19 @@ _COLLECTIVES = {
     "reduce-scatter": 7, "barrier": 9,
 }  # fmt: skip
 _INT32, _INT64, _UINT64, _BOOL, _STRING = 7, 9, 13, 27, 29
-_TENSOR = re.compile(r"(\w+)\[([\d,]*)\]")
 _COLUMNS = ("node", "kind", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step", "stream",
             "start_ns", "end_ns", "flops", "bytes_read", "bytes_written", "inputs", "outputs", "timing")  # fmt: skip
-_TOTALS = ("num_nodes", "num_data_dependencies", "num_order_dependencies", "num_unnamed_collectives")
+_TOTALS = ("num_nodes", "num_data_dependencies", "num_order_dependencies", "num_unnamed_collectives",
+           "num_open_messages")  # fmt: skip
 
 
 def write_chakra(graph: Graph, folder: Path, show: Callable[[str], None]) -> Mapping[str, int]:
     """Write trace.RANK.et of every rank of the graph and comm_groups.json.
 
     Returns:
-        How many nodes, dependencies on data and on order there are, over all ranks; and how many collectives are of a
-        kind that Chakra has no name for, which are operators there.
+        How many nodes, dependencies on data and on order there are, over all ranks; how many collectives are of a kind
+        that Chakra has no name for, which are operators there; and how many sends and receives have no other end in the
+        graph, or in the part of it: whom they reach is not said, and they have no tag.
 
     Raises:
         OSError: a file cannot be written.
@@ -67,6 +68,8 @@ def write_chakra(graph: Graph, folder: Path, show: Callable[[str], None]) -> Map
             kind == "collective" and _comm_type(label) is None
             for kind, label in nodes.select("kind", "label").iter_rows()
         )
+        ends = nodes.filter(pl.col("kind").is_in(["send", "recv"]))["node"]
+        total["num_open_messages"] += sum(node not in messages for node in ends)
     return total
 
 
@@ -77,17 +80,16 @@ def _write(write: Callable[[bytes], Any], message: bytes) -> None:
 def _rank_nodes(graph: Graph, rank: int) -> pl.DataFrame:
     """The rank's operators, and the communications it was in, with what it gave to them."""
     met = graph.participants.filter(pl.col("rank") == rank).select(
-        "node", "group", "send_bytes", "recv_bytes", met_start="start_ns", met_arrive="arrive_ns", met_end="end_ns"
+        "node", "group", "send_bytes", "recv_bytes", met_start="start_ns", met_end="end_ns"
     )
     own = (pl.col("rank") == rank) & pl.col("kind").is_in([*_TYPES])
     nodes = graph.nodes.with_columns(is_own=own).join(met, on="node", how="left")
     kept = nodes.filter(pl.col("is_own") | ((pl.col("kind") == "collective") & pl.col("group").is_not_null()))
-    # Waiting for others is what a simulator finds out: a communication lasts from the last arrival on.
-    start = pl.coalesce("met_start", "met_arrive", "start_ns")
+    # Waiting for others is what a simulator finds out: from the last arrival on, if that is known.
     is_met = pl.col("kind").is_in(COMMUNICATIONS) & pl.col("group").is_not_null()
     return (
         kept.with_columns(
-            start_ns=pl.when(is_met).then(start).otherwise("start_ns"),
+            start_ns=pl.when(is_met).then("met_start").otherwise("start_ns"),
             end_ns=pl.when(is_met).then("met_end").otherwise("end_ns"),
         )
         .select(*_COLUMNS, "group", "send_bytes", "recv_bytes")
@@ -148,9 +150,9 @@ def _write_nodes(
             )
         talk = b""
         if row["kind"] in ("send", "recv"):
-            source, target, tag = messages.get(node, (rank, rank, 0))
-            for name, value in (("comm_src", source), ("comm_dst", target), ("comm_tag", tag)):
-                talk += bytes_field(10, _number(name, _INT32, value))
+            own = "comm_src" if row["kind"] == "send" else "comm_dst"
+            told = dict(zip(("comm_src", "comm_dst", "comm_tag"), messages.get(node, ()), strict=False)) or {own: rank}
+            talk = b"".join(bytes_field(10, _number(name, _INT32, value)) for name, value in told.items())
         yield (
             number_field(1, node)
             + constant
@@ -198,10 +200,10 @@ def _comm_type(label: str) -> int | None:
 
 def _tensors(field: int, types: str | None) -> bytes:
     """Write types of tensors, as PyTorch's execution traces do."""
-    found = _TENSOR.findall(types or "")
+    found = read_tensors(types or "")
     if not found:
         return b""
-    shapes = json.dumps([[int(size) for size in sizes.split(",") if size] for _, sizes in found])
+    shapes = json.dumps([sizes for _, sizes in found])
     names = json.dumps([f"Tensor({dtype})" for dtype, _ in found])
     return bytes_field(field, bytes_field(2, shapes) + bytes_field(3, names))
 

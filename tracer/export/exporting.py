@@ -85,11 +85,19 @@ FORMATS: Mapping[str, Format] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was written: where, how much, and what of the part has no time and so is on no timeline."""
+    """What was written: where, how much, what of the part is on no timeline, having no time, and how many estimates.
+
+    Attributes:
+        path: the file or folder.
+        counts: of what is in it.
+        num_untimed: operators and parts in communications that a timeline leaves out.
+        num_estimated: nodes whose times are estimates; what was written says so of each.
+    """
 
     path: Path
     counts: Mapping[str, int]
     num_untimed: int
+    num_estimated: int
 
 
 def export(
@@ -141,7 +149,13 @@ def export(
         part.replace(path)
     except OSError as error:
         raise GraphError(f"cannot write {path}: {error}") from error
-    return Exported(path=path, counts=counts, num_untimed=_count_untimed(graph) if to.is_timeline else 0)
+    is_estimated = pl.col("timing") == "estimated"
+    return Exported(
+        path=path,
+        counts=counts,
+        num_untimed=_count_untimed(graph) if to.is_timeline else 0,
+        num_estimated=graph.nodes.select(is_estimated.sum()).collect().item(),
+    )
 
 
 def _check(graph: Graph, to: Format, num: int, bound: int | None) -> None:

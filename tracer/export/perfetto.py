@@ -10,7 +10,10 @@ InternedData and DebugAnnotation.
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -39,6 +42,7 @@ _CATEGORIES, _NAMES, _ANNOTATION_NAMES, _ANNOTATION_TEXTS = 1, 2, 3, 29
 _KEY_IID, _INTEGER, _TEXT_IID = 1, 4, 17
 _BEGIN, _END = 1, 2
 _CLEARED, _NEEDS = 1, 2
+_WORKERS = max(1, min(4, os.cpu_count() or 1))
 _KEYS = (*NUMBERS, *TEXTS)
 
 
@@ -83,14 +87,31 @@ def write_timelines(
     """Write ranks one after the other; times are from the recording's beginning."""
     num_slices = 0
     late: list[bytes] = []
-    for timeline in timelines:
-        show(f"writing rank {timeline.rank}")
-        num_slices += len(timeline.slices)
-        for part in _write_rank(timeline, late):
-            file.write(part)
-    for part in late:
-        file.write(part)
+    pending: deque[Future[tuple[list[bytes], list[bytes]]]] = deque()
+
+    def write_first() -> None:
+        parts, last = pending.popleft().result()
+        file.writelines(parts)
+        late.extend(last)
+
+    # Ranks are encoded while others are read; arrays are worked on without Python's lock.
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for timeline in timelines:
+            show(f"writing rank {timeline.rank}")
+            num_slices += len(timeline.slices)
+            pending.append(pool.submit(_encode_rank, timeline))
+            if len(pending) > _WORKERS:
+                write_first()
+        while pending:
+            write_first()
+    file.writelines(late)
     return {"num_slices": num_slices}
+
+
+def _encode_rank(timeline: RankTimeline) -> tuple[list[bytes], list[bytes]]:
+    """Return a rank's packets, and those that must come after the packets of all ranks."""
+    late: list[bytes] = []
+    return list(_write_rank(timeline, late)), late
 
 
 def _write_rank(timeline: RankTimeline, late: list[bytes]) -> Iterator[bytes]:

@@ -2,8 +2,9 @@
 
 A rank is a process. Its operators are on the threads that ran them, on a GPU their kernels on streams; communications
 are on tracks of their own, one for each axis, since they run beside everything else: a slice from a rank's arrival to
-its end, in it one of waiting (until the last has arrived) and one of transfer. What overlaps on a track goes to a
-second lane of it. A flow leads through the participants of a collective as they arrive, and from a send to its receive.
+its end, in it one of waiting (until the last has arrived) and one of transfer, where it is known when the last arrived;
+where its end is not known, its name says so. What overlaps on a track goes to a second lane of it. A flow leads through
+the participants of a collective as they arrive, and from a send to its receive.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
@@ -23,6 +26,7 @@ NUMBERS = ("node", "layer", "microbatch", "expert", "step", "decode_step", "flop
 TEXTS = ("op", "module", "phase", "inputs", "outputs", "group", "timing")
 _TOLD = ("node", "kind", "category", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step",
          "decode_step", "timing", "inputs", "outputs", "flops", "bytes_read", "bytes_written")  # fmt: skip
+Ints = NDArray[np.int64]
 _BATCH = 2_000_000  # nodes in memory at once
 _AXES = ("tp", "ep", "etp", "pp", "dp", "edp", "cp")
 _THREAD, _STREAM, _COMMUNICATION = range(3)
@@ -96,7 +100,7 @@ def list_tracks(slices: pl.DataFrame) -> list[str]:
 def _name_ranks(graph: Graph) -> Mapping[int, str]:
     names = {}
     for row in graph.ranks.collect().iter_rows(named=True):
-        places = [f"{axis} {row[axis]}" for axis in _AXES if (row.get(axis) or -1) >= 0 or row.get(axis) == 0]
+        places = [f"{axis} {row[axis]}" for axis in _AXES if row.get(axis) is not None and row[axis] >= 0]
         names[int(row["rank"])] = " · ".join([f"rank {row['rank']}", *places, str(row["host"])])
     return names
 
@@ -148,7 +152,7 @@ def _kernels(kernels: pl.DataFrame, nodes: pl.DataFrame, told: pl.LazyFrame) -> 
 
 def _meetings(met: pl.DataFrame, messages: pl.DataFrame) -> pl.DataFrame:
     """What a rank took part in, from its arrival to its end."""
-    last = pl.coalesce("start_ns", "arrive_ns")
+    open_label = pl.when(pl.col("end_ns").is_null()).then(pl.format("{} (end unknown)", "label")).otherwise("label")
     # A send, its receive and the arrow between them have the send's number.
     sent = messages.select("node", sent="src")
     return _as_slices(
@@ -157,10 +161,11 @@ def _meetings(met: pl.DataFrame, messages: pl.DataFrame) -> pl.DataFrame:
             track=pl.format("{} communication", pl.col("axis").fill_null("other")),
             flow=pl.coalesce("sent", "node") + 1,
             is_receive=pl.col("kind") == "recv",
-            last_ns=last,
+            last_ns="start_ns",
+            label=open_label,
             done_ns="end_ns",
             start_ns="arrive_ns",
-            end_ns=pl.max_horizontal("arrive_ns", last, "end_ns"),
+            end_ns=pl.max_horizontal("arrive_ns", "start_ns", "end_ns"),
             group=pl.col("members").cast(pl.List(pl.String)).list.join(" "),
         )
     )
@@ -173,14 +178,14 @@ def _parts(outer: pl.DataFrame) -> pl.DataFrame:
     waiting = met.filter(pl.col("last_ns") > pl.col("start_ns")).with_columns(
         *bare,
         end_ns="last_ns",
-        name=pl.lit("waiting"),
+        name=_mark(pl.lit("waiting")),
         category=pl.lit("waiting"),
         flow=pl.lit(None, pl.Int64),
         is_inner=True,
     )
     moves = (pl.col("done_ns") > pl.col("last_ns")) | pl.col("is_receive")
     transfer = met.filter(moves).with_columns(
-        *bare, start_ns="last_ns", name=pl.lit("transfer"), category=pl.lit("transfer"), is_inner=True,
+        *bare, start_ns="last_ns", name=_mark(pl.lit("transfer")), category=pl.lit("transfer"), is_inner=True,
         flow=pl.when("is_receive").then("flow"), end_ns=pl.max_horizontal("last_ns", "done_ns"),
     )  # fmt: skip
     return pl.concat([waiting.select(outer.columns), transfer.select(outer.columns)])
@@ -188,8 +193,9 @@ def _parts(outer: pl.DataFrame) -> pl.DataFrame:
 
 def _as_slices(frame: pl.DataFrame) -> pl.DataFrame:
     """Bring a frame to the columns of slices; estimates say so in their names."""
-    name = pl.when(pl.col("timing") == "estimated").then(pl.format("{} (estimated)", "label")).otherwise("label")
-    known = frame.with_columns(name=name, timing=pl.when(pl.col("timing") != "measured").then("timing"))
+    known = frame.with_columns(
+        name=_mark(pl.col("label")), timing=pl.when(pl.col("timing") != "measured").then("timing")
+    )
     schema = {**_SLICE, **dict.fromkeys(("last_ns", "done_ns"), pl.Int64)}
     # Numbers that stand for none are none.
     return known.select(
@@ -200,18 +206,23 @@ def _as_slices(frame: pl.DataFrame) -> pl.DataFrame:
     ).with_columns(pl.when(pl.col(name) >= 0).then(pl.col(name)).alias(name) for name in NUMBERS)
 
 
+def _mark(name: pl.Expr) -> pl.Expr:
+    """Have a slice whose times are estimates say so in its name."""
+    return pl.when(pl.col("timing") == "estimated").then(pl.format("{} (estimated)", name)).otherwise(name)
+
+
 def _split_lanes(slices: pl.DataFrame) -> pl.DataFrame:
     """Put what overlaps on a track into further lanes of it, each a track of its own."""
-    track = ["rank", "order", "track"]
-    # Only what is needed is sorted: slices are many columns wide.
-    narrow = slices.select(*track, "start_ns", "end_ns").with_row_index("at").sort(*track, "start_ns", "end_ns", "at")
-    clash = pl.col("start_ns") < pl.col("end_ns").cum_max().shift().over(track)
-    tracks = narrow.with_columns(clash=clash).filter("clash").select(track).unique()
-    if tracks.is_empty():
+    # Only what is needed is sorted, and as numbers: slices are many columns wide.
+    key = pl.col("rank") * (1 << 24) + pl.col("track").cast(pl.Categorical).to_physical().cast(pl.Int64)
+    narrow = slices.select("start_ns", "end_ns", key=key).with_row_index("at").sort("key", "start_ns", "end_ns", "at")
+    clash = _overlap(*(narrow[name].to_numpy() for name in ("key", "start_ns", "end_ns")))
+    if not clash.any():
         return slices
-    clashing = narrow.join(tracks, on=track, how="semi", maintain_order="left")
+    tracks = narrow.filter(pl.Series(clash)).select("key").unique()
+    clashing = narrow.join(tracks, on="key", how="semi", maintain_order="left")
     lanes: list[int] = []
-    for part in clashing.partition_by(track, maintain_order=True):
+    for part in clashing.partition_by("key", maintain_order=True):
         free: list[int] = []
         busy: list[tuple[int, int]] = []
         for start, end in part.select("start_ns", "end_ns").iter_rows():
@@ -224,3 +235,15 @@ def _split_lanes(slices: pl.DataFrame) -> pl.DataFrame:
     numbered = slices.with_row_index("at").join(moved, on="at", how="left", maintain_order="left")
     name = pl.when(pl.col("lane") > 0).then(pl.format("{} ({})", "track", pl.col("lane") + 1)).otherwise("track")
     return numbered.with_columns(track=name).select(slices.columns)
+
+
+def _overlap(key: Ints, start_ns: Ints, end_ns: Ints) -> NDArray[np.bool_]:
+    """Return which slices begin before one earlier on their track has ended; they are sorted by key and start."""
+    if not len(key):
+        return np.zeros(0, bool)
+    place = np.cumsum(np.diff(key, prepend=key[0]) != 0)
+    base, stretch = start_ns.min(), end_ns.max() - start_ns.min() + 1
+    reach = np.maximum.accumulate(end_ns - base + place * stretch)  # of one track after the other
+    found = np.zeros(len(key), bool)
+    found[1:] = start_ns[1:] - base + place[1:] * stretch < reach[:-1]
+    return found

@@ -25,7 +25,7 @@ from truedag.tracer.graph.class_experts import move_experts, names_experts
 from truedag.tracer.graph.class_world import Bools, ClassWorld, Ints, Wanted
 from truedag.tracer.graph.source import TABLES
 
-FORM = "classes"  # of `meta.json`
+FORM, FORM_VERSION = "classes", 2  # of `meta.json`
 
 _ROWS_AT_ONCE = 1 << 18
 _OWN = {"nodes": ("rank_class", "team", "num"), "edges": ("rank_class", "team", "place")}
@@ -43,6 +43,21 @@ class ClassDataset:
 
     path: Path
     meta: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, meta: Mapping[str, Any]) -> ClassDataset:
+        """Open a class graph whose `meta.json` was read.
+
+        Raises:
+            GraphError: it is of another version.
+        """
+        found = meta.get("form_version")
+        if found != FORM_VERSION:
+            raise GraphError(
+                f"{path} is a class graph of version {found}, this truedag reads version {FORM_VERSION}: make it again "
+                "with truedag dry"
+            )
+        return cls(path, meta)
 
     def scan(self, table: str, ranks: AbstractSet[int] | None = None) -> pl.LazyFrame:
         """Return a table of the whole graph, or of what concerns some ranks; it is made when it is collected.
@@ -87,7 +102,7 @@ class ClassDataset:
 
     @cached_property
     def world(self) -> ClassWorld:
-        """Where every rank stands."""
+        """Where every rank stands in classes and teams."""
         return ClassWorld.of(*(pl.read_parquet(self.path / f"{name}.parquet") for name in ("ranks", "groups")))
 
     @cached_property

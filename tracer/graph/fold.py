@@ -22,6 +22,7 @@ from truedag.tracer.errors import GraphError
 from truedag.tracer.topology import number_nodes
 
 COMMUNICATIONS = ("collective", "send", "recv")
+ENDS = ("parameter", "input", "output")
 _SOURCES = ("parameter", "input")
 _NOT_SEGMENTED = (*COMMUNICATIONS, *_SOURCES, "output")
 

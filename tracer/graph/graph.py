@@ -51,7 +51,7 @@ class Graph:
         """
         dataset = Dataset.open(path)
         if dataset.meta.get("form") == FORM:
-            return cls(ClassDataset(dataset.path, dataset.meta))
+            return cls(ClassDataset.open(dataset.path, dataset.meta))
         return cls(dataset)
 
     @property
@@ -66,7 +66,7 @@ class Graph:
 
     @property
     def classes(self) -> ClassDataset | None:
-        """The class graph that this one is made of; None: it is none, or a part of one."""
+        """The class graph that this whole graph is made of; None: it has rows of its own, or is a part."""
         return self._source if isinstance(self._source, ClassDataset) and not self._cuts else None
 
     @property

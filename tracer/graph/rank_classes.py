@@ -116,7 +116,10 @@ def _normalise(nodes: pl.DataFrame) -> pl.DataFrame:
         is_nothing=(pl.col("op") == "aten::zeros") & pl.col("outputs").str.contains(_EMPTY_TENSOR),
     )  # fmt: skip
     texts = nodes["text"].unique()
-    records = pl.DataFrame({"text": texts, "record": [_digest([text])[:16] for text in texts]})
+    records = pl.DataFrame(
+        {"text": texts, "record": [_digest([text])[:16] for text in texts]},
+        schema=dict.fromkeys(("text", "record"), pl.String),
+    )
     return nodes.join(records, on="text", how="left").drop("text")
 
 

@@ -1,7 +1,8 @@
 """Layers that follow each other and are alike, drawn once.
 
-Layers of a stage are alike if they pass the same folded nodes and edges, in all phases, and lead to and come from the
-same others. Folded onto each other they would make a cycle, as each reads what the one before it gave; so the edges
+Layers of a stage are alike if they pass the same folded nodes and edges inside them, in all phases. What leads into and
+out of them is not compared: the first reads what stands before the layers, the last gives to what stands after them.
+Folded onto each other they would make a cycle, as each reads what the one before it gave; so the edges
 from one of them to the next are taken out, counted, and said in words. What is left of the graph is a DAG.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from truedag.tracer.graph.fold import Fold
+from truedag.tracer.graph.fold import ENDS, Fold
 from truedag.tracer.views import captions
 
 _SAME = ("kind", "phase", "is_microbatch", "where", "role", "what", "path", "experts", "passed")
@@ -21,9 +22,7 @@ Layers = dict[tuple[int, int], tuple[int, ...]]
 
 def find_alike(coarse: Fold) -> Layers:
     """Return for the first layer of each run of alike layers (by stage and layer) the layers of the run."""
-    nodes = _add_paths(coarse.nodes).filter(
-        (pl.col("layer") >= 0) & ~pl.col("kind").is_in(["parameter", "input", "output"])
-    )
+    nodes = _add_paths(coarse.nodes).filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(ENDS))
     names = nodes.select("fold", "stage", "layer", name=pl.struct(*_SAME).struct.json_encode())
     inside = (
         coarse.edges.join(names.rename({"fold": "src", "name": "a"}), on="src")

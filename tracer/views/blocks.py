@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from truedag.tracer.errors import GraphError
-from truedag.tracer.graph.fold import COMMUNICATIONS, Fold, coarsen, fold
+from truedag.tracer.graph.fold import COMMUNICATIONS, ENDS, Fold, coarsen, fold
 from truedag.tracer.views.alike import find_alike, fold_alike
 from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.scope import Scope, weigh
@@ -188,7 +188,7 @@ def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:
 
 def _add_where(nodes: pl.DataFrame) -> pl.DataFrame:
     """Say of what is in no layer whether it ran before, after or between its rank's layers."""
-    layered = nodes.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(["parameter", "input", "output"]))
+    layered = nodes.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(ENDS))
     near = ("lead", "step", "phase", "decode_step", "microbatch")
     call = layered.group_by(near).agg(low=pl.col("node").min(), high=pl.col("node").max())
     step = layered.group_by(near[:2]).agg(step_low=pl.col("node").min(), step_high=pl.col("node").max())

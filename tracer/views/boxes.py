@@ -14,6 +14,8 @@ from typing import Any
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
+from truedag.tracer.graph.fold import ENDS
+from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.views import captions
 from truedag.tracer.views.blocks import Blocks
 from truedag.tracer.views.gpus import write_gpus
@@ -21,7 +23,6 @@ from truedag.tracer.views.scope import Scope
 
 STEP, ACROSS = "step", "across"
 Column = tuple[int, int]  # (0, 0) before the layers, (1, layer), (2, 0) after them
-_ENDS = ("parameter", "input", "output")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Box:
 
 def make_boxes(scope: Scope, blocks: Blocks) -> list[Box]:
     """Describe every folded node but what goes in and out of the program, in topological order."""
-    folded = blocks.fold.nodes.filter(~pl.col("kind").is_in(_ENDS))
+    folded = blocks.fold.nodes.filter(~pl.col("kind").is_in(ENDS))
     stages = folded.filter(pl.col("stage") >= 0)["stage"].n_unique()
     falling = _falling_phases(folded)
     panels = {row["fold"]: _panel(row, stages > 0) for row in folded.to_dicts()}
@@ -147,7 +148,7 @@ def _stood_for(blocks: Blocks) -> dict[int, int]:
 
 
 def _calls(scope: Scope, blocks: Blocks) -> dict[int, dict[str, Any]]:
-    """Count each folded node's calls (a rank in a step and microbatch) and their mean and longest measured time."""
+    """Count each folded node's calls (a rank in a step and microbatch), their operators, and their measured times."""
     duration = pl.when(pl.col("timing") == "measured").then(pl.col("end_ns") - pl.col("start_ns"))
     per_call = (
         blocks.nodes.join(blocks.fold.members, on="node")
@@ -162,6 +163,8 @@ def _calls(scope: Scope, blocks: Blocks) -> dict[int, dict[str, Any]]:
         .agg(
             num_calls=pl.col("times").sum(),
             num_ops=(pl.col("num") * pl.col("times")).sum(),
+            fewest=pl.col("num").min(),
+            most=pl.col("num").max(),
             mean_ns=pl.col("time").mean(),
             max_ns=pl.col("time").max(),
         )
@@ -193,7 +196,7 @@ def _groups(scope: Scope, blocks: Blocks) -> dict[int, str]:
 def _parts(blocks: Blocks) -> dict[int, list[tuple[str | None, str]]]:
     """Each folded node's modules and operators, in order, each pair once."""
     rows = (
-        blocks.nodes.filter(~pl.col("kind").is_in(_ENDS))
+        blocks.nodes.filter(~pl.col("kind").is_in(ENDS))
         .join(blocks.fold.members, on="node")
         .sort("node")
         .select("fold", "module", "layer", "op")
@@ -253,7 +256,7 @@ def _told_shapes(blocks: Blocks) -> tuple[Shapes, Shapes]:
     gave: Shapes = {}
     for row in rows.to_dicts():
         for found, text in ((given, row["inputs"]), (gave, row["outputs"])):
-            found.setdefault(row["fold"], set()).update(captions.read_tensors(text))
+            found.setdefault(row["fold"], set()).update(read_tensors(text))
     return given, gave
 
 
@@ -289,8 +292,7 @@ def _describe_computation(
         title = captions.name_computation(parts) + (f": {side}" if side else "")
         if row["phase"] is not None and not row["is_microbatch"]:
             title = f"{row['phase']}: {title}"
-    ops, calls = called["num_ops"], called["num_calls"]
-    each = f"{captions.count(ops // calls, 'op')} x {calls:,}" if ops % calls == 0 else f"{ops:,} ops in {calls:,}"
+    each = captions.count_in_calls(called["num_ops"], called["num_calls"], called["fewest"], called["most"], "op")
     return [
         title,
         _in_out(texts),

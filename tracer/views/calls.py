@@ -15,13 +15,12 @@ from typing import Any
 import polars as pl
 
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.fold import COMMUNICATIONS, ENDS
 from truedag.tracer.views import captions
 from truedag.tracer.views.scope import Scope
 
 CALL = ("step", "decode_step", "microbatch")
 KEY = ("path", "op", "label", "expert", "turn", "kind")
-_COMMUNICATIONS = ("collective", "send", "recv")
-_ENDS = ("parameter", "input", "output")
 _COLUMNS = (
     "node",
     "kind",
@@ -139,9 +138,9 @@ def _path(module: str | None, layer: int, *, is_expert: bool) -> str:
 
 def _alike_layers(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[int, tuple[int, ...]]]:
     """Number the kinds of layers by their first: layer to kind_of_layer, and each kind's layers."""
-    of_layers = items.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(_ENDS))
+    of_layers = items.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(ENDS))
     what = pl.when(pl.col("expert") >= 0).then(pl.lit("expert")).otherwise(pl.col("path"))
-    talk = pl.when(pl.col("kind").is_in(_COMMUNICATIONS)).then("label")
+    talk = pl.when(pl.col("kind").is_in(COMMUNICATIONS)).then("label")
     rows = (
         of_layers.select("layer", "stage", "phase", what=what, talk=talk)
         .unique()
@@ -162,4 +161,4 @@ def _alike_layers(items: pl.DataFrame) -> tuple[pl.DataFrame, dict[int, tuple[in
 def select_sheet(calls: Calls, layers: Sequence[int], phase: str | None) -> pl.DataFrame:
     """Return the items of some layers (-1: of none) in a phase, without what goes in and out of the program."""
     is_phase = pl.col("phase").is_null() if phase is None else pl.col("phase") == phase
-    return calls.items.filter(pl.col("layer").is_in(list(layers)) & is_phase & ~pl.col("kind").is_in(_ENDS))
+    return calls.items.filter(pl.col("layer").is_in(list(layers)) & is_phase & ~pl.col("kind").is_in(ENDS))

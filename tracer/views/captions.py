@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from truedag.tracer.analysis.quantities import write_runs
+from truedag.tracer.graph.tensor_types import read_tensors
 
 _DTYPES = {
     "float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "int64": "i64", "int32": "i32",
     "int16": "i16", "int8": "i8", "uint8": "u8", "float8_e4m3fn": "f8e4m3", "float8_e5m2": "f8e5m2",
 }  # fmt: skip
-_TENSOR = re.compile(r"(\w+)\[([\d,]*)\]")
 _MAX_SHAPES = 3
-
-
-def write_ranks(ranks: Sequence[int]) -> str:
-    """Name ranks: rank 3, ranks 0-3."""
-    return f"rank{'' if len(ranks) == 1 else 's'} {write_runs(ranks)}"
 
 
 def write_groups(groups: Sequence[Sequence[int]]) -> str:
@@ -32,6 +26,11 @@ def write_groups(groups: Sequence[Sequence[int]]) -> str:
 def count(number: int, noun: str) -> str:
     """Write a count with its noun: 1 call, 16 calls."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def count_in_calls(total: int, num_calls: int, fewest: int, most: int, noun: str) -> str:
+    """Write how many ran in how many calls: 33 ops x 8 where each call ran as many, else 265 ops in 8."""
+    return f"{count(fewest, noun)} x {num_calls:,}" if fewest == most else f"{count(total, noun)} in {num_calls:,}"
 
 
 def write_shapes(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
@@ -49,11 +48,6 @@ def write_shapes(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
         largest = max(map(_size, found))
         written += [(largest, f"{_DTYPES.get(dtype, dtype)}[{part}]") for part in parts]
     return [text for _, text in sorted(written, key=lambda pair: (-pair[0], pair[1]))]
-
-
-def read_tensors(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Read the dataset's tensor lists, as in nodes.inputs and nodes.outputs."""
-    return [(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in _TENSOR.findall(text)]
 
 
 def relative_module(module: str, layer: int) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 import polars as pl
 
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.fold import ENDS
 from truedag.tracer.views import captions
 from truedag.tracer.views.calls import CALL, Calls
+from truedag.tracer.views.faults import Fault, Faults
 from truedag.tracer.views.operators import Tensor
 
 BEFORE, AFTER, ALONE = -3, -2, -1
-_ENDS = ("parameter", "input", "output")
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class Part:
         num_nodes: nodes that were read and that it stands for.
         num_items: the same, counted on each of their ranks.
         num_calls: calls of it.
+        fewest: nodes in the call that ran the fewest.
+        most: nodes in the call that ran the most.
         mean_ns: mean over calls of the sum of the operators' times; None: not all are known.
         num_parameters: elements of the parameters of the layer on one GPU.
     """
@@ -38,6 +41,8 @@ class Part:
     num_nodes: int
     num_items: int
     num_calls: int
+    fewest: int
+    most: int
     mean_ns: float | None
     inputs: set[Tensor] = field(default_factory=set)
     outputs: set[Tensor] = field(default_factory=set)
@@ -50,14 +55,15 @@ class Chain:
 
     parts: list[Part]
     ties: Mapping[tuple[int, int], tuple[int, int, bool]]
+    faults: Mapping[int, list[Fault]] = field(default_factory=dict)
 
 
-def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
+def make_chain(graph: Graph, calls: Mapping[int, Calls], faults: Faults) -> Chain:
     """Fold the classes of several stages (by stage) into parts."""
     items = pl.concat([_with_slots(one).with_columns(home=pl.lit(stage)) for stage, one in sorted(calls.items())])
     duration = pl.when(pl.col("timing") == "measured").then(pl.col("end_ns") - pl.col("start_ns"))
     by = ("home", "phase", "slot", "talk")
-    inside = items.filter(~pl.col("kind").is_in(_ENDS))
+    inside = items.filter(~pl.col("kind").is_in(ENDS))
     per_call = inside.group_by(*by, "rank", *CALL).agg(
         num=pl.len(), known=duration.is_not_null().all(), time=duration.sum(), first=pl.col("node").min()
     )
@@ -66,7 +72,9 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
         .agg(
             pl.len().alias("calls"),
             pl.col("num").sum(),
-            pl.col("first").min(),
+            fewest=pl.col("num").min(),
+            most=pl.col("num").max(),
+            first=pl.col("first").min(),
             time=pl.when(pl.col("known").all()).then(pl.col("time").mean()),
         )
         .join(
@@ -85,6 +93,8 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
             num_nodes=round(row["nodes"]),
             num_items=row["num"],
             num_calls=row["calls"],
+            fewest=row["fewest"],
+            most=row["most"],
             mean_ns=row["time"],
         )
         for row in rows.to_dicts()
@@ -94,14 +104,17 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls]) -> Chain:
     _add_parameters(parts, items)
     edges = [one.edges for one in calls.values()]
     edges.append(_messages(graph, calls))
-    return Chain(parts=parts, ties=_ties(parts, place, pl.concat(edges, how="diagonal_relaxed")))
+    held = faults.on(
+        place.join(inside.select("node", "rank", "layer").unique("node"), on="node").rename({"part": "box"})
+    )
+    return Chain(faults=held, parts=parts, ties=_ties(parts, place, pl.concat(edges, how="diagonal_relaxed")))
 
 
 def _with_slots(calls: Calls) -> pl.DataFrame:
     """Add slot and talk (what a message's end is) to the operators of the class."""
     items = calls.items.filter(pl.col("rank").is_in(calls.ranks))
     near = ("rank", "phase", *CALL)
-    layered = items.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(_ENDS))
+    layered = items.filter((pl.col("layer") >= 0) & ~pl.col("kind").is_in(ENDS))
     spans = layered.group_by(near).agg(low=pl.col("node").min())
     slot = (
         pl.when(pl.col("layer") >= 0)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # Source: Okabe, Ito, "Color Universal Design", 2008.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 ACROSS = "#6f6f6f"
+DARK, LIGHT = "#3a3a3a", "#9a9a9a"  # of lines
 SHARES = {"ellipse": 0.42, "box": 0.16, "parallelogram": 0.27}
 
 

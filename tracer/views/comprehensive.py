@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from truedag.tracer.views.blocks import fold_blocks
 from truedag.tracer.views.boxes import make_boxes
@@ -10,18 +10,21 @@ from truedag.tracer.views.detailed import Choice
 from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.layers import LayerSubject, draw_layers
 from truedag.tracer.views.scope import Scope
-from truedag.tracer.views.sheet import Link, Sheet
+from truedag.tracer.views.sheet import Link, Sheet, link_views
 from truedag.tracer.views.world import read_world
 from truedag.tracer.views.world_sheet import draw_world
 
 NAME = "comprehensive"
 
 
-def draw_comprehensive(scope: Scope, choice: Choice, say: Callable[[str], None]) -> list[Sheet]:
-    """Draw the world, and every layer of each stage.
+def draw_comprehensive(
+    scope: Scope, choice: Choice, say: Callable[[str], None], *, linked: Sequence[str]
+) -> list[Sheet]:
+    """Draw the world, and every layer of each stage; `linked` are the views that links may lead to.
 
     Raises:
         GraphError: the dataset is broken.
+        DrawError: a stage that was chosen is not in the graph.
     """
     say("reading the world")
     world = read_world(scope)
@@ -29,11 +32,11 @@ def draw_comprehensive(scope: Scope, choice: Choice, say: Callable[[str], None])
     blocks = fold_blocks(scope, alike=False)
     boxes = make_boxes(scope, blocks)
     stages = sorted({box.stage for box in boxes if box.stage >= 0})
-    chosen = [stage for stage in stages if choice.stages is None or stage in choice.stages]
+    choice.check_stages(stages, scope)
+    chosen = [stage for stage in stages if choice.has_stage(stage)]
     ways = {stage: f"{NAME}/stage-{stage}" for stage in chosen}
     links = (
-        Link(words="strategy", sheet="simplified"),
-        Link(words="all layers and operators", sheet="detailed"),
+        *link_views(linked, but=NAME),
         *(Link(words=f"layers of stage {stage}", sheet=way) for stage, way in ways.items()),
     )
     sheets = [draw_world(scope, world, ExpertMap(scope), name=NAME, ways=ways, links=links)]
@@ -44,7 +47,7 @@ def draw_comprehensive(scope: Scope, choice: Choice, say: Callable[[str], None])
             name=ways[stage],
             title=f"{scope.name}: all layers of stage {stage}",
             stage=stage,
-            links=(Link(words="all GPUs", sheet=NAME), Link(words="strategy", sheet="simplified"), *more),
+            links=(*link_views(linked, but=""), *more),
         )
         sheets.append(draw_layers(scope, blocks, boxes, subject))
     return sheets

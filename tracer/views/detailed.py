@@ -5,7 +5,7 @@ The first sheet is the chain of all layers; each leads to a sheet of its operato
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from truedag.tracer.analysis.quantities import write_runs
@@ -18,11 +18,13 @@ from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.operator_sheet import Subject, draw_operators
 from truedag.tracer.views.operators import Operators, fold_operators
 from truedag.tracer.views.scope import Scope
-from truedag.tracer.views.sheet import Link, Sheet
+from truedag.tracer.views.sheet import Link, Sheet, link_views
 
 NAME = "detailed"
-# Outside the layers, a sheet of more operators than this is no picture any more: it is left out, and counted.
-MAX_OPERATORS = 400
+# Outside the layers, a sheet of more operators is folded by depth (`depths.py`): every parameter's update is alike.
+MAX_OPERATORS = 120
+# If it still has more than this, it is no picture any more: it is left out, and counted.
+_MOST_OPERATORS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +41,22 @@ class Choice:
     stages: tuple[int, ...] | None = None
     rank: int | None = None
 
+    def has_stage(self, stage: int) -> bool:
+        """Whether a stage is drawn."""
+        return self.stages is None or stage in self.stages
 
-def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], links: Sequence[Link] = ()) -> list[Sheet]:
-    """Draw the chain of layers and their operators.
+    def check_stages(self, known: Collection[int], scope: Scope) -> None:
+        """Refuse stages that are not there.
+
+        Raises:
+            DrawError: there is one.
+        """
+        if unknown := sorted(set(self.stages or ()) - set(known)):
+            raise DrawError(f"stage {unknown[0]} is not in the graph of {scope.whole.path}: it has {write_runs(known)}")
+
+
+def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], *, linked: Sequence[str]) -> list[Sheet]:
+    """Draw the chain of layers and their operators; `linked` are the views that links may lead to.
 
     Raises:
         DrawError: what was chosen is not in the graph.
@@ -65,16 +80,19 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
             if found is None:
                 continue
             if layers == (-1,) and len(found.operators) > MAX_OPERATORS:
+                found = fold_operators(scope, one, layers, phase, by_depth=True)
+                assert found is not None, "it has operators"
+            if layers == (-1,) and len(found.operators) > _MOST_OPERATORS:
                 left_out.append(
                     f"{phase or 'outside the phases'} of stage {stage}: {captions.count(found.num_nodes, 'node')}"
                 )
                 continue
-            subject = _subject(scope, one, found, stage, phase)
+            subject = _subject(scope, one, found, stage, phase, link_views(linked, but=""))
             for layer in layers:
                 for slot in (layer,) if layer >= 0 else (BEFORE, AFTER, ALONE):
                     ways[stage, phase, slot] = subject.name
             sheets.append(draw_operators(found, subject))
-    chain = make_chain(scope.whole, calls)
+    chain = make_chain(scope.whole, calls, scope.faults)
     told = f"Left out as too many for a sheet, and counted here: {'; '.join(left_out)}." if left_out else ""
     first = draw_chain(
         chain,
@@ -84,8 +102,9 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], link
             ranks={s: scope.members[r] for s, r in leads.items()},
             ways=ways,
             told=tuple(part for part in (told, _tell_classes(scope)) if part),
-            links=tuple(links),
+            links=link_views(linked, but=NAME),
             num_total=scope.num_total,
+            about=scope.about,
         ),
     )
     return [first, *sheets]
@@ -110,11 +129,8 @@ def _leads(scope: Scope, choice: Choice) -> dict[int, int]:
         leads.setdefault(scope.coordinate(first, "pp"), first)
     if choice.rank is not None:
         leads[scope.coordinate(choice.rank, "pp")] = scope.class_of(choice.rank)
-    if choice.stages is not None:
-        if unknown := sorted(set(choice.stages) - set(leads)):
-            raise DrawError(f"stage {unknown[0]} is not in the graph of {scope.whole.path}: it has {write_runs(leads)}")
-        leads = {stage: lead for stage, lead in leads.items() if stage in choice.stages}
-    return leads
+    choice.check_stages(leads, scope)
+    return {stage: lead for stage, lead in leads.items() if choice.has_stage(stage)}
 
 
 def _contents(calls: Calls, choice: Choice) -> list[tuple[tuple[int, ...], str | None]]:
@@ -127,7 +143,9 @@ def _contents(calls: Calls, choice: Choice) -> list[tuple[tuple[int, ...], str |
     return [(layers, phase) for layers in kinds for phase in phases]
 
 
-def _subject(scope: Scope, calls: Calls, found: Operators, stage: int, phase: str | None) -> Subject:
+def _subject(
+    scope: Scope, calls: Calls, found: Operators, stage: int, phase: str | None, links: tuple[Link, ...]
+) -> Subject:
     is_layer = found.layers != (-1,)
     layers = write_runs(found.layers)
     noun = "layer" if len(found.layers) == 1 else "layers"
@@ -145,11 +163,7 @@ def _subject(scope: Scope, calls: Calls, found: Operators, stage: int, phase: st
         stage=stage,
         ranks=scope.members[calls.lead],
         told=tuple(told),
-        links=(
-            Link(words="all layers", sheet=NAME),
-            Link(words="strategy", sheet="simplified"),
-            Link(words="all GPUs", sheet="comprehensive"),
-        ),
+        links=links,
         num_total=scope.num_total,
     )
 

@@ -13,6 +13,8 @@ from truedag.tracer.views.routes import Point, round_corners
 
 _POINTS_PER_INCH = 72.0
 _ARROW = 5.0
+# A picture that holds one of these is no XML.
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], " ")
 
 
 @dataclass(slots=True)
@@ -28,7 +30,9 @@ class Dot:
         self, name: str, place: Rectangle, text: Sequence[str], *, num_bold: int = 1, **attributes: object
     ) -> None:
         """Add a node; the first lines of its text are bold."""
-        label = "<BR/>".join(f"<B>{escape(line)}</B>" if i < num_bold else escape(line) for i, line in enumerate(text))
+        label = "<BR/>".join(
+            f"<B>{_escape(line)}</B>" if i < num_bold else _escape(line) for i, line in enumerate(text)
+        )
         given = {
             "pos": self._point((place.x, place.y)),
             "width": f"{place.width / _POINTS_PER_INCH:.4f}",
@@ -50,7 +54,7 @@ class Dot:
         **attributes: object,
     ) -> None:
         """Add text alone; `at` is its middle, or its left end with align l."""
-        label = f"<B>{escape(text)}</B>" if bold else escape(text)
+        label = f"<B>{_escape(text)}</B>" if bold else _escape(text)
         x = at[0]
         if align == "l":  # only a table's cell sets text to one side: it is wide enough for any font
             width = round(0.6 * len(text) * size)
@@ -129,5 +133,9 @@ def _value(text: str) -> str:
     return text if text.startswith("<") and text.endswith(">") else text if text == '""' else _quote(text)
 
 
+def _escape(text: str) -> str:
+    return escape(text.translate(_CONTROLS))
+
+
 def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + text.translate(_CONTROLS).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.comprehensive import draw_comprehensive
 from truedag.tracer.views.detailed import Choice, draw_detailed
+from truedag.tracer.views.faults import Faults
 from truedag.tracer.views.notebook import Picture
 from truedag.tracer.views.scope import find_scope
 from truedag.tracer.views.sheet import Sheet, write_sheets
@@ -16,7 +18,8 @@ from truedag.tracer.views.simplified import draw_simplified
 
 __all__ = ["VIEWS", "Choice", "Drawing", "draw"]
 
-VIEWS = ("simplified", "comprehensive", "detailed")
+_DRAWERS = {"simplified": draw_simplified, "comprehensive": draw_comprehensive, "detailed": draw_detailed}
+VIEWS = tuple(_DRAWERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,7 @@ def draw(
     *,
     views: Sequence[str] = VIEWS,
     choice: Choice | None = None,
+    audit: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Drawing]:
     """Draw a dataset into `views_dir`/VIEW.{dot,svg,png}, and into VIEW/ where one sheet does not hold it.
@@ -59,6 +63,7 @@ def draw(
         views_dir: where the pictures go.
         views: which of VIEWS.
         choice: what of the graph is drawn in detail; None: all.
+        audit: what an audit found, as `audit.report.to_json` has it, is marked; None: none was made.
         progress: is told what goes on.
 
     Raises:
@@ -67,18 +72,10 @@ def draw(
             there before may be replaced.
     """
     say = progress or (lambda _: None)
-    scope = find_scope(Graph.open(dag_dir))
+    scope = find_scope(Graph.open(dag_dir), Faults.of(audit))
     chosen = choice or Choice()
-    made: dict[str, list[Sheet]] = {}
-    for view in VIEWS:
-        if view not in views:
-            continue
-        if view == "simplified":
-            made[view] = draw_simplified(scope, say)
-        elif view == "comprehensive":
-            made[view] = draw_comprehensive(scope, chosen, say)
-        else:
-            made[view] = draw_detailed(scope, chosen, say)
+    linked = [view for view in VIEWS if view in views or (views_dir / f"{view}.svg").exists()]
+    made = {view: how(scope, chosen, say, linked=linked) for view, how in _DRAWERS.items() if view in views}
     write_sheets([sheet for sheets in made.values() for sheet in sheets], views_dir, say)
     return [_drawing(view, sheets, views_dir, scope.num_total) for view, sheets in made.items()]
 

@@ -15,19 +15,19 @@ from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.views import captions
 from truedag.tracer.views.blocks import Blocks
 from truedag.tracer.views.boxes import ACROSS, STEP, Box
-from truedag.tracer.views.colours import stage_colour, tint
+from truedag.tracer.views.colours import DARK, LIGHT, stage_colour
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Page, Rectangle, lay_out
 from truedag.tracer.views.legend import group_colour, list_signs, tell
 from truedag.tracer.views.routes import find_routes
 from truedag.tracer.views.scope import Scope
-from truedag.tracer.views.sheet import Link, Sheet, draw_head, find_way, plan_head
+from truedag.tracer.views.sheet import Link, Sheet, draw_head, find_way, frame_stage, plan_head
 from truedag.tracer.views.ties import Ties, count_levels, sort_ties
 
 _MARGIN = 12.0
 _MIN_WIDTH = 640.0
-_DARK, _GREY = "#3a3a3a", "#9a9a9a"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,15 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
     """Draw boxes of blocks, all or those of one stage, with the lines between them."""
     boxes = [box for box in all_boxes if subject.stage is None or box.stage == subject.stage]
     ties = sort_ties(blocks.fold.edges, boxes)
-    boxes = [_with_notes(box, ties.notes.get(box.fold, [])) for box in boxes]
+    members = blocks.nodes.select("node", "rank", "layer").join(blocks.fold.members, on="node").rename({"fold": "box"})
+    faults = scope.faults.on(members)
+    boxes = [
+        _with_notes(box, [*ties.notes.get(box.fold, []), *write_faults(faults.get(box.fold, ()))]) for box in boxes
+    ]
     levels = count_levels(blocks.fold.edges, boxes)
     width = max(lay_out(boxes, levels, top=0.0).width, _MIN_WIDTH)
     told = tell(scope, blocks, boxes, ties, is_part=subject.stage is not None)
+    told += [f"{TOLD}; a click on one leads to its place on the page."] if faults else []
     head = plan_head(subject.title, told, list_signs(boxes), width=width, links=subject.links)
     page = lay_out(boxes, levels, top=head.height)
     dot = Dot(name=subject.title, width=width + _MARGIN, height=page.height)
@@ -71,11 +76,13 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
             num_bold=page.num_title[box.fold],
             shape=box.shape,
             fillcolor=colours[box.fold],
-            color=stage_colour(box.stage),
             stands_for=box.num_nodes,
             ranks=write_runs(box.ranks),
-            tooltip=f"{box.text[0]}: {box.num_nodes:,} nodes of the graph",
-            **({"regular": "false", "distortion": "0", "skew": "0"} if box.shape == "parallelogram" else {}),
+            **{
+                "color": stage_colour(box.stage),
+                "tooltip": f"{box.text[0]}: {box.num_nodes:,} nodes of the graph",
+                **mark_faults(subject.name, faults.get(box.fold, ())),
+            },
         )
     _draw_lines(dot, ties, boxes, page)
     _draw_bundles(dot, ties, page)
@@ -97,15 +104,7 @@ def _with_notes(box: Box, notes: Sequence[str]) -> Box:
 def _draw_sections(dot: Dot, blocks: Blocks, boxes: Sequence[Box], page: Page, subject: LayerSubject) -> None:
     for stage, place in page.stages.items():
         inside = [box for box in boxes if box.stage == stage and box.panel != ACROSS]
-        dot.box(
-            f"stage {stage}",
-            place,
-            [f"n{box.fold}" for box in inside],
-            style="filled,rounded",
-            fillcolor=tint(stage_colour(stage), 0.05),
-            color=stage_colour(stage),
-            penwidth=1.6,
-        )
+        frame_stage(dot, stage, place, [f"n{box.fold}" for box in inside])
         ranks = sorted({rank for box in inside for rank in box.ranks})
         firsts = sorted({box.column[1] for box in inside if box.column is not None and box.column[0] == 1})
         layers = [layer for first in firsts for layer in blocks.layers.get((stage, first), (first,))]
@@ -182,7 +181,7 @@ def _draw_lines(dot: Dot, ties: Ties, boxes: Sequence[Box], page: Page) -> None:
             f"n{route.tie.src}",
             f"n{route.tie.dst}",
             route.points,
-            color=stage_colour(src.stage) if is_transfer else _GREY if route.is_aside and not is_gate else _DARK,
+            color=stage_colour(src.stage) if is_transfer else LIGHT if route.is_aside and not is_gate else DARK,
             style="dashed" if is_transfer or is_gate else "solid",
             penwidth=2.0 if is_transfer else 0.7 if route.is_aside else 1.0,
             kind=route.tie.kind,
@@ -210,8 +209,8 @@ def _draw_bundles(dot: Dot, ties: Ties, page: Page) -> None:
         ends = [(x, above.bottom), (x, below.top)] if above.y < below.y else [(x, above.top), (x, below.bottom)]
         bundle = f"link {stage} {name} {other} {column}"
         for i, end in enumerate(ends):
-            dot.node(f"{bundle} {i}", Rectangle(*end, 2.0, 2.0), (), shape="point", color=_GREY)
-        dot.line(f"{bundle} 0", f"{bundle} 1", ends, color=_GREY, penwidth=2.2, tooltip=f"{num} edges")
+            dot.node(f"{bundle} {i}", Rectangle(*end, 2.0, 2.0), (), shape="point", color=LIGHT)
+        dot.line(f"{bundle} 0", f"{bundle} 1", ends, color=LIGHT, penwidth=2.2, tooltip=f"{num} edges")
         middle = (ends[0][1] + ends[1][1]) / 2
         words = f"{captions.count(num, 'edge')}, {write_bytes(size)}"
         dot.words(f"{bundle} text", (x + 6, middle), words, size=7, align="l")
@@ -221,10 +220,10 @@ def _draw_bundles(dot: Dot, ties: Ties, page: Page) -> None:
             base = spot.top if is_in else spot.bottom
             far = base - 9.0 if is_in else base + 9.0
             name = f"stub {fold} {'in' if is_in else 'out'}"
-            dot.node(name, Rectangle(spot.x, far, 2.0, 2.0), (), shape="point", color=_GREY)
+            dot.node(name, Rectangle(spot.x, far, 2.0, 2.0), (), shape="point", color=LIGHT)
             ends = [(spot.x, far), (spot.x, base)] if is_in else [(spot.x, base), (spot.x, far)]
             pair = (name, f"n{fold}") if is_in else (f"n{fold}", name)
-            dot.line(*pair, ends, color=_GREY, penwidth=1.6)
+            dot.line(*pair, ends, color=LIGHT, penwidth=1.6)
             said = "; ".join(
                 f"{'from' if is_in else 'to'} {place}: {captions.count(num, 'edge')}, {write_bytes(size)}"
                 for place, (num, size) in places.items()

@@ -1,8 +1,8 @@
 """Where everything stands on the page, in points, y downwards: a fixed design, no search for a good one.
 
-A stage's panels stand below each other and stages side by side, as many as fit into a band. In a panel of columns all
-columns share their rows, so that alike layers line up and their times can be compared by eye; boxes that carry experts
-share a row two by two. A panel without columns is filled like a text, left to right.
+A stage's panels stand below each other and stages side by side, in as many bands as make the page's longer side short.
+In a panel of columns all columns share their rows, so that alike layers line up and their times can be compared by eye;
+boxes that carry experts share a row two by two. A panel without columns is filled like a text, left to right.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _PANEL_PAD = 14.0
 _PANEL_HEAD = 38.0
 _STAGE_PAD = 10.0
 _STAGE_HEAD = 34.0
-_MAX_BAND_COLUMNS = 24
 _MIN_STEP_COLUMNS = 3
 _STEP_ROW = 110.0  # about what a row of a step's panel takes
 
@@ -83,18 +82,36 @@ def lay_out(boxes: Sequence[Box], levels: Mapping[int, int], *, top: float) -> P
         levels: for each box the length of the longest way to it.
         top: height of what stands above, in points.
     """
-    page = Page()
+    sizes = Page()
     for box in boxes:
         width = _half_width() if box.experts else BOX_WIDTH
         fitted = fit_text(box.text, box.shape, width)
-        page.num_title[box.fold], page.lines[box.fold] = fitted.num_title, fitted.lines
-        page.boxes[box.fold] = Rectangle(0.0, 0.0, width, fitted.height)
+        sizes.num_title[box.fold], sizes.lines[box.fold] = fitted.num_title, fitted.lines
+        sizes.boxes[box.fold] = Rectangle(0.0, 0.0, width, fitted.height)
     by_stage: dict[int, list[Box]] = {}
     for box in boxes:
         if box.panel != ACROSS:
             by_stage.setdefault(box.stage, []).append(box)
+    ways = _list_bands({stage: _num_columns(inside) for stage, inside in by_stage.items()})
+    pages = [_lay_bands(sizes, bands, boxes, by_stage, levels, top) for bands in ways]
+    return min(pages, key=lambda page: (max(page.width, page.height), page.height))
+
+
+def _lay_bands(
+    sizes: Page,
+    bands: Sequence[Sequence[int]],
+    boxes: Sequence[Box],
+    by_stage: Mapping[int, Sequence[Box]],
+    levels: Mapping[int, int],
+    top: float,
+) -> Page:
+    page = Page(
+        boxes={fold: Rectangle(0.0, 0.0, one.width, one.height) for fold, one in sizes.boxes.items()},
+        lines=sizes.lines,
+        num_title=sizes.num_title,
+    )
     y = top
-    for band in _bands(by_stage):
+    for band in bands:
         y = _lay_band(page, band, by_stage, levels, y) + _PANEL_GAP
     across = [box for box in boxes if box.panel == ACROSS]
     if across:
@@ -118,17 +135,22 @@ def _num_columns(boxes: Sequence[Box]) -> int:
     return max(len(_columns(boxes)), min(square, free), 1)
 
 
-def _bands(by_stage: Mapping[int, Sequence[Box]]) -> list[list[int]]:
-    bands: list[list[int]] = []
-    used = 0
-    for stage in sorted(by_stage):
-        size = _num_columns(by_stage[stage])
-        if not bands or used + size > _MAX_BAND_COLUMNS:
-            bands.append([])
-            used = 0
-        bands[-1].append(stage)
-        used += size
-    return bands
+def _list_bands(sizes: Mapping[int, int]) -> list[list[list[int]]]:
+    """List the ways to break stages of so many columns into bands of about equal width, the fewest bands first."""
+    ways: list[list[list[int]]] = []
+    for num_bands in range(1, max(len(sizes), 1) + 1):
+        most = max(-(-sum(sizes.values()) // num_bands), max(sizes.values(), default=1))
+        bands: list[list[int]] = []
+        used = 0
+        for stage in sorted(sizes):
+            if not bands or used + sizes[stage] > most:
+                bands.append([])
+                used = 0
+            bands[-1].append(stage)
+            used += sizes[stage]
+        if bands not in ways:
+            ways.append(bands)
+    return ways
 
 
 def _lay_band(

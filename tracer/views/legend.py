@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
+from truedag.tracer.graph.fold import ENDS
 from truedag.tracer.views import captions
 from truedag.tracer.views.blocks import Blocks
 from truedag.tracer.views.boxes import Box
-from truedag.tracer.views.colours import ACROSS, PALETTE, SHARES, group_tint, stage_colour, tint
+from truedag.tracer.views.colours import ACROSS, DARK, LIGHT, PALETTE, SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.sheet import Sign
@@ -36,11 +37,11 @@ _SHAPES = tuple(
     )
 )
 _LINES = (
-    Sign(words="data", colour="#3a3a3a"),
-    Sign(words="data past the next node", pen=0.7, colour="#9a9a9a"),
-    Sign(words="gate selection", style="dashed", colour="#3a3a3a"),
+    Sign(words="data", colour=DARK),
+    Sign(words="data past the next node", pen=0.7, colour=LIGHT),
+    Sign(words="gate selection", style="dashed", colour=DARK),
     Sign(words="stage transfer", style="dashed", pen=2.0, colour=PALETTE[0]),
-    Sign(words="a bundle of edges, counted beside it", pen=2.2, colour="#9a9a9a"),
+    Sign(words="a bundle of edges, counted beside it", pen=2.2, colour=LIGHT),
 )
 
 
@@ -57,7 +58,8 @@ def list_signs(boxes: Sequence[Box]) -> list[Sign]:
 
 
 _CALLS = (
-    "33 ops x 8: operators in each of so many calls; a call is what one rank runs in one microbatch, or once per step. "
+    "33 ops x 8: operators in each of so many calls, 265 ops in 8: in all of them; a call is what one rank runs in one "
+    "microbatch, or once per step. "
 )
 _TIMES = (
     f"{_CALLS}Times are measured: the mean of a call and the longest; for communication the mean of a participant, "
@@ -74,7 +76,7 @@ def tell(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties, *, is_p
 
 
 def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties) -> str:
-    ends = blocks.nodes.join(blocks.weights, on="node").filter(pl.col("kind").is_in(["parameter", "input", "output"]))
+    ends = blocks.nodes.join(blocks.weights, on="node").filter(pl.col("kind").is_in(ENDS))
     rows = ends.group_by("kind").agg(pl.col("weight").sum()).sort("kind", descending=True).iter_rows()
     counted = ", ".join(captions.count(round(weight), kind) for kind, weight in rows)
     drawn, bundled = sum(tie.num_edges for tie in ties.lines), sum(tie.num_edges for tie in ties.bundled)
@@ -87,17 +89,18 @@ def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties
         between += f"{blocks.later[0]:,} from a decode step to a later one ({write_bytes(blocks.later[1])}), "
     return (
         f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for "
-        f"{sum(box.num_nodes for box in boxes):,}; the others are {counted}. "
+        f"{scope.about}{sum(box.num_nodes for box in boxes):,}; the others are {counted}. "
         f"Of {total:,} edges of data and messages{of_classes} {drawn:,} are drawn as {len(ties.lines):,} lines, "
         f"{bundled:,} bundled, {between}{inner:,} inside a node, {others:,} from and to parameters, inputs and outputs."
     )
 
 
 def _write_part(scope: Scope, boxes: Sequence[Box], ties: Ties) -> str:
+    drawn, bundled = sum(tie.num_edges for tie in ties.lines), sum(tie.num_edges for tie in ties.bundled)
     return (
-        f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for {sum(box.num_nodes for box in boxes):,}; "
-        f"the others are on the sheets of other stages. {sum(tie.num_edges for tie in ties.lines):,} edges are drawn "
-        f"as {len(ties.lines):,} lines, {sum(tie.num_edges for tie in ties.bundled):,} bundled."
+        f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for {scope.about}"
+        f"{sum(box.num_nodes for box in boxes):,}; the others are on the sheets of other stages. "
+        f"{drawn:,} edges are drawn as {len(ties.lines):,} lines, {bundled:,} bundled."
     )
 
 

@@ -234,7 +234,8 @@ def _module(sheet: Operators, number: int) -> str:
 
 
 def _column(sheet: Operators, numbers: Sequence[int]) -> Column:
-    names = dict.fromkeys(sheet.operators[i].path.split(".")[0] or "the layer itself" for i in numbers)
+    itself = "in no module" if sheet.layers == (-1,) else "the layer itself"
+    names = dict.fromkeys(sheet.operators[i].path.split(".")[0] or itself for i in numbers)
     return Column(title=", ".join(names), numbers=tuple(numbers), is_experts=False)
 
 

@@ -9,8 +9,8 @@ from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_ti
 from truedag.tracer.views import captions
 from truedag.tracer.views.colours import SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.gpus import write_gpus
-from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.operator_page import (
     COLUMN_HEAD,
     PORT_SIZE,
@@ -53,7 +53,6 @@ class Subject:
         title: its title.
         stage: the pipeline stage.
         ranks: GPUs of the class.
-        parameters: for the name of each parameter the operators that read it (by number).
         told: further sentences for the head.
         links: ways to other sheets.
         num_total: all nodes of the graph.
@@ -80,10 +79,14 @@ def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
         told[0] for text, ends in sheet.sources.items() if _is_parameter(text) for told in ends.values()
     )
     sheet.sources = {text: ends for text, ends in sheet.sources.items() if not _is_parameter(text)}
-    texts = [_describe(one, parameters[i]) for i, one in enumerate(sheet.operators)]
+    texts = [
+        [*_describe(one, parameters[i]), *write_faults(sheet.faults.get(i, ()))]
+        for i, one in enumerate(sheet.operators)
+    ]
     page = lay_out_operators(sheet, texts)
     width = max(page.width, _MIN_WIDTH)
     told = [*_tell(sheet, subject, page, num_parameter_edges), *subject.told]
+    told += [f"{TOLD}; a click on one leads to its place on the page."] if sheet.faults else []
     head = plan_head(subject.title, told, SIGNS, width=width, links=subject.links)
     move_down(page, head.height)
     dot = Dot(name=subject.title, width=width + _MARGIN, height=page.height + head.height + _MARGIN)
@@ -91,7 +94,7 @@ def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
     _draw_panels(dot, page, colour)
     draw_head(dot, head, sheet=subject.name)
     _draw_cards(dot, sheet, page, colour)
-    _draw_boxes(dot, sheet, page, colour)
+    _draw_boxes(dot, sheet, page, colour, subject.name)
     _draw_ports(dot, page)
     _draw_lines(dot, sheet, page, colour)
     return Sheet(
@@ -111,7 +114,8 @@ def _is_parameter(text: str) -> bool:
 
 def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_edges: int) -> list[str]:
     engine = f" Rows are depths: {page.engine}." if page.engine else ""
-    calls = f"{captions.count(sheet.num_calls, 'call')} of one layer by one GPU in one microbatch or decode step"
+    what = "" if sheet.layers == (-1,) else "of one layer "
+    calls = f"{captions.count(sheet.num_calls, 'call')} {what}by one GPU in one microbatch or decode step"
     alike = (
         "which all pass the same operators (checked)"
         if sheet.num_unlike == 0
@@ -119,6 +123,9 @@ def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_
     )
     if sheet.is_first_alone:
         alike += "; their orders differ so that lines which lead back are left out"
+    if sheet.is_by_depth:
+        alike += "; operators of one name, as deep in their call as the other, stand in one box: 57 x 8 are 57 in each"
+        alike += " of 8 calls"
     return [
         f"{len(sheet.operators):,} nodes shown of {subject.num_total:,}: they stand for {sheet.num_nodes:,}, "
         f"which are every operator and communication of {write_gpus(subject.ranks)} here, and of all experts. "
@@ -133,10 +140,11 @@ def _describe(one: Operator, parameters: Sequence[str]) -> list[str]:
     title = one.label if not last else f"{one.label} · {last}"
     out = " ".join(captions.write_shapes(one.outputs))
     into = " ".join(captions.write_shapes(one.inputs))
-    calls = f"x {one.num_calls:,}"
+    calls = f"x {one.num_calls:,}" if one.num_alike == 1 else f"{one.num_alike:,.4g} x {one.num_calls:,}"
     text = [title, f"{into} → {out}" if into or out else "no tensor"]
     if parameters and one.expert < 0:
-        text.append(f"reads {', '.join(parameters)}")
+        many = f"{len(parameters):,} parameters" if one.num_alike > 1 else ", ".join(parameters)
+        text.append(f"reads {many}")
     if one.kind != "compute":
         text.append(f"{_groups(one)} · {write_bytes(one.num_bytes)} · {calls}")
         text.append(_time(one))
@@ -205,7 +213,7 @@ def _held(sheet: Operators) -> Mapping[int, tuple[int, ...]]:
     return {expert: tuple(sorted(ranks)) for expert, ranks in sorted(held.items())}
 
 
-def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> None:
+def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str, name: str) -> None:
     for i, one in enumerate(sheet.operators):
         shape = shape_of(one)
         module = f" in {one.path}" if one.path else ""
@@ -215,12 +223,14 @@ def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> 
             page.texts[i],
             num_bold=page.num_title[i],
             shape=shape,
-            color=colour,
             fillcolor="#ffffff" if one.expert >= 0 and shape == "box" else tint(colour, SHARES[shape]),
-            tooltip=f"{one.op}{module}: {one.num_nodes:,} nodes of the graph",
             stands_for=one.num_nodes,
             ranks=write_runs(one.ranks),
-            **({"regular": "false", "distortion": "0", "skew": "0"} if shape == "parallelogram" else {}),
+            **{
+                "color": colour,
+                "tooltip": f"{one.op}{module}: {one.num_nodes:,} nodes of the graph",
+                **mark_faults(name, sheet.faults.get(i, ())),
+            },
         )
 
 
@@ -308,6 +318,6 @@ def _draw_card_lines(dot: Dot, sheet: Operators, page: OperatorPage, lines: Sequ
                 f"op{line.src}", f"op{line.dst}", ((a.x, a.bottom), (b.x, b.top)), color=_DARK, penwidth=0.8, **told
             )
         else:
-            aside = Rectangle(a.right + 3.5, 0.0, 0.0, 0.0).x
+            aside = a.right + 3.5
             way = ((a.right, a.y + 3), (aside, a.y + 3), (aside, b.y - 3), (b.right, b.y - 3))
             dot.line(f"op{line.src}", f"op{line.dst}", way, color=_LIGHT, penwidth=0.6, **told)

@@ -11,9 +11,12 @@ import numpy as np
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
+from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.topology import number_nodes
 from truedag.tracer.views import captions
 from truedag.tracer.views.calls import CALL, KEY, Calls, select_sheet
+from truedag.tracer.views.depths import add_depths
+from truedag.tracer.views.faults import Fault
 from truedag.tracer.views.scope import Scope
 
 _COMMUNICATIONS = ("collective", "send", "recv")
@@ -40,6 +43,7 @@ class Operator:
         num_groups: how many groups it stands for; 0: no communication.
         num_nodes: nodes of the graph that it stands for.
         num_calls: calls that were read and ran it.
+        num_alike: how many times it ran in each of these, in the mean; more than 1 on sheets that are folded by depth.
         mean_ns: mean time of a call (a communication's transfer); None: unknown.
         max_ns: the longest.
         wait_ns: mean time that a participant waited for the last one.
@@ -61,6 +65,7 @@ class Operator:
     num_groups: int
     num_nodes: int
     num_calls: int
+    num_alike: float
     mean_ns: float | None
     max_ns: float | None
     wait_ns: float | None
@@ -94,6 +99,8 @@ class Operators:
         layers: the layers that were folded.
         phase: the phase; None: outside all.
         is_first_alone: only the first call's order could be drawn without a cycle.
+        is_by_depth: operators of one name at one depth of a call stand in one box.
+        faults: what an audit found, by number.
     """
 
     operators: list[Operator]
@@ -105,6 +112,8 @@ class Operators:
     layers: tuple[int, ...] = ()
     phase: str | None = None
     is_first_alone: bool = False
+    is_by_depth: bool = False
+    faults: Mapping[int, list[Fault]] = field(default_factory=dict)
 
     @property
     def num_nodes(self) -> int:
@@ -117,15 +126,28 @@ class Operators:
         return sum(line.num_edges for line in self.lines)
 
 
-def fold_operators(scope: Scope, calls: Calls, layers: Sequence[int], phase: str | None) -> Operators | None:
-    """Fold the calls of some alike layers (or -1 for what is in none) in a phase; None: there are none."""
+def fold_operators(
+    scope: Scope, calls: Calls, layers: Sequence[int], phase: str | None, *, by_depth: bool = False
+) -> Operators | None:
+    """Fold the calls of some alike layers (or -1 for what is in none) in a phase; None: there are none.
+
+    Args:
+        scope: what is read of the graph.
+        calls: of a class.
+        layers: the layers.
+        phase: the phase; None: outside all.
+        by_depth: fold operators of one name at one depth of a call, not only the same one of several calls.
+    """
     found = select_sheet(calls, layers, phase)
+    if by_depth:
+        found = add_depths(found, calls.edges)
     items = found.filter(pl.col("rank").is_in(calls.ranks) | (pl.col("expert") >= 0))
     if items.is_empty():
         return None
-    items = items.with_columns(place=pl.struct(*KEY).rank("dense").cast(pl.Int64))
+    key = [name for name in KEY if name != "turn"] + ["depth"] if by_depth else list(KEY)
+    items = items.with_columns(place=pl.struct(key).rank("dense").cast(pl.Int64))
     # The others' operators between the experts that they hold and what is joined are those of the class.
-    others = found.join(items.select(*KEY, "place").unique(), on=KEY, nulls_equal=True)
+    others = found.join(items.select(*key, "place").unique(), on=key, nulls_equal=True)
     inside, lines = _inner_lines(calls, others)
     order, is_first_alone = _order(items, lines)
     items = items.join(order, on="place").sort("number", "node")
@@ -148,6 +170,8 @@ def fold_operators(scope: Scope, calls: Calls, layers: Sequence[int], phase: str
         layers=tuple(layers),
         phase=phase,
         is_first_alone=is_first_alone,
+        is_by_depth=by_depth,
+        faults=scope.faults.on(items.select("node", "rank", "layer", box="number")),
     )
 
 
@@ -216,6 +240,7 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
             pl.col("rank").unique().sort(),
             num_nodes=pl.col("node").n_unique(),
             num_calls=pl.struct("rank", "layer", *CALL).n_unique(),
+            num_rows=pl.len(),
             mean=duration.mean(),
             longest=duration.max(),
             estimated=(pl.col("timing") == "estimated").any(),
@@ -243,6 +268,7 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
                 num_groups=_num_groups(scope, calls.lead, found),
                 num_nodes=_num_nodes(scope, calls.lead, row, ranks, found),
                 num_calls=row["num_calls"],
+                num_alike=row["num_rows"] / row["num_calls"],
                 mean_ns=row["mean"] if talk is None else talk["transfer"],
                 max_ns=row["longest"] if talk is None else talk["max_transfer"],
                 wait_ns=None if talk is None else talk["wait"],
@@ -288,7 +314,7 @@ def _num_nodes(
 
 
 def _tensors(texts: Sequence[str | None]) -> frozenset[Tensor]:
-    return frozenset(tensor for text in texts if text for tensor in captions.read_tensors(text))
+    return frozenset(tensor for text in texts if text for tensor in read_tensors(text))
 
 
 def _ports(

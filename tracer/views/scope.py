@@ -8,7 +8,7 @@ which the graph says, and are counted and named through it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,8 @@ import polars as pl
 
 from truedag.tracer.errors import DrawError
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.fold import ENDS
+from truedag.tracer.views.faults import Faults
 
 # Above so many nodes a graph is drawn from one rank of each class.
 MAX_NODES = 3_000_000
@@ -30,11 +32,13 @@ class Scope:
         whole: the graph.
         members: for each class, by its lowest rank, its ranks.
         is_folded: whether one rank of each class is read, and not every rank.
+        faults: what an audit found, to be marked.
     """
 
     whole: Graph
     members: dict[int, tuple[int, ...]]
     is_folded: bool
+    faults: Faults = field(default_factory=Faults)
 
     @property
     def graph(self) -> Graph:
@@ -55,6 +59,14 @@ class Scope:
     def weight(self, rank: int) -> int:
         """Return how many ranks this one stands for."""
         return len(self.members.get(rank, (rank,))) if self.is_folded else 1
+
+    @property
+    def about(self) -> str:
+        """What stands before counts of nodes: 'about ' where one rank of a class was counted for others that ran.
+
+        For experts without tokens a rank runs other operators than another of its class.
+        """
+        return "about " if self.is_folded and self.whole.meta.get("form") != "classes" else ""
 
     def class_of(self, rank: int) -> int:
         """Return the lowest rank of a rank's class."""
@@ -109,13 +121,13 @@ class Scope:
         return [axis for axis in _AXES if self.size(axis) > 1]
 
 
-def find_scope(graph: Graph) -> Scope:
+def find_scope(graph: Graph, faults: Faults | None = None) -> Scope:
     """Decide what is read: every rank, or one of each class where the graph is too large.
 
     Raises:
         DrawError: there is nothing to draw.
     """
-    ran = graph.nodes.filter(~pl.col("kind").is_in(["parameter", "input", "output"])).select("node").head(1)
+    ran = graph.nodes.filter(~pl.col("kind").is_in(ENDS)).select("node").head(1)
     if ran.collect().is_empty():
         raise DrawError(f"{graph.path} holds no operator: there is nothing to draw")
     is_folded = graph.meta.get("form") == "classes" or (graph.meta.get("num_nodes") or 0) > MAX_NODES
@@ -126,7 +138,7 @@ def find_scope(graph: Graph) -> Scope:
     for rank, stage, number in ranks.select("rank", "pp", "rank_class").iter_rows():
         members.setdefault(rank if number is None or number < 0 else (stage, number), []).append(rank)
     by_first = {found[0]: tuple(found) for found in members.values()}
-    return Scope(whole=graph, members=by_first, is_folded=is_folded)
+    return Scope(whole=graph, members=by_first, is_folded=is_folded, faults=faults or Faults())
 
 
 def weigh(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> pl.DataFrame:

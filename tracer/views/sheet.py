@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from truedag.tracer.errors import DrawError
+from truedag.tracer.views.colours import stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.font_metrics import text_width
 from truedag.tracer.views.layout import Rectangle
@@ -21,7 +22,8 @@ _SIZE = 10.0
 _LINE = 13.0
 _SIGN_LINE = 20.0
 _MARGIN = 12.0
-GREY = "#6f6f6f"
+GREY = stage_colour(-1)
+_VIEWS = {"simplified": "strategy", "comprehensive": "all GPUs", "detailed": "all layers and operators"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,11 @@ class Sheet:
     num_nodes: int
 
 
+def link_views(linked: Sequence[str], *, but: str) -> tuple[Link, ...]:
+    """Return the ways to the first sheets of other views, of those that there are."""
+    return tuple(Link(words=words, sheet=name) for name, words in _VIEWS.items() if name in linked and name != but)
+
+
 def plan_head(
     title: str, told: Sequence[str], signs: Sequence[Sign], *, width: float, links: Sequence[Link] = ()
 ) -> Head:
@@ -126,6 +133,13 @@ def draw_head(dot: Dot, head: Head, *, sheet: str) -> None:
             look = {"style": sign.style, "penwidth": sign.pen, "color": sign.colour, "dir": sign.arrow}
             dot.line(f"sign {i} begin", f"sign {i} end", ends, **look)
         dot.words(f"sign {i} text", (x + sign.width + 6, y), sign.words, size=_SIZE, align="l")
+
+
+def frame_stage(dot: Dot, stage: int, place: Rectangle, nodes: Sequence[str]) -> None:
+    """Draw the frame of a stage around its nodes."""
+    colour = stage_colour(stage)
+    look = {"style": "filled,rounded", "fillcolor": tint(colour, 0.05), "color": colour, "penwidth": 1.6}
+    dot.box(f"stage {stage}", place, nodes, **look)
 
 
 def find_way(sheet: str, other: str) -> str:

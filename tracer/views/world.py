@@ -8,20 +8,23 @@ from typing import Any
 
 import polars as pl
 
+from truedag.tracer.graph.fold import COMMUNICATIONS
+from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.views import captions
 from truedag.tracer.views.scope import Scope, weigh
-
-_COMMUNICATIONS = ("collective", "send", "recv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankClass:
-    """Ranks that ran the same program: the lowest of them, all of them, what it ran, and all their operators."""
+    """Ranks that ran the same program: the lowest of them, all of them, and what they ran.
+
+    `num_operators` is the fewest and the most that one of them ran: for experts without tokens one runs others.
+    """
 
     first: int
     stage: int
     ranks: tuple[int, ...]
-    num_operators: int
+    num_operators: tuple[int, int]
     num_nodes: int
     num_communications: int
     num_parameters: int
@@ -67,7 +70,10 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPart:
-    """A part of the batch: where on the axis, how many sequences and tokens, and the GPUs of the first stage."""
+    """A part of the batch: where on the axis, how many sequences and tokens, and the GPUs of the first stage.
+
+    Where sequences are cut over cp, `num_tokens` counts those that a place on cp has.
+    """
 
     axis: str
     place: int
@@ -89,7 +95,7 @@ class World:
     num_tokens: int
     num_microbatches: int
     num_decode_steps: int
-    num_nodes: int
+    has_backward: bool
 
 
 def read_world(scope: Scope) -> World:
@@ -104,6 +110,7 @@ def read_world(scope: Scope) -> World:
         "layer",
         "phase",
         "microbatch",
+        "step",
         "decode_step",
         "start_ns",
         "end_ns",
@@ -120,7 +127,6 @@ def read_world(scope: Scope) -> World:
     joined = edges.filter(pl.col("kind") == "p2p").join(ends[0], on="src").join(ends[1], on="dst")
     tied = joined.group_by("a", "b").agg(pl.len(), pl.col("bytes").sum()).sort("a", "b")
     parts, num_sequences, num_tokens = _batch(scope, nodes, edges)
-    inside = nodes.filter(~pl.col("kind").is_in(["parameter", "input", "output"])).join(weights, on="node")
     return World(
         classes=_classes(scope, nodes, participants),
         traffic=traffic,
@@ -130,7 +136,7 @@ def read_world(scope: Scope) -> World:
         num_tokens=num_tokens,
         num_microbatches=nodes.filter(pl.col("microbatch") >= 0)["microbatch"].n_unique(),
         num_decode_steps=nodes.filter(pl.col("decode_step") >= 0)["decode_step"].n_unique(),
-        num_nodes=round(inside["weight"].sum()),
+        has_backward=(nodes["phase"] == "backward").any(),
     )
 
 
@@ -149,13 +155,14 @@ def _classes(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> l
     classes = []
     for first, ranks in sorted(scope.members.items()):
         read = [rank for rank in ([first] if scope.is_folded else ranks) if rank in told]
+        nums = [told[rank]["num"] for rank in read] or [0]
         times = [told[rank]["busy"] for rank in read if told[rank]["known"]]
         classes.append(
             RankClass(
                 first=first,
                 stage=scope.coordinate(first, "pp"),
                 ranks=ranks,
-                num_operators=told[first]["num"] if first in told else 0,
+                num_operators=(min(nums), max(nums)),
                 num_nodes=sum(told[rank]["num"] * scope.weight(rank) for rank in read),
                 num_communications=met.get(first, 0),
                 num_parameters=sizes.get(first, 0),
@@ -170,7 +177,7 @@ def _traffic(
 ) -> tuple[list[Traffic], pl.DataFrame]:
     """Add up the communications; return with them for each message its place in the list."""
     groups = scope.whole.groups.select("group", "axis", "ranks").collect()
-    talks = nodes.filter(pl.col("kind").is_in(_COMMUNICATIONS)).join(weights, on="node")
+    talks = nodes.filter(pl.col("kind").is_in(COMMUNICATIONS)).join(weights, on="node")
     part = (
         participants.join(talks.drop("rank", "start_ns", "end_ns"), on="node")
         .join(groups, on="group")
@@ -247,14 +254,16 @@ def _num_groups(scope: Scope, members: Sequence[tuple[tuple[int, ...], int]]) ->
 
 
 def _write(texts: Sequence[str | None]) -> str:
-    return " ".join(captions.write_shapes({one for text in texts if text for one in captions.read_tensors(text)}))
+    return " ".join(captions.write_shapes({one for text in texts if text for one in read_tensors(text)}))
 
 
 def _batch(scope: Scope, nodes: pl.DataFrame, edges: pl.DataFrame) -> tuple[list[BatchPart], int, int]:
     """Find the token tensors that the ranks of the first stage read, and how they are spread over the replicas.
 
     A token tensor is an input of whole numbers in two dimensions, sequences and positions, which is read in a
-    microbatch's forward pass or prefill before the layers.
+    microbatch's forward pass or prefill outside the layers. Of several steps the first is counted. There are no parts
+    where a microbatch reads tensors of several such shapes, or where several ranks read some and nobody told which of
+    them are replicas.
     """
     inputs = nodes.filter((pl.col("kind") == "input") & pl.col("outputs").str.contains(r"^int64\[\d+,\d+\]$"))
     reads = nodes.filter(
@@ -262,18 +271,23 @@ def _batch(scope: Scope, nodes: pl.DataFrame, edges: pl.DataFrame) -> tuple[list
     )
     rows = (
         edges.join(inputs.select(src="node", tokens="outputs"), on="src")
-        .join(reads.select("rank", "microbatch", dst="node"), on="dst")
+        .join(reads.select("rank", "step", "microbatch", dst="node"), on="dst")
+        .filter(pl.col("step") == pl.col("step").min())
         .select("rank", "microbatch", "tokens")
         .unique()
         .sort("rank", "microbatch", "tokens")
     )
+    if rows.select("rank", "microbatch").is_duplicated().any():
+        return [], 0, 0
     given: dict[int, tuple[int, int]] = {}
     for rank, _, text in rows.iter_rows():
-        (shape,) = (shape for _, shape in captions.read_tensors(text))
+        (shape,) = (shape for _, shape in read_tensors(text))
         for one in scope.spread([rank]):
             if scope.coordinate(one, "pp") <= 0:
                 before = given.get(one, (0, 0))
                 given[one] = (before[0] + shape[0], before[1] + shape[0] * shape[1])
+    if len(given) > 1 and not scope.size("dp"):
+        return [], 0, 0
     axis = "dp" if scope.size("dp") <= 16 else "edp"
     whole = {scope.coordinate(rank, "dp"): told for rank, told in sorted(given.items(), reverse=True)}
     spread: dict[int, dict[int, list[int]]] = {}

@@ -74,7 +74,7 @@ def lay_out_world(scope: Scope, world: World, experts: ExpertMap) -> WorldPage:
     page = WorldPage()
     stages = sorted({one.stage for one in world.classes})
     widths = {stage: max(_grid_width(scope, stage), _num_beside(world, stage) * (_BOX + _GAP)) for stage in stages}
-    y = _lay_split(page, world)
+    y = _lay_split(page, scope, world)
     below = y
     for band in _bands(stages, widths):
         lefts, x = {}, _PAD
@@ -144,7 +144,7 @@ def _node(
     )
 
 
-def _lay_split(page: WorldPage, world: World) -> float:
+def _lay_split(page: WorldPage, scope: Scope, world: World) -> float:
     if not world.parts:
         return 0.0
     page.words.append((Rectangle(_PAD, 8.0, 0.0, 0.0), "The batch is split", 14.0, True))
@@ -152,23 +152,28 @@ def _lay_split(page: WorldPage, world: World) -> float:
     batch = _node(
         "batch",
         "parallelogram",
-        ["batch", f"{captions.count(world.num_sequences, 'sequence')}, {world.num_tokens:,} tokens", each],
+        ["batch", _describe_tokens(scope, world.num_sequences, world.num_tokens), each],
         -1,
     )
     bottom = _lay_row(page, [batch], _PAD, 22.0, _BOX)
     parts = [
-        _node(f"part{i}", "parallelogram", _describe_part(part), -1, ranks=part.ranks)
+        _node(f"part{i}", "parallelogram", _describe_part(scope, part), -1, ranks=part.ranks)
         for i, part in enumerate(world.parts)
     ]
     low = _lay_row(page, parts, _PAD + _BOX + 60.0, 22.0, 8 * (_BOX + _GAP))
     return max(bottom, low) + _STAGE_GAP
 
 
-def _describe_part(part: BatchPart) -> list[str]:
+def _describe_tokens(scope: Scope, num_sequences: int, num_tokens: int) -> str:
+    cut = f" on each of {scope.size('cp')} places on cp" if scope.size("cp") > 1 else ""
+    return f"{captions.count(num_sequences, 'sequence')}, {num_tokens:,} tokens{cut}"
+
+
+def _describe_part(scope: Scope, part: BatchPart) -> list[str]:
     split = f"over {part.num_places:,} places on dp" if part.num_places > 1 else ""
     return [
         f"part {part.place} ({part.axis} {part.place})",
-        f"{captions.count(part.num_sequences, 'sequence')}, {part.num_tokens:,} tokens",
+        _describe_tokens(scope, part.num_sequences, part.num_tokens),
         split,
         write_gpus(part.ranks),
     ]
@@ -203,7 +208,8 @@ def _describe_class(scope: Scope, one: RankClass) -> list[str]:
         f"class of GPU {one.first}: {len(one.ranks):,} {noun}",
         write_gpus(one.ranks),
         ", ".join(spans),
-        f"each {one.num_operators:,} operators, {one.num_communications:,} communications",
+        f"each {scope.about}{' to '.join(f'{num:,}' for num in dict.fromkeys(one.num_operators))} operators, "
+        f"{one.num_communications:,} communications",
         f"each {one.num_parameters / 1e6:,.2f} M parameters",
         "not timed" if one.busy_ns is None else f"{write_time(one.busy_ns)} in operators, mean of a GPU",
     ]
@@ -307,17 +313,20 @@ def _lay_merge(page: WorldPage, world: World, top: float) -> float:
         (Rectangle(_PAD, top, 0.0, 0.0), "What the parts gave is merged, and what goes across stages", 14.0, True)
     )
     bottom = _lay_row(page, talks, _PAD, top + 16.0, max(page.width - 2 * _PAD, _BOX)) if talks else top
-    said = (
-        [
-            "tokens",
-            f"{captions.count(world.num_sequences, 'sequence')}, {world.num_decode_steps} decode steps after prefill",
-        ]
-        if world.num_decode_steps
-        else ["one step", f"gradients of {captions.count(world.num_sequences, 'sequence')}, merged"]
-    )
     if not world.parts:
         return bottom + MARGIN
-    return _lay_row(page, [_node("merged", "parallelogram", said, -1)], _PAD, bottom + 34.0, _BOX) + MARGIN
+    merged = [_node("merged", "parallelogram", _describe_merged(world), -1)]
+    return _lay_row(page, merged, _PAD, bottom + 34.0, _BOX) + MARGIN
+
+
+def _describe_merged(world: World) -> list[str]:
+    sequences = captions.count(world.num_sequences, "sequence")
+    if world.num_decode_steps:
+        return ["tokens", f"{sequences}, {captions.count(world.num_decode_steps, 'decode step')} after prefill"]
+    if not world.has_backward:
+        return ["one step", f"{sequences}, no backward pass was told"]
+    merged = ", merged" if any(one.is_merge for one in world.traffic) else ""
+    return ["one step", f"gradients of {sequences}{merged}"]
 
 
 def _describe_merge(one: Traffic) -> list[str]:

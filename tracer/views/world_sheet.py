@@ -7,28 +7,26 @@ of their GPUs; what merges the parts of the batch again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.views import captions
-from truedag.tracer.views.colours import SHARES, stage_colour, tint
+from truedag.tracer.views.colours import DARK, SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.scope import Scope
-from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, find_way, plan_head
+from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, find_way, frame_stage, plan_head
 from truedag.tracer.views.world import World
 from truedag.tracer.views.world_page import MARGIN, WorldPage, is_below, lay_out_world
 
-_DARK, _LIGHT = "#3a3a3a", "#b4b4b4"
-_PLAIN: dict[str, Any] = {"regular": "false", "distortion": "0", "skew": "0"}
+_LIGHT = "#b4b4b4"
 _SIGNS = (
     Sign(words="a rank class: GPUs that run the same program", shape="box", fill=tint(GREY, SHARES["box"])),
     Sign(words="communication over an axis, or messages", shape="ellipse", fill=tint(GREY, SHARES["ellipse"])),
     Sign(words="split and merge of the batch", shape="parallelogram", fill=tint(GREY, SHARES["parallelogram"])),
     Sign(words="one GPU, in the shade of its row", shape="box", width=16, fill=tint(GREY, 0.3)),
-    Sign(words="data", colour=_DARK),
+    Sign(words="data", colour=DARK),
     Sign(words="takes part in", colour=_LIGHT, arrow="none"),
     Sign(words="stage transfer", style="dashed", pen=2.0),
 )
@@ -83,7 +81,6 @@ def draw_world(
             fillcolor=tint(colour, SHARES[one.shape]),
             stands_for=one.stands_for,
             ranks=write_runs(one.ranks),
-            **(_PLAIN if one.shape == "parallelogram" else {}),
         )
     _draw_lines(dot, world, page)
     return Sheet(
@@ -105,8 +102,9 @@ def _tell(scope: Scope, page: WorldPage, stood: int) -> list[str]:
         else ""
     )
     return [
-        f"{len(page.nodes):,} nodes shown of {scope.num_total:,}: they stand for {stood:,}, which are all operators "
-        "(in the rank classes) and all communications (by stage and axis); parameters are counted in elements. "
+        f"{len(page.nodes):,} nodes shown of {scope.num_total:,}: they stand for {scope.about}{stood:,}, which are "
+        "all operators (in the rank classes) and all communications (by stage and axis); parameters are counted in "
+        "elements. "
         f"{len(page.cells):,} GPUs are drawn, all of them.{read}",
         f"Folded: what ran in a class and over an axis. Axes: {axes or 'none was told'}. Bytes are those that all GPUs "
         "send; times are means of a participant, transfer from the last one's arrival and the wait for it. A stage's "
@@ -116,18 +114,9 @@ def _tell(scope: Scope, page: WorldPage, stood: int) -> list[str]:
 
 def _draw_stages(dot: Dot, scope: Scope, page: WorldPage, ways: Mapping[int, str], name: str) -> None:
     for stage, place in page.stages.items():
-        colour = stage_colour(stage)
         inside = [f"gpu{one.rank}" for one in page.cells if scope.coordinate(one.rank, "pp") == stage]
         inside += [one.name for one in page.nodes if one.stage == stage and place.top < one.place.y < place.bottom]
-        dot.box(
-            f"stage {stage}",
-            place,
-            inside,
-            style="filled,rounded",
-            fillcolor=tint(colour, 0.05),
-            color=colour,
-            penwidth=1.6,
-        )
+        frame_stage(dot, stage, place, inside)
         ranks = [rank for rank in sorted(scope.places) if scope.coordinate(rank, "pp") == stage]
         words = f"{'All ranks' if stage < 0 else f'Stage {stage}'} · {write_gpus(ranks)}"
         words += f" · {len(ranks):,} in all" if len(ranks) > 1 else ""
@@ -154,7 +143,7 @@ def _draw_lines(dot: Dot, world: World, page: WorldPage) -> None:
                 f"traffic{i}",
                 "merged",
                 ((there.x, there.bottom), (there.x, goal.top - 14.0), (goal.x, goal.top - 14.0), (goal.x, goal.top)),
-                color=_DARK,
+                color=DARK,
             )
     for i, part in enumerate(world.parts):
         a, b = places["batch"], places[f"part{i}"]
@@ -164,7 +153,7 @@ def _draw_lines(dot: Dot, world: World, page: WorldPage) -> None:
             if i == 0
             else ((a.right - 8, a.y - 8), (a.right + 14, a.y - 8), (a.right + 14, above), (b.x, above), (b.x, b.top))
         )
-        dot.line("batch", f"part{i}", way, color=_DARK, num_sequences=part.num_sequences)
+        dot.line("batch", f"part{i}", way, color=DARK, num_sequences=part.num_sequences)
         for one in world.classes:
             if set(one.ranks) & set(part.ranks):
                 dot.hidden(f"part{i}", f"class{one.first}")
@@ -182,12 +171,12 @@ def _draw_batch(dot: Dot, world: World, page: WorldPage, places: Mapping[str, Re
     for i in range(len(world.parts)):
         part = places[f"part{i}"]
         way = ((part.x, part.bottom), (part.x, bus), (x, bus), (x, stage.top))
-        dot.line(f"part{i}", "into", way, color=_DARK, penwidth=1.4)
+        dot.line(f"part{i}", "into", way, color=DARK, penwidth=1.4)
     if not any(is_below(world, one) for one in world.traffic):
         last, goal = page.stages[max(page.stages)], places["merged"]
         dot.node("out", Rectangle(last.x, last.bottom, 1.0, 1.0), (), shape="point", style="invis")
         down = ((last.x, last.bottom), (last.x, goal.y), (goal.right, goal.y))
-        dot.line("out", "merged", down, color=_DARK, penwidth=1.4)
+        dot.line("out", "merged", down, color=DARK, penwidth=1.4)
 
 
 def _draw_transfers(dot: Dot, world: World, places: Mapping[str, Rectangle], page: WorldPage) -> None:

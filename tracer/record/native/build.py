@@ -1,30 +1,23 @@
 """Compile the native recorder once per torch version, Python ABI, compiler flags and source, and load it.
 
-The library lies in a per-user cache (`TRUEDAG_CACHE`, else `XDG_CACHE_HOME/truedag`, else `~/.cache/truedag`) under a
-name that holds a hash of all of these. It is built in a folder of its own and moved into place in one step: no locks,
-nothing half-built to be found by another rank.
+It is built in a folder of its own and moved into place (`library.py`) in one step: no locks, nothing half-built to be
+found by another rank.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import os
 import shutil
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Protocol, cast
 
-import torch
-
 from truedag.tracer.errors import BuildError
+from truedag.tracer.record.native.library import FLAGS, NAME, recorder_path, sources
 from truedag.tracer.record.recorder import Recorder
-
-_NAME = "truedag_recorder"
-_FLAGS = ("-O3", "-DNDEBUG", "-std=c++20", "-Wno-unused-parameter")
 
 
 class NativeRecorder(Recorder, Protocol):
@@ -41,25 +34,6 @@ class NativeRecorder(Recorder, Protocol):
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each kind of record."""
-
-
-def sources() -> list[Path]:
-    """Return the C++ sources, headers first."""
-    folder = Path(__file__).parent
-    return [*sorted(folder.glob("*.h")), *sorted(folder.glob("*.cpp"))]
-
-
-def recorder_path() -> Path:
-    """Return where the library for this torch, Python and source lies, built or not."""
-    digest = hashlib.sha256()
-    for part in (torch.__version__, sysconfig.get_config_var("SOABI") or sys.version, *_FLAGS):
-        digest.update(part.encode() + b"\0")
-    for source in sources():
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    cache = os.environ.get("TRUEDAG_CACHE")
-    if cache is None:
-        cache = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "truedag")
-    return Path(cache) / f"{_NAME}-{digest.hexdigest()[:16]}.so"
 
 
 def build_recorder() -> Path:
@@ -97,9 +71,9 @@ def _compile(folder: Path) -> Path:
     os.environ["PATH"] = f"{scripts}{os.pathsep}{path}"
     try:
         cpp_extension.load(
-            name=_NAME,
+            name=NAME,
             sources=[str(source) for source in sources() if source.suffix == ".cpp"],
-            extra_cflags=list(_FLAGS),
+            extra_cflags=list(FLAGS),
             build_directory=str(folder),
             is_python_module=True,
             with_cuda=False,
@@ -111,7 +85,7 @@ def _compile(folder: Path) -> Path:
         ) from error
     finally:
         os.environ["PATH"] = path
-    return folder / f"{_NAME}.so"
+    return folder / f"{NAME}.so"
 
 
 @functools.cache
@@ -122,7 +96,7 @@ def load_recorder() -> NativeRecorder:
         BuildError: it cannot be built or loaded.
     """
     path = build_recorder()
-    spec = importlib.util.spec_from_file_location(_NAME, path)
+    spec = importlib.util.spec_from_file_location(NAME, path)
     if spec is None or spec.loader is None:
         raise BuildError(f"{path} is no Python extension module; delete it and try again")
     module = importlib.util.module_from_spec(spec)

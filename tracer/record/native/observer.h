@@ -1,7 +1,7 @@
 // The observer: PyTorch's dispatcher calls on_start and on_end around every operator of a thread that is not
-// intercepted (interceptor.h), and around backends' works. Nested events of a thread are
-// reduced to operators on the spot (DESIGN rule 2): a transparent event is walked through, the outermost other one is
-// recorded, and of what runs inside it only communications are.
+// intercepted (interceptor.h), and around backends' works. Nested events of a thread are reduced to operators on the
+// spot (DESIGN rule 2): a transparent event is walked through, the outermost other one is recorded, and of what runs
+// inside it only communications are.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -14,36 +14,10 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
-#include <type_traits>
-
-#include "frees.h"
-#include "slots.h"
+#include "communications.h"
+#include "tensors.h"
 
 namespace truedag {
-
-// Travels with autograd's and c10d's thread-local state to the thread where a communication's work runs.
-constexpr std::string_view kCommInfoName = "TRUEDAG_COMM";
-template <typename Kind>
-Kind own_info_kind() {
-  if constexpr (std::is_enum_v<Kind>) {
-    return static_cast<Kind>(0xDA);  // PyTorch before 2.13 has kinds by number, and none as high as this
-  } else {
-    return Kind(&kCommInfoName);
-  }
-}
-inline const auto kCommInfo = own_info_kind<c10::DebugInfoKind>();
-struct CommInfo : public c10::DebugInfoBase {
-  CommInfo(uint64_t generation, uint32_t id) : generation(generation), id(id) {}
-  uint64_t generation;
-  uint32_t id;
-};
-
-// Kept by PyTorch between the start and the end of a communication's work, which may be on another thread.
-struct WorkContext : public at::ObserverContext {
-  Work work{};
-  uint64_t generation = 0;
-  ThreadState* worker = nullptr;  // the backend's thread that runs it
-};
 
 constexpr c10::DispatchKeySet kWrapperKeys({c10::DispatchKey::Python, c10::DispatchKey::FuncTorchBatched,
                                             c10::DispatchKey::FuncTorchGradWrapper});
@@ -65,112 +39,6 @@ inline c10::ArrayRef<const c10::IValue> own_outputs(const at::RecordFunction& fn
   return all.size() > count ? all.slice(all.size() - count) : all;
 }
 
-inline bool has_place(const at::TensorImpl* impl) {
-  return impl->has_storage() && impl->layout() == c10::kStrided && !impl->is_nested() &&
-         !impl->has_symbolic_sizes_strides();
-}
-
-// The number of a storage; says so where it has other memory than this thread saw last.
-inline uint32_t find_storage(Session& session, ThreadState& state, c10::StorageImpl* storage, const void* data,
-                             uint64_t bytes, bool is_input) {
-  Caches& caches = state.caches();
-  auto& known = caches.storages[(reinterpret_cast<uint64_t>(storage) >> 4) % caches.storages.size()];
-  if (known.impl == storage && known.data == data && known.bytes == bytes) return known.id;
-  bool is_new = false;
-  const uint32_t id =
-      known.impl == storage ? known.id : session.storages.find(storage, data, bytes, is_input, is_new);
-  if (!is_new) {
-    const Place other{id, static_cast<uint32_t>(state.events.count()), reinterpret_cast<uint64_t>(data), bytes};
-    state.places.append(&other, sizeof(other));
-  }
-  known = {storage, data, bytes, id};
-  return id;
-}
-
-inline const LayoutEntry* find_layout(Session& session, ThreadState& state, const at::TensorImpl* impl) {
-  const auto dtype = static_cast<int32_t>(c10::typeMetaToScalarType(impl->dtype()));
-  const auto device = static_cast<int32_t>(impl->device_type());
-  const auto itemsize = static_cast<int32_t>(impl->dtype().itemsize());
-  const auto sizes = impl->sizes();
-  const auto strides = impl->strides();
-  const uint64_t hash = hash_layout(dtype, device, sizes, strides);
-  Caches& caches = state.caches();
-  auto& known = caches.layouts[hash % caches.layouts.size()];
-  if (known == nullptr || !known->same(dtype, device, sizes, strides)) {
-    known = session.layouts.find(hash, dtype, device, itemsize, sizes, strides, session.tables);
-  }
-  return known;
-}
-
-// Where a tensor lies, by the tables' numbers.
-inline Tensor find_place(Session& session, ThreadState& state, const at::TensorImpl* impl, const LayoutEntry* layout,
-                         bool is_input) {
-  auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
-  const void* data = storage->_mutable_data_ptr_no_checks().get();
-  const uint32_t id = find_storage(session, state, storage, data, storage->nbytes(), is_input);
-  return {impl->storage_offset() * static_cast<int64_t>(impl->dtype().itemsize()), id, layout->id};
-}
-
-// The number of a tensor on this thread; 0: memory that cannot be named.
-inline Ref name_tensor(Session& session, ThreadState& state, const at::TensorImpl* impl, bool is_input) {
-  if (!has_place(impl)) return 0;
-  auto* storage = impl->unsafe_storage().unsafeGetStorageImpl();
-  if (!is_input) watch_free(storage);
-  const void* data = storage->_mutable_data_ptr_no_checks().get();
-  const uint64_t bytes = storage->nbytes();
-  const int64_t offset = impl->storage_offset();
-  Caches& caches = state.caches();
-  auto& known = caches.tensors[(reinterpret_cast<uint64_t>(impl) >> 4) % caches.tensors.size()];
-  const bool is_layout =
-      known.layout != nullptr && known.layout->same(static_cast<int32_t>(c10::typeMetaToScalarType(impl->dtype())),
-                                                    static_cast<int32_t>(impl->device_type()), impl->sizes(),
-                                                    impl->strides());
-  if (is_layout && known.storage == storage && known.offset == offset) {
-    if (known.data != data || known.bytes != bytes) {
-      find_storage(session, state, storage, data, bytes, is_input);
-      known.data = data;
-      known.bytes = bytes;
-    }
-    return known.id;
-  }
-  const LayoutEntry* layout = is_layout ? known.layout : find_layout(session, state, impl);
-  const Tensor tensor = find_place(session, state, impl, layout, is_input);
-  auto& number = caches.ids[mix(tensor.offset_bytes ^ uint64_t{tensor.storage} << 32, tensor.layout) %
-                            caches.ids.size()];
-  if (number.id == 0 || std::memcmp(&number.tensor, &tensor, sizeof(tensor)) != 0) {
-    state.tensors.append(&tensor, sizeof(tensor));
-    number = {tensor, static_cast<uint32_t>(state.tensors.count())};
-  }
-  known = {storage, data, bytes, offset, layout, number.id};
-  return number.id;
-}
-
-inline void add_tensor(Session& session, ThreadState& state, std::vector<Ref>& refs, std::vector<uint32_t>& places,
-                       const at::Tensor& tensor, uint16_t arg, uint16_t element, bool is_input) {
-  const auto* impl = tensor.unsafeGetTensorImpl();
-  // A number that became a tensor on the way is a constant of the call, not data that flowed.
-  if (!tensor.defined() || impl->is_wrapped_number()) return;
-  refs.push_back(name_tensor(session, state, impl, is_input));
-  places.push_back(static_cast<uint32_t>(element) << 16 | arg);
-}
-
-inline void add_value(Session& session, ThreadState& state, std::vector<Ref>& refs, std::vector<uint32_t>& places,
-                      const c10::IValue& value, uint16_t arg, uint16_t& element, bool is_input) {
-  if (value.isTensor()) {
-    add_tensor(session, state, refs, places, value.toTensor(), arg, element, is_input);
-    if (element != 0xffff) ++element;  // of a longer list, the rest are its last
-  } else if (value.isList()) {
-    for (const auto& item : value.toListRef()) {
-      if (!item.isTensor() && !item.isList() && !item.isNone()) break;
-      add_value(session, state, refs, places, item, arg, element, is_input);
-    }
-  } else if (value.isTuple()) {
-    for (const auto& item : value.toTupleRef().elements()) {
-      add_value(session, state, refs, places, item, arg, element, is_input);
-    }
-  }
-}
-
 // A tensor subclass (DTensor), a dispatch mode or a functorch transform answers this call: the operators are what it
 // calls.
 inline bool answered_elsewhere(c10::ArrayRef<const c10::IValue> inputs) {
@@ -188,56 +56,6 @@ inline bool answered_elsewhere(c10::ArrayRef<const c10::IValue> inputs) {
     }
   }
   return false;
-}
-
-inline int64_t backend_sequence(c10d::ProcessGroup& group) {
-  try {
-    return static_cast<int64_t>(group.getSequenceNumberForGroup());
-  } catch (const std::exception&) {
-    return -1;  // this backend does not count
-  }
-}
-
-// A functional collective is waited for by the tensor that it writes, which is one of its arguments.
-inline void remember_storages(Session& session, uint32_t comm_id, c10::ArrayRef<const c10::IValue> inputs) {
-  const auto remember = [&](const at::Tensor& tensor) {
-    if (tensor.defined() && tensor.has_storage()) {
-      session.recent.add(comm_id, nullptr, tensor.storage().unsafeGetStorageImpl());
-    }
-  };
-  for (const auto& value : inputs) {
-    if (value.isTensor()) remember(value.toTensor());
-    if (!value.isTensorList()) continue;
-    for (const auto& item : value.toListRef()) {
-      if (item.isTensor()) remember(item.toTensor());
-    }
-  }
-}
-
-[[gnu::cold]] inline void open_comm(Session& session, ThreadState& state, const OpEntry& op,
-                      c10::ArrayRef<const c10::IValue> inputs) {
-  const auto group = inputs[op.group_arg].toCustomClass<c10d::ProcessGroup>();
-  Comm comm{};
-  comm.sequence = backend_sequence(*group);
-  comm.peer = op.peer_arg >= 0 ? static_cast<int32_t>(inputs[op.peer_arg].toInt()) : -1;
-  comm.tag = op.tag_arg >= 0 ? static_cast<int32_t>(inputs[op.tag_arg].toInt()) : -1;
-  comm.reduce_op = -1;
-  if (op.reduce_arg >= 0) {
-    comm.reduce_op = static_cast<int32_t>(inputs[op.reduce_arg].toCustomClass<c10d::ReduceOp>()->op_);
-  }
-  comm.async_op = op.p2p || (op.async_arg >= 0 && inputs[op.async_arg].toBool());
-  comm.id = session.next_comm_id.fetch_add(1);
-  {
-    std::lock_guard<std::mutex> guard(session.groups.mutex);
-    auto* entry = session.groups.find(group, session.tables);
-    comm.group = entry->id;
-    comm.order = op.p2p ? entry->num_p2p++ : entry->num_collectives++;
-  }
-  remember_storages(session, comm.id, inputs);
-  state.open_comm = comm;
-  state.has_comm = true;
-  c10::ThreadLocalDebugInfo::_push(kCommInfo, std::make_shared<CommInfo>(session.generation, comm.id));
-  this_slot->comm_generation = session.generation;
 }
 
 inline Caches::OpSlot& op_slot(ThreadState& state, const char* name) {
@@ -443,12 +261,6 @@ inline std::unique_ptr<at::ObserverContext> start(Session& session, ThreadState&
   }
   open_leaf(session, state, slot, *op, fn.name(), inputs, Frame::kLeaf);
   return nullptr;
-}
-
-inline void close_comm(ThreadSlot& slot) {
-  if (slot.comm_generation == 0) return;
-  c10::ThreadLocalDebugInfo::_pop(kCommInfo);
-  slot.comm_generation = 0;
 }
 
 // Writes the record of the open event.

@@ -1,7 +1,7 @@
 """Times for the page: what each rank was at over time, its shares, and every slice of its lanes.
 
-A moment counts once, as the first of these that it is: compute, transfer, waiting; else idle. The report tells more
-apart (analysis/shares.py): waiting for another stage is a bubble there.
+The shares are those of the report (analysis/shares.py), in which a moment of a step counts once, as the first of these
+that it is: compute, transfer, waiting, the pipeline's bubble; else the host's. Estimates count as well, and are marked.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from truedag.tracer.analysis.spans import Spans, length, union
-from truedag.tracer.views.page.leaves import COMMUNICATIONS, Leaves
+from truedag.tracer.analysis.shares import find_spans, measure_steps, share_time
+from truedag.tracer.analysis.spans import Spans, union
+from truedag.tracer.graph import Graph
+from truedag.tracer.views.page.leaves import Leaves
 from truedag.tracer.views.page.tree import Tree
 
 _MOST_CELLS = 1 << 19
@@ -26,8 +28,9 @@ class Occupation:
 
     Attributes:
         start_ns, end_ns: that window, on the graph's clock.
-        bins: [3, ranks, bins] uint8: how much of a bin was compute, transfer, waiting, of 255.
-        spent_ns: [5, ranks] float64: compute, transfer, waiting, idle, and compute that hid transfer; NaN is unknown.
+        bins: [4, ranks, bins] uint8: how much of a bin was compute, transfer, waiting, bubble, of 255.
+        spent_ns: [6, ranks] float64: compute, transfer, waiting, bubble, host, and what transfer was hidden by compute,
+            in all steps; NaN is unknown.
         is_estimated: whether any of these times is an estimate.
     """
 
@@ -38,46 +41,39 @@ class Occupation:
     is_estimated: bool
 
 
-def occupy(leaves: Leaves, ranks: list[int]) -> Occupation | None:
+def occupy(graph: Graph, leaves: Leaves) -> Occupation | None:
     """Return it; None where nothing has a time."""
     timed = leaves.parts.filter(pl.col("timing") != "none").drop_nulls(["start_ns", "end_ns"])
     if timed.is_empty():
         return None
     first = timed.select(pl.min_horizontal(pl.col("start_ns").min(), pl.col("arrive_ns").min())).item()
     start, end = int(first), int(timed["end_ns"].max())  # type: ignore[arg-type]
+    told = graph.nodes.select("node", "kind", "rank", "step", "start_ns", "end_ns", "timing").collect()
+    is_estimate = pl.col("timing") == "estimated"
+    nodes = told.with_columns(timing=pl.when(is_estimate).then(pl.lit("measured")).otherwise("timing"))
+    participants, ranks = graph.participants.collect(), graph.ranks.sort("rank").collect()
+    messages = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst").collect()
+    spans = find_spans(nodes, participants, messages, graph.groups.collect(), ranks, in_part=True)
+    windows = measure_steps(nodes, participants)
+    shares, _ = share_time(spans, ranks, windows)
+    steps = union(np.array(sorted(windows.values()), np.int64).reshape(-1, 2)).tolist()
     num_bins = int(np.clip(_MOST_CELLS // max(len(ranks), 1), 64, _MOST_BINS))
     edges = np.linspace(start, end, num_bins + 1)
-    bins = np.zeros((3, len(ranks), num_bins), np.uint8)
-    spent = np.full((5, len(ranks)), np.nan)
-    whole = _untimed_ranks(leaves)
-    parts = timed.select("rank", "kind", "arrive_ns", "start_ns", "end_ns").partition_by("rank", as_dict=True)
-    for place, rank in enumerate(ranks):
-        own = parts.get((rank,))
-        if own is None:
+    bins = np.zeros((4, len(ranks), num_bins), np.uint8)
+    spent = np.full((6, len(ranks)), np.nan)
+    seen, whole = set(timed["rank"].unique().to_list()), _untimed_ranks(leaves)
+    for place, share in enumerate(shares):
+        own = spans[share.rank]
+        if own is None or share.rank not in seen:
             continue
-        is_communication = pl.col("kind").is_in(COMMUNICATIONS)
-        compute = union(_spans(own.filter(~is_communication), "start_ns"))
-        met = own.filter(is_communication)
-        moved = union(_spans(met, "start_ns"))
-        busy = union(np.concatenate((compute, moved)))
-        reached = union(np.concatenate((busy, _spans(met, "arrive_ns"))))
-        covered = [_cover(spans, edges) for spans in (compute, busy, reached)]
-        shares = np.diff(covered, axis=1) / np.diff(edges)
-        bins[0, place] = np.rint(255 * shares[0])
-        bins[1, place] = np.rint(255 * np.maximum(shares[1] - shares[0], 0))
-        bins[2, place] = np.rint(255 * np.maximum(shares[2] - shares[1], 0))
-        if rank not in whole:
-            lengths = [length(spans) for spans in (compute, busy, reached, moved)]
-            spent[:, place] = (
-                lengths[0], lengths[1] - lengths[0], lengths[2] - lengths[1], end - start - lengths[2],
-                lengths[0] + lengths[3] - lengths[1],
-            )  # fmt: skip
+        layers = zip(*(own.layers(low, high) for low, high in steps), strict=True)
+        covered = [_cover(np.concatenate(layer), edges) for layer in layers]
+        parts = np.diff(covered, axis=1, n=1) / np.diff(edges)
+        bins[:, place] = np.rint(255 * np.maximum(np.diff(parts, axis=0, prepend=0), 0))
+        if share.rank not in whole and share.parts is not None:
+            spent[:, place] = (*share.parts, share.overlap_ns)
     return Occupation(
-        start_ns=start,
-        end_ns=end,
-        bins=bins,
-        spent_ns=spent,
-        is_estimated=bool((timed["timing"] == "estimated").any()),
+        start_ns=start, end_ns=end, bins=bins, spent_ns=spent, is_estimated=bool(told.select(is_estimate.any()).item())
     )
 
 
@@ -133,9 +129,3 @@ def _cover(spans: Spans, edges: NDArray[np.float64]) -> NDArray[np.float64]:
     reached = np.stack((before[:-1], before[1:]), axis=1).reshape(-1)
     covered: NDArray[np.float64] = np.interp(edges, times, reached, left=0.0, right=float(before[-1]))
     return covered
-
-
-def _spans(frame: pl.DataFrame, begin: str) -> Spans:
-    columns = frame.select(pl.col(begin).cast(pl.Int64), pl.col("end_ns").cast(pl.Int64))
-    spans: Spans = columns.drop_nulls().to_numpy().reshape(-1, 2)
-    return spans

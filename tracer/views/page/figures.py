@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from truedag.tracer.views.page.leaves import COMMUNICATIONS, Leaves
+from truedag.tracer.views.page.leaves import Leaves
+from truedag.tracer.views.page.rows import COMMUNICATIONS
 from truedag.tracer.views.page.tree import Tree
 
 _SUMS = ("num_nodes", "num_measured", "num_estimated", "flops", "bytes_read", "bytes_written")
@@ -59,16 +60,21 @@ def measure(leaves: Leaves, tree: Tree, spent: pl.DataFrame) -> Figures:
         *(_known_sum(pl.col(name)).alias(name) for name in ("time_ns", "estimated_ns", "wait_ns")),
         pl.col("call_max_ns").max(),
     )
+    alike = leaves.ranks.sort("rank").group_by("alike").agg(others="rank")
+    by_rank = by_rank.with_columns(pl.col("rank").cast(pl.Int64)).join(
+        alike.select(rank="alike", weight=pl.col("others").list.len().cast(pl.Int64)), on="rank"
+    )
     ranked = by_rank.sort("rank").group_by("at").agg(
-        pl.col("rank").cast(pl.Int64).alias("ranks"),
         *_over_ranks("time_ns", "mean_ns", "max_ns", "worst_rank"),
         *_over_ranks("wait_ns", "wait_mean_ns", "wait_max_ns", "wait_rank"),
         *_over_ranks("estimated_ns", "estimated_mean_ns", "estimated_max_ns", "estimated_rank"),
-        call_mean_ns=pl.col("time_ns").sum() / pl.col("timed").sum(),
+        alike=pl.col("rank"),
+        call_mean_ns=(pl.col("time_ns") * pl.col("weight")).sum() / (pl.col("timed") * pl.col("weight")).sum(),
         call_max_ns=pl.col("call_max_ns").max(),
         call_rank=pl.col("rank").sort_by("call_max_ns", nulls_last=False).last(),
-        sent_bytes=pl.col("sent_bytes").sum(),
+        sent_bytes=(pl.col("sent_bytes") * pl.col("weight")).sum(),
     )  # fmt: skip
+    ranked = ranked.join(_list_ranks(ranked["alike"], alike), on="alike").drop("alike")
     is_communication = pl.col("kind").is_in(COMMUNICATIONS)
     summed = (
         leaves.table.with_columns(num_communications=pl.when(is_communication).then("num_nodes").otherwise(0))
@@ -89,10 +95,25 @@ def measure(leaves: Leaves, tree: Tree, spent: pl.DataFrame) -> Figures:
 def _over_ranks(column: str, mean: str, most: str, worst: str) -> list[pl.Expr]:
     value = pl.col(column)
     return [
-        value.mean().alias(mean),
+        weighted_mean(column).alias(mean),
         value.max().alias(most),
         pl.when(value.is_not_null().any()).then(pl.col("rank").sort_by(value, nulls_last=False).last()).alias(worst),
     ]
+
+
+def weighted_mean(column: str) -> pl.Expr:
+    """The mean over all ranks that `weight` counts, of those where it is known."""
+    value, weight = pl.col(column), pl.col("weight")
+    is_known = value.is_not_null()
+    return pl.when(is_known.any()).then((value * weight).sum() / weight.filter(is_known).sum())
+
+
+def _list_ranks(lists: pl.Series, alike: pl.DataFrame) -> pl.DataFrame:
+    """Return alike (lists of ranks that stand for others) and ranks (all of these)."""
+    others = dict(alike.iter_rows())
+    known = lists.unique()
+    told = [sorted(rank for one in some for rank in others[one]) for some in known.to_list()]
+    return pl.DataFrame({"alike": known, "ranks": told}, schema_overrides={"ranks": pl.List(pl.Int64)})
 
 
 def _ancestors(tree: Tree, num_leaves: int) -> pl.DataFrame:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import polars as pl
 
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.class_dataset import ClassDataset
+from truedag.tracer.views.page.class_rows import find_classes, receivers_of
+from truedag.tracer.views.page.figures import weighted_mean
 from truedag.tracer.views.page.leaves import Leaves
 
 
 def message_traffic(graph: Graph) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return source, destination (ranks), num, bytes of messages; and source and destination (nodes) of each."""
+    """Return source, destination (ranks), num, bytes of messages; and source and destination (nodes) of each.
+
+    Of a class graph without times the second are left out: they tie slices on a time line, which it has none of.
+    """
+    classes = find_classes(graph)
+    if classes is not None:
+        return _class_messages(classes), pl.DataFrame(schema={"source": pl.Int64, "destination": pl.Int64})
     pairs = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst", "bytes").sort("src", "dst").collect()
     places = graph.nodes.filter(pl.col("kind").is_in(["send", "recv"])).select("node", "rank").collect()
     traffic = (
@@ -22,12 +31,26 @@ def message_traffic(graph: Graph) -> tuple[pl.DataFrame, pl.DataFrame]:
     return traffic, pairs.select(source="src", destination="dst")
 
 
+def _class_messages(classes: ClassDataset) -> pl.DataFrame:
+    world = classes.world
+    edges = classes.scan_classes("edges").filter(pl.col("kind") == "p2p")
+    told = edges.group_by("rank_class", "team", "place").agg(num=pl.len(), bytes=pl.col("bytes").sum()).collect()
+    pairs = []
+    for rank_class, team, place, num, size in told.iter_rows():
+        ranks = world.members[rank_class]
+        receivers = receivers_of(world, ranks, team, place)
+        pairs += [(one, other, num, size) for one, other in zip(ranks.tolist(), receivers.tolist(), strict=True)]
+    schema = {"source": pl.Int64, "destination": pl.Int64, "num": pl.Int64, "bytes": pl.Int64}
+    found = pl.DataFrame(pairs, schema=schema, orient="row")
+    return found.group_by("source", "destination").agg(pl.col("num", "bytes").sum()).sort("source", "destination")
+
+
 def collective_traffic(leaves: Leaves) -> pl.DataFrame:
     """Return group, kind (all-reduce, ...), rank, num, bytes (given by the rank), wait_ns, transfer_ns."""
     kinds = leaves.table.select("leaf", kind=pl.col("label").str.split(" ").list.first())
     wait = pl.col("start_ns") - pl.col("arrive_ns")
     transfer = pl.col("end_ns") - pl.col("start_ns")
-    return (
+    told = (
         leaves.parts.filter(pl.col("kind") == "collective")
         .drop("kind")
         .join(kinds, on="leaf")
@@ -38,6 +61,14 @@ def collective_traffic(leaves: Leaves) -> pl.DataFrame:
             wait_ns=pl.when(wait.is_not_null().all()).then(wait.sum()),
             transfer_ns=pl.when(transfer.is_not_null().all()).then(transfer.sum()),
         )
+        .rename({"rank": "alike", "group": "told"})
+        .with_columns(pl.col("alike").cast(pl.Int64))
+    )
+    return (
+        told.join(leaves.ranks, on="alike")
+        .join(leaves.groups, on=["rank", "told"], how="left")
+        .with_columns(group=pl.coalesce("group", "told"))
+        .select("group", "kind", "rank", "num", "bytes", "wait_ns", "transfer_ns")
         .sort("group", "kind", "rank")
     )
 
@@ -49,18 +80,22 @@ def stage_matrix(leaves: Leaves, spent: pl.DataFrame) -> pl.DataFrame:
     by_rank = spent.join(cells, on="leaf").group_by("phase", "stage", "layer", "rank").agg(
         time_ns=_known_sum("time_ns"), estimated_ns=_known_sum("estimated_ns"), wait_ns=_known_sum("wait_ns"),
         sent_bytes=pl.col("sent_bytes").sum(),
+    ).with_columns(pl.col("rank").cast(pl.Int64)).join(
+        leaves.ranks.group_by(rank="alike").agg(weight=pl.len().cast(pl.Int64)), on="rank"
     )  # fmt: skip
     counts = cells.group_by("phase", "stage", "layer").agg(pl.col("num_nodes").sum())
     return (
         by_rank.group_by("phase", "stage", "layer")
         .agg(
-            mean_ns=pl.col("time_ns").mean(),
+            mean_ns=weighted_mean("time_ns"),
             max_ns=pl.col("time_ns").max(),
-            worst_rank=pl.col("rank").sort_by("time_ns", nulls_last=False).last(),
-            estimated_ns=pl.col("estimated_ns").mean(),
-            wait_ns=pl.col("wait_ns").mean(),
-            sent_bytes=pl.col("sent_bytes").sum(),
-            num_ranks=pl.len().cast(pl.Int64),
+            worst_rank=pl.when(pl.col("time_ns").is_not_null().any()).then(
+                pl.col("rank").sort_by("time_ns", nulls_last=False).last()
+            ),
+            estimated_ns=weighted_mean("estimated_ns"),
+            wait_ns=weighted_mean("wait_ns"),
+            sent_bytes=(pl.col("sent_bytes") * pl.col("weight")).sum(),
+            num_ranks=pl.col("weight").sum(),
         )
         .join(counts, on=["phase", "stage", "layer"], nulls_equal=True)
         .sort("stage", "phase", "layer")

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from truedag.tracer.analysis.critical_path import CriticalPath, find_critical_path
@@ -30,20 +29,24 @@ class Paths:
         pieces: step, start_ns, end_ns, spent, rank, node, leaf; what follows on one rank, leaf and kind is one piece.
         stragglers: node, leaf, label, group, phase, layer, rank, late_ns, waited_ns, held_spent, held_ns, held_rank,
             held_node, held_label.
+        num_stragglers: how many there are; of each step the first of them, the most waited for, are listed.
         why_not: why there is none; "" if there is.
     """
 
     steps: list[dict[str, Any]]
     pieces: pl.DataFrame
     stragglers: pl.DataFrame
+    num_stragglers: int
     why_not: str
 
 
 def find_paths(graph: Graph, leaves: Leaves) -> Paths:
     """Find them, where there are times and the graph is not too large for that."""
-    if len(leaves.node) > MOST_NODES:
+    if not leaves.has_times:
+        return _none(f"no operator or communication of {graph.path} has a time")
+    if leaves.num_nodes > MOST_NODES:
         return _none(
-            f"not computed for this page, which has {len(leaves.node):,} nodes: truedag critical-path prints it"
+            f"not computed for this page, which has {leaves.num_nodes:,} nodes: truedag critical-path prints it"
         )
     told = leaves.table["step"].unique().sort().to_list()
     steps: list[int | None] = [step for step in told if step is not None and step >= 0] or [None]
@@ -61,6 +64,7 @@ def find_paths(graph: Graph, leaves: Leaves) -> Paths:
         steps=rows,
         pieces=pl.concat([_join_pieces(path, leaves) for path in found]),
         stragglers=pl.concat([_stragglers(path, leaves) for path in found]),
+        num_stragglers=sum(len(path.stragglers) for path in found),
         why_not="",
     )
 
@@ -71,27 +75,19 @@ def place_findings(audit: Mapping[str, Any] | None, leaves: Leaves) -> Sequence[
     placed = []
     for finding in findings:
         told = [int(found[1]) for name in finding["nodes"] if (found := _NUMBER.match(str(name)))]
-        nodes = [node for node in told if _has(leaves, node)]
+        found_leaves = leaves.leaf_of(told).tolist()
+        nodes = [node for node, leaf in zip(told, found_leaves, strict=True) if leaf >= 0]
         placed.append(
             {key: finding[key] for key in ("check", "severity", "title", "expected", "found", "fix", "num_nodes")}
             | {"ranks": finding["ranks"], "layers": finding["layers"], "nodes": nodes[:_MOST_SHOWN_NODES]}
-            | {"leaves": sorted({int(_leaf_of(leaves, [node])[0]) for node in nodes})}
+            | {"leaves": sorted({leaf for leaf in found_leaves if leaf >= 0})}
         )
     return placed
 
 
-def _has(leaves: Leaves, node: int) -> bool:
-    place = int(np.searchsorted(leaves.node, node))
-    return place < len(leaves.node) and int(leaves.node[place]) == node
-
-
-def _leaf_of(leaves: Leaves, nodes: Sequence[int] | pl.Series) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return leaves.leaf[np.searchsorted(leaves.node, np.asarray(nodes, np.int64))]
-
-
 def _join_pieces(path: CriticalPath, leaves: Leaves) -> pl.DataFrame:
     pieces = path.pieces.select("start_ns", "end_ns", "spent", "rank", "node").with_columns(
-        leaf=pl.Series(_leaf_of(leaves, path.pieces["node"])), step=pl.lit(-1 if path.step is None else path.step)
+        leaf=pl.Series(leaves.leaf_of(path.pieces["node"])), step=pl.lit(-1 if path.step is None else path.step)
     )
     return (
         pieces.with_columns(run=pl.struct("leaf", "rank", "spent").rle_id())
@@ -109,8 +105,8 @@ def _stragglers(path: CriticalPath, leaves: Leaves) -> pl.DataFrame:
     most = path.stragglers.head(_MOST_STRAGGLERS)
     columns = ("node", "label", "group", "phase", "layer", "rank", "late_ns", "waited_ns", "held_spent", "held_ns",
                "held_rank", "held_node", "held_label")  # fmt: skip
-    return most.select(columns).with_columns(leaf=pl.Series(_leaf_of(leaves, most["node"])))
+    return most.select(columns).with_columns(leaf=pl.Series(leaves.leaf_of(most["node"])))
 
 
 def _none(why: str) -> Paths:
-    return Paths(steps=[], pieces=pl.DataFrame(), stragglers=pl.DataFrame(), why_not=why)
+    return Paths(steps=[], pieces=pl.DataFrame(), stragglers=pl.DataFrame(), num_stragglers=0, why_not=why)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,13 @@ def write_page(
     spent = on_ranks(leaves)
     progress("adding up")
     payload = Payload()
-    ranks = graph.ranks.sort("rank").collect()
-    occupation = occupy(leaves, ranks["rank"].to_list())
+    occupation = occupy(graph, leaves)
     slices = None
     if occupation is not None:
         slices = cut_slices(leaves, tree, occupation.start_ns, occupation.end_ns)
     is_apart = slices is not None and len(slices.table) > most_slices
     _add_tree(payload, leaves, tree, spent)
-    _add_ranks(payload, ranks, graph.groups.sort("group").collect(), occupation, spent)
+    _add_ranks(payload, graph, leaves, occupation, spent)
     _add_traffic(payload, graph, leaves, spent)
     progress("finding the critical path")
     paths = find_paths(graph, leaves)
@@ -103,7 +102,7 @@ def write_page(
     payload.add_document("why_no_audit", why_no_audit)
     payload.add_document("meta", _describe(graph, leaves, occupation, slices, paths, audit, note, is_apart=is_apart))
     progress("writing the page")
-    return _write(out, payload, slices if is_apart else None, len(leaves.node), len(leaves.table), _title(graph))
+    return _write(out, payload, slices if is_apart else None, leaves.num_nodes, len(leaves.table), _title(graph))
 
 
 def _add_tree(payload: Payload, leaves: Leaves, tree: Tree, spent: pl.DataFrame) -> None:
@@ -141,26 +140,25 @@ def _add_tree(payload: Payload, leaves: Leaves, tree: Tree, spent: pl.DataFrame)
 
 
 def _add_ranks(
-    payload: Payload, ranks: pl.DataFrame, groups: pl.DataFrame, occupation: Occupation | None, spent: pl.DataFrame
+    payload: Payload, graph: Graph, leaves: Leaves, occupation: Occupation | None, spent: pl.DataFrame
 ) -> None:
+    ranks, groups = graph.ranks.sort("rank").collect(), graph.groups.sort("group").collect()
     for name in ("rank", *AXES):
         payload.add("ranks", name, ranks[name].fill_null(-1).cast(pl.Int64).to_numpy())
     payload.add("ranks", "rank_class", ranks["rank_class"].fill_null(-1).cast(pl.Int64).to_numpy())
     for name in ("host", "device"):
         payload.add_strings("ranks", name, ranks[name])
     payload.add("ranks", "clock_error_ns", _floats(ranks["clock_error_ns"].cast(pl.Float64)))
-    sent = spent.group_by("rank").agg(pl.col("sent_bytes").sum(), pl.col("calls").sum())
-    told = ranks.select(pl.col("rank").cast(pl.Int64)).join(
-        sent.with_columns(pl.col("rank").cast(pl.Int64)), on="rank", how="left", maintain_order="left"
-    )
+    sent = spent.group_by(alike=pl.col("rank").cast(pl.Int64)).agg(pl.col("sent_bytes").sum(), pl.col("calls").sum())
+    told = leaves.ranks.sort("rank").join(sent, on="alike", how="left", maintain_order="left")
     payload.add("ranks", "sent_bytes", told["sent_bytes"].fill_null(0).cast(pl.Float64).to_numpy())
     payload.add("ranks", "num_parts", told["calls"].fill_null(0).to_numpy())
-    names = ("compute_ns", "transfer_ns", "waiting_ns", "idle_ns", "overlap_ns")
+    names = ("compute_ns", "transfer_ns", "waiting_ns", "bubble_ns", "host_ns", "overlap_ns")
     for place, name in enumerate(names):
         values = np.full(len(ranks), np.nan) if occupation is None else occupation.spent_ns[place]
         payload.add("ranks", name, values.astype(np.float64))
     if occupation is not None:
-        for place, name in enumerate(("compute", "transfer", "waiting")):
+        for place, name in enumerate(("compute", "transfer", "waiting", "bubble")):
             payload.add("heat", name, occupation.bins[place].reshape(-1))
     payload.add("groups", "group", groups["group"].to_numpy())
     payload.add_strings("groups", "axis", groups["axis"])
@@ -226,14 +224,13 @@ def _describe(
 ) -> dict[str, Any]:  # fmt: skip
     meta = graph.meta
     kinds = leaves.table.group_by("kind").agg(pl.col("num_nodes").sum()).sort("num_nodes", descending=True)
-    edges = graph.edges.group_by("kind").len().sort("len", descending=True).collect()
     told = ("deployment", "strategy", "world_size", "steps", "torch", "truedag", "recorder", "num_unmatched",
             "missing_ranks", "dry")  # fmt: skip
     return {name: meta.get(name) for name in told} | {
         "unmatched": [str(one) for one in meta.get("unmatched") or []][:200],
         "note": note,
         "nodes": dict(kinds.iter_rows()),
-        "edges": dict(edges.iter_rows()),
+        "edges": leaves.num_edges,
         "num_inner_edges": leaves.num_inner_edges,
         "num_decode_steps": leaves.num_decode_steps,
         "num_carried_edges": leaves.num_carried_edges,
@@ -247,6 +244,7 @@ def _describe(
         "num_slices": 0 if slices is None else len(slices.table),
         "slices_file": SLICES_FILE if is_apart else None,
         "no_path": paths.why_not,
+        "num_stragglers": paths.num_stragglers,
         "audit": None if audit is None else {key: audit[key] for key in ("verdict", "against", "passed", "unchecked")},
     }
 
@@ -289,8 +287,7 @@ def _write(out: Path, payload: Payload, apart: Slices | None, num_nodes: int, nu
 
 
 def _title(graph: Graph) -> str:
-    name = str(graph.meta.get("deployment") or "recorded program")
-    return json.dumps(name)[1:-1].replace("&", "&amp;").replace("<", "&lt;")
+    return escape(str(graph.meta.get("deployment") or "recorded program"))
 
 
 def _floats(series: pl.Series) -> np.ndarray[Any, Any]:

@@ -10,7 +10,7 @@ import { Overview } from "./overview.js";
 import { PALETTES } from "./palette.js";
 import { PathView } from "./path.js";
 import { Filter, freshState, readLink, writeLink } from "./state.js";
-import { writeCount } from "./text.js";
+import { parseRuns, writeCount, writeRanks } from "./text.js";
 import { TimeView } from "./time.js";
 import { TrafficView } from "./traffic.js";
 
@@ -110,7 +110,10 @@ export class App {
       const field = /** @type {HTMLInputElement} */ (document.getElementById(`filter-${name}`));
       const take = () => { if (this.state.filters[name] !== field.value) this.change((state) => { state.filters[name] = field.value; }); };
       field.addEventListener(name === "phase" ? "change" : "input", take);
-      this.controls.push({ refresh: () => { if (field.value !== this.state.filters[name]) field.value = this.state.filters[name]; } });
+      this.controls.push({ refresh: () => {
+        if (field.value !== this.state.filters[name]) field.value = this.state.filters[name];
+        if (name !== "phase") field.setAttribute("aria-invalid", String(field.value.trim() !== "" && !parseRuns(field.value)));
+      } });
     }
     const clear = /** @type {HTMLElement} */ (document.getElementById("filter-clear"));
     clear.addEventListener("click", () => this.change((state) => { state.filters = freshState().filters; }));
@@ -365,6 +368,6 @@ export class App {
     const nodes = /** @type {number[]} */ (Object.values(meta.nodes)).reduce((sum, count) => sum + count, 0);
     const edges = /** @type {number[]} */ (Object.values(meta.edges)).reduce((sum, count) => sum + count, 0);
     const dry = this.model.hasTimes ? "" : "no time was measured · ";
-    return `${dry}${meta.strategy ?? "no strategy told"} · ${writeCount(this.model.ranks.length)} ranks · ${writeCount(nodes)} nodes · ${writeCount(edges)} edges`;
+    return `${dry}${meta.strategy ?? "no strategy told"} · ${writeRanks(this.model.ranks.length)} · ${writeCount(nodes)} nodes · ${writeCount(edges)} edges`;
   }
 }

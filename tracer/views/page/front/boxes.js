@@ -3,7 +3,7 @@
 import { FONT, fit } from "./board.js";
 import { countRuns } from "./model.js";
 import { stripes } from "./palette.js";
-import { writeBytes, writeCount, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeRanks, writeTime } from "./text.js";
 
 const LEGIBLE = 0.33; // scale from which boxes have text
 
@@ -103,7 +103,7 @@ export function drawBox(context, app, box, scale, look, most) {
 export function multiplicity(app, node) {
   const { model, state } = app;
   const ranks = countRuns(model.runs(model.tree.ranks, node));
-  const told = `×${writeCount(model.tree.num_nodes[node])} on ${ranks} rank${ranks === 1 ? "" : "s"}`;
+  const told = `×${writeCount(model.tree.num_nodes[node])} on ${writeRanks(ranks)}`;
   if (!model.isLeaf[node]) return told;
   const { value, isEstimated } = model.amount(node, state.metric);
   if (!(value >= 0)) return told;

@@ -2,7 +2,7 @@
 
 import { laneName } from "./slices.js";
 import { countRuns } from "./model.js";
-import { writeBytes, writeCount, writeEither, writeFlops, writeRuns, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeEither, writeFlops, writeRanks, writeRuns, writeTime } from "./text.js";
 
 const MOST_BARS = 64;
 
@@ -70,7 +70,7 @@ export class Detail {
     const runs = model.runs(tree.ranks, id);
     const batches = model.runs(tree.microbatches, id);
     /** @type {[string, string][]} */
-    const rows = [["Stands for", `${writeCount(tree.num_nodes[id])} nodes on ${countRuns(runs)} ranks`], ["Ranks", writeRuns(runs)]];
+    const rows = [["Stands for", `${writeCount(tree.num_nodes[id])} nodes on ${writeRanks(countRuns(runs))}`], ["Ranks", writeRuns(runs)]];
     if (batches.length) rows.push(["Microbatches", writeRuns(batches)]);
     if (model.isLeaf[id]) {
       const leaf = tree.low[id];
@@ -136,9 +136,9 @@ export class Detail {
     /** @type {[string, string][]} */
     const rows = [["Place", axes.map((axis) => `${axis} ${ranks[axis][row]}`).join(" · ") || "untold"]];
     if (ranks.rank_class[row] >= 0) rows.push(["Rank class", String(ranks.rank_class[row])]);
-    const whole = ["compute", "transfer", "waiting", "idle"].map((name) => ranks[`${name}_ns`][row]).reduce((sum, value) => sum + value, 0);
+    const whole = ["compute", "transfer", "waiting", "bubble", "host"].map((name) => ranks[`${name}_ns`][row]).reduce((sum, value) => sum + value, 0);
     const mark = model.meta.is_estimated ? "≈ " : "";
-    for (const [name, label] of [["compute", "Compute"], ["transfer", "Transfer, exposed"], ["waiting", "Waiting for others"], ["idle", "Idle"]]) {
+    for (const [name, label] of [["compute", "Compute"], ["transfer", "Transfer, exposed"], ["waiting", "Waiting for others"], ["bubble", "Pipeline bubble"], ["host", "Host"]]) {
       const value = ranks[`${name}_ns`][row];
       rows.push([label, value >= 0 ? `${mark}${writeTime(value)} · ${((100 * value) / whole).toFixed(1)} %` : "unknown"]);
     }
@@ -162,14 +162,17 @@ export class Detail {
     if (id >= model.groups.length) return;
     const runs = model.runs(model.groups.ranks, id);
     this.head(`${model.word(model.groups.axis, id) || "Unnamed"} group`, model.word(model.groups.description, id));
-    let num = 0;
+    /** @type {Map<number, number>} how often of each kind, on the rank that did it most: one may be missing */
+    const kinds = new Map();
     let bytes = 0;
     for (let at = 0; at < (model.collectives?.length ?? 0); at++) {
       if (model.collectives.group[at] !== model.groups.group[id]) continue;
-      num += model.collectives.num[at];
+      const kind = model.collectives.kind[at];
+      kinds.set(kind, Math.max(kinds.get(kind) ?? 0, model.collectives.num[at]));
       bytes += model.collectives.bytes[at] || 0;
     }
-    this.facts([["Ranks", writeRuns(runs, 30)], ["Size", String(countRuns(runs))], ["Collectives", writeCount(num / Math.max(1, countRuns(runs)))], ["Bytes given", writeBytes(bytes)]]);
+    const num = [...kinds.values()].reduce((sum, one) => sum + one, 0);
+    this.facts([["Ranks", writeRuns(runs, 30)], ["Size", String(countRuns(runs))], ["Collectives", writeCount(num)], ["Bytes given", writeBytes(bytes)]]);
   }
 
   /** @param {number} id */

@@ -39,6 +39,8 @@ export class GraphView {
     this.key = "";
     this.wanted = "";
     this.passing = new Uint8Array(0);
+    /** How many nodes the leaves that pass stand for, before each leaf of the walk. */
+    this.nodesBefore = new Float64Array(app.model.numLeaves + 1);
     /** How long the last opening took until it was drawn, in ms. */
     this.openingMs = 0;
   }
@@ -50,7 +52,12 @@ export class GraphView {
     if (key === this.key && this.layout) return;
     this.key = key;
     const wanted = JSON.stringify([state.ends, state.filters]);
-    if (wanted !== this.wanted) this.passing = model.passing(filter, state.ends);
+    if (wanted !== this.wanted) {
+      this.passing = model.passing(filter, state.ends);
+      for (let leaf = 0; leaf < model.numLeaves; leaf++) {
+        this.nodesBefore[leaf + 1] = this.nodesBefore[leaf] + this.passing[leaf] * model.tree.num_nodes[model.leaves.node[leaf]];
+      }
+    }
     this.wanted = wanted;
     this.layout = layOut(model, state.open, this.passing);
     this.note.textContent = this.count();
@@ -64,13 +71,7 @@ export class GraphView {
     let shown = 0;
     for (const box of boxes) {
       if (box.isOpen) continue;
-      const low = tree.low[box.node];
-      if (model.isLeaf[box.node]) shown += tree.num_nodes[box.node];
-      else {
-        for (let leaf = low; leaf < tree.high[box.node]; leaf++) {
-          if (this.passing[leaf]) shown += tree.num_nodes[model.leaves.node[leaf]];
-        }
-      }
+      shown += this.nodesBefore[tree.high[box.node]] - this.nodesBefore[tree.low[box.node]];
     }
     const all = Object.values(meta.nodes).reduce((sum, count) => sum + count, 0);
     const ends = state.ends ? 0 : ["parameter", "input", "output"].reduce((sum, kind) => sum + (meta.nodes[kind] ?? 0), 0);

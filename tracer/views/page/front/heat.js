@@ -4,6 +4,8 @@ import { FONT } from "./board.js";
 import { amountChannels } from "./palette.js";
 import { eachRun } from "./model.js";
 
+const SPENT = ["compute", "transfer", "waiting", "bubble"];
+
 /** @typedef {{ left: number, top: number, width: number, height: number, from: number, to: number, ranks: number[] }} Sight */
 
 /**
@@ -17,18 +19,17 @@ export function drawHeat(context, sight, app) {
   const first = Math.floor((sight.from / model.meta.window_ns[1]) * bins);
   const last = Math.min(bins, Math.ceil((sight.to / model.meta.window_ns[1]) * bins));
   const image = new ImageData(Math.max(1, last - first), Math.max(1, sight.ranks.length));
-  const channels = Object.fromEntries(["compute", "transfer", "waiting", "idle"].map((name) => [name, channelsOf(colours.kinds[name])]));
-  const { compute, transfer, waiting } = model.heat;
+  const channels = Object.fromEntries([...SPENT, "host", "idle"].map((name) => [name, channelsOf(colours.kinds[name])]));
   sight.ranks.forEach((rank, line) => {
     const base = (model.rowOfRank.get(rank) ?? 0) * bins;
     for (let bin = first; bin < last; bin++) {
-      const shares = [compute[base + bin], transfer[base + bin], waiting[base + bin]];
+      const shares = SPENT.map((name) => model.heat[name][base + bin]);
       const at = 4 * (line * image.width + bin - first);
       let colour;
       if (state.heat === "mix") {
-        const idle = Math.max(0, 255 - shares[0] - shares[1] - shares[2]);
-        const most = Math.max(shares[0], shares[1], shares[2], idle);
-        const name = most === shares[0] ? "compute" : most === shares[1] ? "transfer" : most === shares[2] ? "waiting" : "idle";
+        const host = Math.max(0, 255 - shares.reduce((sum, share) => sum + share, 0));
+        const most = Math.max(...shares, host);
+        const name = SPENT[shares.indexOf(most)] ?? "host";
         // Paler where it was several things.
         colour = blend(channels.idle, channels[name], 0.35 + (0.65 * most) / 255);
       } else colour = amountChannels(model.heat[state.heat][base + bin] / 255);

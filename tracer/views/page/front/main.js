@@ -25,15 +25,20 @@ async function start() {
   const { meta } = model;
   /** @type {HTMLElement} */ (document.getElementById("subtitle")).textContent = [meta.note, app.summary()].filter(Boolean).join(" · ");
   legend();
-  app.renderNow();
+  // A link to a finding in the graph, as drawings have it, leads to its place; one from here says what is open there.
+  const { selection, view, open } = app.state;
+  if (selection?.kind === "finding" && view === "graph" && !open.size) app.goTo(selection, view);
+  else app.renderNow();
   Object.assign(window, { truedag: { app, model, loadMs: performance.now() - begun, openedMs: performance.now() } });
   document.documentElement.dataset.ready = "1";
+  // While nobody waits: the first box opens as fast as the others then.
+  requestIdleCallback(() => app.views.graph.refresh());
 }
 
 /** How measured, estimated and unknown look, in every view. */
 function legend() {
   const place = /** @type {HTMLElement} */ (document.getElementById("legend"));
-  for (const [kind, name] of [["compute", "compute"], ["transfer", "communication"], ["waiting", "waiting"], ["routing", "routing"], ["idle", "idle"]]) {
+  for (const [kind, name] of [["compute", "compute"], ["transfer", "communication"], ["waiting", "waiting"], ["bubble", "bubble"], ["host", "host"], ["routing", "routing"]]) {
     place.append(Object.assign(document.createElement("i"), { className: `swatch ${kind}` }), ` ${name} `);
   }
   place.append(Object.assign(document.createElement("i"), { className: "swatch measured" }), " measured ");

@@ -110,14 +110,6 @@ export class Model {
     return names;
   }
 
-  /**
-   * How a node of the tree is: group, or its leaf's kind.
-   * @param {number} node
-   */
-  kindOf(node) {
-    return this.isLeaf[node] ? this.word(this.leaves.kind, this.tree.low[node]) : "group";
-  }
-
   /** @param {number} node */
   categoryOf(node) {
     const leaf = this.tree.low[node];
@@ -164,10 +156,7 @@ export class Model {
     return passing;
   }
 
-  /**
-   * The node that is a leaf, or its nearest closed one above.
-   * @param {number} leaf
-   */
+  /** The node that is a leaf. @param {number} leaf */
   nodeOfLeaf(leaf) {
     return this.leaves.node[leaf];
   }

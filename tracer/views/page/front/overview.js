@@ -4,7 +4,7 @@ import { Board, FONT, fit } from "./board.js";
 import { RankMap } from "./rankmap.js";
 import { Shares } from "./shares.js";
 import { amountColour, inkOn, stripes } from "./palette.js";
-import { writeBytes, writeCount, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeRanks, writeTime } from "./text.js";
 
 const PHASES = ["forward", "prefill", "decode", "backward", "optimizer", ""];
 
@@ -205,7 +205,7 @@ export class Overview {
       : isEstimated && value >= 0 ? `≈ ${writeTime(value)} (estimated)` : "time unknown";
     return `${stage}, ${layer}, ${this.app.model.word(cells.phase, cell) || "no phase told"}\n${time}\n` +
       `waiting ${writeTime(cells.wait_ns[cell])} · ${writeBytes(cells.sent_bytes[cell])} sent\n` +
-      `${writeCount(cells.num_nodes[cell])} nodes on ${cells.num_ranks[cell]} ranks`;
+      `${writeCount(cells.num_nodes[cell])} nodes on ${writeRanks(cells.num_ranks[cell])}`;
   }
 
   /** @param {KeyboardEvent} event */

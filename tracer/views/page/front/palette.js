@@ -4,11 +4,11 @@
 
 const KINDS = {
   light: {
-    compute: "#0072b2", transfer: "#e69f00", waiting: "#c44900", idle: "#d9d9d4", host: "#8a8a85",
+    compute: "#0072b2", transfer: "#e69f00", waiting: "#c44900", bubble: "#a9d6ee", idle: "#d9d9d4", host: "#8a8a85",
     routing: "#b2558a", ends: "#00795a",
   },
   dark: {
-    compute: "#56b4e9", transfer: "#f0b429", waiting: "#e8703a", idle: "#3a3c40", host: "#80838a",
+    compute: "#56b4e9", transfer: "#f0b429", waiting: "#e8703a", bubble: "#2a5d7c", idle: "#3a3c40", host: "#80838a",
     routing: "#dd8fb8", ends: "#2cc295",
   },
 };

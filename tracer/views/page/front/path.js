@@ -4,6 +4,7 @@ import { Board, FONT, fit } from "./board.js";
 import { writeCount, writeTime } from "./text.js";
 
 const PAGE = 200; // rows at a time
+const MOST_TOTALS = 40; // rows; the others are one
 
 export class PathView {
   /**
@@ -15,6 +16,7 @@ export class PathView {
     this.tools = app.tools(place, []);
     this.note = app.note(this.tools);
     this.shown = PAGE;
+    this.shownLate = PAGE;
     this.key = "";
     this.frame = { left: 0, perNs: 1 };
     const { pieces, meta } = app.model;
@@ -69,10 +71,16 @@ export class PathView {
     }
     const table = document.createElement("table");
     table.append(app.row(["Spent on", "Time", "Share"], "th"));
-    for (const [key, span] of [...totals].sort((one, other) => other[1] - one[1]).slice(0, 40)) {
+    const sorted = [...totals].sort((one, other) => other[1] - one[1]);
+    for (const [key, span] of sorted.slice(0, MOST_TOTALS)) {
       const row = app.row([key, this.mark() + writeTime(span), `${((100 * span) / whole).toFixed(1)} %`], "td", 0);
       row.cells[0].prepend(app.swatch(key.split(" ")[0]));
       table.append(row);
+    }
+    const rest = sorted.slice(MOST_TOTALS);
+    if (rest.length) {
+      const span = rest.reduce((sum, [, one]) => sum + one, 0);
+      table.append(app.row([`${writeCount(rest.length)} others`, this.mark() + writeTime(span), `${((100 * span) / whole).toFixed(1)} %`], "td", 0));
     }
     this.totals?.body.replaceChildren(table);
   }
@@ -109,11 +117,12 @@ export class PathView {
 
   fillStragglers() {
     const { app } = this;
-    const { stragglers } = app.model;
+    const { stragglers, meta } = app.model;
+    const left = meta.num_stragglers - (stragglers?.length ?? 0);
     const table = document.createElement("table");
     table.append(app.row(["Last", "Communication", "All waited", "Held up by"], "th"));
-    for (let at = 0; at < (stragglers?.length ?? 0) && table.rows.length <= PAGE; at++) {
-      if (!this.passes(stragglers.leaf[at], stragglers.rank[at])) continue;
+    const passing = Array.from({ length: stragglers?.length ?? 0 }, (_, at) => at).filter((at) => this.passes(stragglers.leaf[at], stragglers.rank[at]));
+    for (const at of passing.slice(0, this.shownLate)) {
       const held = stragglers.held_rank[at] >= 0
         ? `${app.model.word(stragglers.held_spent, at)} ${app.model.word(stragglers.held_label, at)}${stragglers.held_rank[at] === stragglers.rank[at] ? "" : ` on rank ${stragglers.held_rank[at]}`}, ${writeTime(stragglers.held_ns[at])}`
         : "–";
@@ -126,8 +135,13 @@ export class PathView {
       app.makeChoice(row, () => app.select({ kind: "straggler", id: at }), () => app.goTo({ kind: "straggler", id: at }, "time"));
       table.append(row);
     }
-    this.late?.body.replaceChildren(table);
-    if (!stragglers?.length) this.late?.body.append(app.empty("Nobody waited for anybody."));
+    const { late } = this;
+    late?.body.replaceChildren(table);
+    if (!stragglers?.length) late?.body.append(app.empty("Nobody waited for anybody."));
+    if (late) late.note.textContent = left > 0 ? `${writeCount(left)} others, who were waited for less, are not in this page: truedag critical-path --top` : "";
+    if (passing.length > this.shownLate) {
+      late?.body.append(app.button(`${PAGE} more of ${writeCount(passing.length)}`, "", () => { this.shownLate += PAGE; this.fillStragglers(); app.render(); }));
+    }
   }
 
   /** @param {number} leaf @param {number} rank */

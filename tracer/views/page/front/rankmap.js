@@ -2,7 +2,7 @@
 
 import { Board, FONT } from "./board.js";
 import { TURNS, amountColour, inkOn, stripes } from "./palette.js";
-import { writeBytes, writeCount, writeRuns, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeRanks, writeRuns, writeTime } from "./text.js";
 import { countRuns, eachRun } from "./model.js";
 
 const AXES = ["tp", "ep", "etp", "pp", "dp", "edp", "cp"];
@@ -79,7 +79,7 @@ export class RankMap {
     const { metric } = this.app.state;
     if (metric === "bytes") return ranks.sent_bytes[row];
     if (metric === "nodes") return ranks.num_parts[row];
-    if (metric === "waiting") return ranks.waiting_ns[row];
+    if (metric === "waiting") return ranks.waiting_ns[row] + ranks.bubble_ns[row];
     if (metric === "imbalance") return this.meanCompute > 0 ? Math.max(0, ranks.compute_ns[row] / this.meanCompute - 1) : NaN;
     return ranks.compute_ns[row];
   }
@@ -102,7 +102,7 @@ export class RankMap {
       context.font = `600 12px ${FONT}`;
       context.fillStyle = colours.quiet;
       context.textAlign = "left";
-      context.fillText(`${head.stage < 0 ? "no stage told" : `stage ${head.stage}`} · ${head.count} rank${head.count === 1 ? "" : "s"}`, head.x, head.y - 11);
+      context.fillText(`${head.stage < 0 ? "no stage told" : `stage ${head.stage}`} · ${writeRanks(head.count)}`, head.x, head.y - 11);
     }
     context.textAlign = "center";
     const gap = size > 12 ? 1 : size > 5 ? 0.5 : 0.15;
@@ -219,7 +219,7 @@ export class RankMap {
   tell(row) {
     const { ranks } = this.app.model;
     const rank = ranks.rank[row];
-    const told = ["compute", "transfer", "waiting", "idle"]
+    const told = ["compute", "transfer", "waiting", "bubble", "host"]
       .map((name) => `${name} ${writeTime(ranks[`${name}_ns`][row])}`).join(" · ");
     const groups = this.app.groupsOf(rank)
       .map((group) => `${group.axis} ${writeRuns(this.app.model.runs(this.app.model.groups.ranks, group.id), 4)}`).join("\n");

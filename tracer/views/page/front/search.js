@@ -77,6 +77,7 @@ export class Search {
       item.addEventListener("mousedown", (event) => { event.preventDefault(); this.take(at); });
       this.list.append(item);
     });
+    if (this.hits.length >= MOST) this.list.append(Object.assign(document.createElement("li"), { textContent: `the first ${this.hits.length}: another word finds fewer`, className: "none" }));
     if (!this.hits.length) this.list.append(Object.assign(document.createElement("li"), { textContent: "nothing has such a name", className: "none" }));
     this.highlight();
   }

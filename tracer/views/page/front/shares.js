@@ -4,7 +4,7 @@ import { Board, FONT } from "./board.js";
 import { stripes } from "./palette.js";
 import { writeTime } from "./text.js";
 
-const KINDS = /** @type {const} */ (["compute", "transfer", "waiting", "idle"]);
+const KINDS = /** @type {const} */ (["compute", "transfer", "waiting", "bubble", "host"]);
 const MOST = 64;
 const LEFT = 62;
 
@@ -72,7 +72,7 @@ export class Shares {
         context.fillStyle = model.meta.is_estimated ? stripes(context, colour, colours.panel) : colour;
         context.fillRect(x, y + (height > 8 ? 2 : 0), width, height - (height > 8 ? 4 : 0.5));
         if (width > 40 && height > 14 && !model.meta.is_estimated) {
-          context.fillStyle = KINDS[kind] === "transfer" || KINDS[kind] === "idle" ? (app.isDark && KINDS[kind] === "idle" ? colours.ink : "#111111") : app.isDark ? "#111111" : "#ffffff";
+          context.fillStyle = (app.isDark && KINDS[kind] !== "bubble") || KINDS[kind] === "transfer" || (!app.isDark && KINDS[kind] === "bubble") || KINDS[kind] === "host" ? "#111111" : "#ffffff";
           context.fillText(`${Math.round((100 * value) / whole)} %`, x + 5, y + height / 2);
         }
         x += width;

@@ -37,6 +37,11 @@ export function writeCount(count) {
   return Math.round(count).toLocaleString("en-US");
 }
 
+/** @param {number} count */
+export function writeRanks(count) {
+  return `${writeCount(count)} rank${count === 1 ? "" : "s"}`;
+}
+
 /** @param {number} flops */
 export function writeFlops(flops) {
   if (!(flops > 0)) return flops === 0 ? "0" : "unknown";

@@ -3,7 +3,7 @@
 import { Board, FONT } from "./board.js";
 import { drawHeat, drawOrder } from "./heat.js";
 import { Timeline } from "./timeline.js";
-import { writeCount, writeTime } from "./text.js";
+import { writeCount, writeRanks, writeTime } from "./text.js";
 
 const LEFT = 116;
 const TOP = 30;
@@ -16,7 +16,7 @@ export class TimeView {
   constructor(place, app) {
     this.app = app;
     this.tools = app.tools(place, !app.model.hasTimes ? [] : [
-      app.choice("Shows", [["mix", "what each rank was at"], ["compute", "compute"], ["transfer", "transfer"], ["waiting", "waiting"]],
+      app.choice("Shows", [["mix", "what each rank was at"], ["compute", "compute"], ["transfer", "transfer"], ["waiting", "waiting"], ["bubble", "bubble"]],
         () => app.state.heat, (value) => app.change((state) => { state.heat = value; state.lanes = false; })),
       app.checkbox("Timeline (T)", () => app.state.lanes, (on) => app.change((state) => { state.lanes = on; })),
       app.button("Whole step", "0", () => app.change((state) => { state.window = null; state.top = 0; })),
@@ -82,7 +82,7 @@ export class TimeView {
     } else {
       drawHeat(board.context, sight, app);
       const why = state.lanes ? ` · ${app.whyNoSlices}` : "";
-      this.note.textContent = `${sight.ranks.length} ranks · ${writeTime(sight.to - sight.from)}${model.meta.is_estimated ? " · times are estimates" : ""}${why}`;
+      this.note.textContent = `${writeRanks(sight.ranks.length)} · ${writeTime(sight.to - sight.from)}${model.meta.is_estimated ? " · times are estimates" : ""}${why}`;
     }
     this.drawAxis(sight);
     if (this.chosen) {
@@ -139,9 +139,9 @@ export class TimeView {
     const bins = model.meta.num_bins;
     const bin = Math.min(bins - 1, Math.max(0, Math.floor((this.timeAt(x) / model.meta.window_ns[1]) * bins)));
     const at = (model.rowOfRank.get(rank) ?? 0) * bins + bin;
-    const parts = ["compute", "transfer", "waiting"].map((name) => Math.round(model.heat[name][at] / 2.55));
-    const idle = Math.max(0, 100 - parts[0] - parts[1] - parts[2]);
-    return `rank ${rank} at ${writeTime(this.timeAt(x))}\ncompute ${parts[0]} % · transfer ${parts[1]} % · waiting ${parts[2]} % · idle ${idle} %`;
+    const parts = ["compute", "transfer", "waiting", "bubble"].map((name) => Math.round(model.heat[name][at] / 2.55));
+    const host = Math.max(0, 100 - parts[0] - parts[1] - parts[2] - parts[3]);
+    return `rank ${rank} at ${writeTime(this.timeAt(x))}\ncompute ${parts[0]} % · transfer ${parts[1]} % · waiting ${parts[2]} % · bubble ${parts[3]} % · host ${host} %`;
   }
 
   /** @param {number} x @param {number} y */
