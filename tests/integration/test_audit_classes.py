@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import shutil
@@ -288,3 +289,18 @@ def test_an_all_reduce_is_as_good_as_a_reduce_scatter_and_an_all_gather(mended: 
     audit = audit_drawing(read_text(summed(text), wanted), wanted)
     assert audit.findings == []
     assert any("All-reduces were taken for" in fact for fact in audit.facts)
+
+
+def test_a_step_that_reads_no_earlier_slots_of_the_cache_is_found(tmp_path: Path) -> None:
+    few = ("model.num_layers=2", "workload.decode_steps=3", "workload.num_prompts=8")
+    done = truedag("dry", "moe-10b-tp2-ep2-pp2", *few, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wanted = plan_of(tmp_path / "out")
+    subject = read_subject(tmp_path / "out", name="run")
+    assert audit_dataset(subject, wanted).findings == []
+    writes = subject.nodes.filter(pl.col("role") == "cache write")["node"]
+    step = subject.nodes.filter((pl.col("layer") == 1) & (pl.col("decode_step") == 2))["node"]
+    cut = pl.col("src").is_in(writes.implode()) & pl.col("dst").is_in(step.implode())
+    spoiled = dataclasses.replace(subject, edges=subject.edges.filter(~cut))
+    (finding,) = audit_dataset(spoiled, wanted).found("model.cache")
+    assert (finding.layers, finding.ranks) == ((1,), (2, 3))

@@ -92,6 +92,20 @@ def test_a_list_of_experts_says_which_are_where(tmp_path: Path) -> None:
     assert len(subject.nodes) == 2
 
 
+@pytest.mark.parametrize(
+    ("edge", "messages"),
+    [("a -> b [style=dashed]", {"3>131"}), ("b -> a [style=dashed]", {"131>3"}), ("a -> b", set())],
+)
+def test_a_dashed_edge_between_stages_is_a_transfer(edge: str, messages: set[str], tmp_path: Path) -> None:
+    path = tmp_path / "dashed.dot"
+    nodes = r'a [label="residual add\nlayer 7\nGPU: 3"]; b [label="RMSNorm\nlayer 8\nGPU: 131"]'
+    path.write_text(f"digraph {{ {nodes}; {edge} }}")
+    wanted = expect(load_deployment(FIFTH, ())[1])
+    told = read_drawing(read_document(path), wanted).subject.communications
+    assert set(told.filter(kind="message")["members"]) == messages
+    assert set(told["purpose"]) <= {"activations", "activation gradients"}
+
+
 def test_a_range_without_an_end_is_cut() -> None:
     assert len(read_numbers("0-999999999")) <= 1 << 20
 

@@ -68,7 +68,8 @@ CHECKS = (
         "Decoding depends on the cache",
         "Each decode step reads keys and values that the prefill and earlier steps wrote, and the token that came out "
         "last.",
-        "An edge into each decode step's cache from the step before it, on each rank and layer; one from its token.",
+        "An edge into each decode step's cache from the step before it, on each rank and layer, or, where steps write "
+        "slots of their own, an edge from an earlier step's slots to what reads them; one from its token.",
         "error",
         "Add the dependency on the cache, and on the sampled token.",
     ),

@@ -159,6 +159,8 @@ def _chain(subject: Subject) -> Iterator[Finding]:
         .filter((pl.col("from_layer") == pl.col("layer")) & (pl.col("from_step") < pl.col("decode_step")))
     )
     lost = steps.join(into.select(node="dst").unique(), on="node", how="anti")
+    if into.is_empty():
+        lost = _unread(subject, steps, source)
     if len(lost):
         nodes = subject.expand(lost["node"])
         yield Finding(
@@ -174,6 +176,20 @@ def _chain(subject: Subject) -> Iterator[Finding]:
             ranks=tuple(subject.ranks_of(nodes)),
             layers=tuple(sorted(lost["layer"].unique())),
         )
+
+
+def _unread(subject: Subject, steps: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
+    """Return the writes of steps in which nothing reads what an earlier step wrote, where each has slots of its own."""
+    place = ["rank", "layer", "decode_step", "microbatch"]
+    first_rank = subject.where.group_by("node").agg(pl.col("rank").min())
+    decoding = subject.nodes.filter(pl.col("phase") == "decode").join(first_rank, on="node")
+    read = (
+        subject.edges.filter(pl.col("bytes") > 0)
+        .join(source, on="src")
+        .join(decoding.select(pl.col("node").alias("dst"), *place), on="dst")
+        .filter((pl.col("from_layer") == pl.col("layer")) & (pl.col("from_step") < pl.col("decode_step")))
+    )
+    return steps.join(first_rank, on="node").join(read.select(place).unique(), on=place, how="anti")
 
 
 def _tokens(subject: Subject) -> Iterator[Finding]:

@@ -324,7 +324,34 @@ def _communications(
             for layer in layers
             for members in (groups or (None,))
         ]
+    rows += _transfers(document, readings, numbers, ranks, expectation)
     return pl.DataFrame(rows, schema=COMMUNICATIONS, orient="row")
+
+
+def _transfers(
+    document: Document,
+    readings: Mapping[str, Reading],
+    numbers: Mapping[str, int],
+    ranks: Mapping[str, tuple[int, ...]],
+    expectation: Expectation | None,
+) -> Iterator[tuple[int, str, str, str, int, str | None, int, int, str, float]]:
+    """Yield the messages of dashed edges from one stage to its neighbour, which need no node of their own."""
+    if expectation is None:
+        return
+    for edge in document.edges:
+        ends = readings.get(edge.source), readings.get(edge.target)
+        if "dashed" not in edge.style or None in ends or any(end is not None and end.kind in _KINDS for end in ends):
+            continue
+        sources, targets = set(ranks[edge.source]), set(ranks[edge.target])
+        for group in expectation.groups["pp"]:
+            for one, other in itertools.pairwise(group):
+                pair, purpose = (one, other), "activations"
+                if other in sources and one in targets:
+                    pair, purpose = (other, one), "activation gradients"
+                if pair[0] in sources - targets and pair[1] in targets - sources:
+                    passed = _pass_of(readings[edge.source])
+                    members = f"{pair[0]}>{pair[1]}"
+                    yield (numbers[edge.source], purpose, "message", "pp", -1, *passed, members, 1.0)
 
 
 def _groups(axis: str | None, ranks: tuple[int, ...], expectation: Expectation | None) -> Iterator[str]:

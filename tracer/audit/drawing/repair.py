@@ -27,7 +27,7 @@ from truedag.tracer.topology import number_nodes
 _LAYOUT = ("rankdir", "splines", "ranksep", "nodesep", "bgcolor", "fontname", "fontsize", "newrank", "compound")
 # Experts that are drawn one by one, in all layers; a layout engine takes minutes for more.
 _MOST_APART = 1000
-_KEY = ("what", "layer", "expert", "phase", "decode_step", "stage", "end")
+_KEY = ("what", "layer", "expert", "phase", "decode_step", "stage", "end", "turn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[i
     Experts are folded too where the drawing does not tell them apart, or where there are more than anybody lays out.
     """
     nodes, fine_edges = drawn_nodes(recorded)
-    met = recorded.communications.select("node", "purpose", comm="kind", axis="axis")
+    met = recorded.communications.select("node", "members", "purpose", comm="kind", axis="axis")
     p2p = recorded.edges.filter(pl.col("kind") == "p2p").select(node="dst", send="src")
     received = p2p.join(met.select(send="node", got="purpose"), on="send").select("node", "got")
     told = nodes.join(met, on="node", how="left").join(received, on="node", how="left")
@@ -133,6 +133,10 @@ def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[i
         stages = recorded.ranks.select("rank", at="pp")
         told = told.join(stages, on="rank", how="left").with_columns(stage=pl.col("at").fill_null(-1))
     told = told.with_columns(pl.col("decode_step").fill_null(-1), pl.col("phase").fill_null(""))
+    # The head gathers what it reads, and then what it gives.
+    place = ("end", "phase", "microbatch", "decode_step", "members")
+    turn = pl.when(pl.col("purpose") == "head").then(pl.col("node").rank("dense").over(place)).otherwise(1)
+    told = told.with_columns(turn=turn)
     one = pl.col("expert")
     num_apart = told.filter(one >= 0).select(_KEY).n_unique()
     if not manner.experts_apart or num_apart > _MOST_APART:
