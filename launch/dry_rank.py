@@ -19,7 +19,8 @@ import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 
 from truedag.launch.deployment import Deployment  # noqa: E402
-from truedag.launch.dry import DryRank, Executed, first_experts  # noqa: E402
+from truedag.launch.dry_execution import DryRank, Executed  # noqa: E402
+from truedag.launch.dry_world import first_experts  # noqa: E402
 from truedag.launch.workload import TrainWorkload, open_source  # noqa: E402
 from truedag.parallel.dry import META, DryAdapter, init_dry_world  # noqa: E402
 from truedag.parallel.generate import build_generator  # noqa: E402

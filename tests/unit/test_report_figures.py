@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,73 +11,17 @@ import pytest
 from dag_source import DagSource, as_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
+from report_examples import META, gpipe, overlapping, prompts, report_of, three_steps
 from small_dag import SmallDag
 from timed_programs import timed_programs
 
 from truedag.tracer.analysis.communications import bus_factor
-from truedag.tracer.analysis.figures import FIGURES, explain
 from truedag.tracer.analysis.memory import count_bytes
-from truedag.tracer.analysis.quantities import write_rate
-from truedag.tracer.analysis.report import Report, make_report
-from truedag.tracer.analysis.report_plots import plot_report
-from truedag.tracer.analysis.report_sections import list_sections
-from truedag.tracer.analysis.report_text import write_html, write_markdown
+from truedag.tracer.analysis.report import make_report
+from truedag.tracer.analysis.report_text import write_markdown
 from truedag.tracer.analysis.shares import RankSpans
 from truedag.tracer.analysis.spread import Spread
-from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
-
-META = {
-    "deployment": "small", "strategy": None, "torch": "2.13.0", "recorder": "native", "num_views_dropped": 0,
-    "num_unmatched": 0, "unmatched": [],
-}  # fmt: skip
-
-
-def report_of(dag: SmallDag, *, steps: dict[int, int] | None = None, **options: float) -> Report:
-    """The report of a graph in memory; `steps` says which nodes are of another step than the first."""
-    for node, step in (steps or {}).items():
-        dag.nodes[node]["step"] = step
-    source = DagSource(dag)
-    source.meta = META | {"world_size": dag.num_ranks}
-    return make_report(Graph(source), **options)
-
-
-def gpipe(num_microbatches: int, num_stages: int, time: int) -> SmallDag:
-    """A pipeline without any cost but compute: all forward passes, then all backward, each pass takes `time`.
-
-    A stage is busy for 2 m of the 2 (m + p - 1) slots: the bubble is (p - 1) / (m + p - 1) of each rank's step.
-    """
-    dag = SmallDag(num_ranks=num_stages)
-    dag.stages = {rank: rank for rank in range(num_stages)}
-    pp = dag.group("pp", range(num_stages))
-    free = dict.fromkeys(range(num_stages), 0)
-    last: dict[int, tuple[int, ...]] = dict.fromkeys(range(num_stages), ())
-
-    def send(source: int, target: int, made: int, ready: int, phase: str) -> tuple[int, int]:
-        out = dag.node("send", source, (made,), time=(ready, ready), phase=phase, label="send pp")
-        dag.meet(out, pp, source, (ready, ready, ready))
-        begun = max(ready, free[target])
-        into = dag.node("recv", target, last[target], time=(free[target], begun), phase=phase, label="receive pp")
-        dag.meet(into, pp, target, (free[target], begun, begun))
-        dag.edges.append({"src": out, "dst": into, "kind": "p2p", "bytes": 8, "dtype": "float32", "shape": [2]})
-        return into, begun
-
-    def run(phase: str, order: list[int]) -> None:
-        for microbatch in range(num_microbatches):
-            ready, made = 0, -1
-            for place, rank in enumerate(order):
-                if place:
-                    made, ready = send(order[place - 1], rank, made, ready, phase)
-                begun = max(ready, free[rank])
-                after = (*last[rank], *((made,) if place else ()))
-                made = dag.node(rank=rank, after=after, time=(begun, begun + time), phase=phase, microbatch=microbatch)
-                last[rank] = (made,)
-                free[rank] = ready = begun + time
-
-    run("forward", list(range(num_stages)))
-    run("backward", list(range(num_stages))[::-1])
-    return dag
 
 
 @pytest.mark.parametrize(("num_microbatches", "num_stages"), [(2, 2), (4, 2), (4, 4), (1, 3)])
@@ -150,19 +92,6 @@ def test_a_receive_that_was_posted_early_makes_nobody_wait_before_the_program_do
     frames["participants"] = frames["participants"].with_columns(waited_ns=pl.Series([None, 20], dtype=pl.Int64))
     seen = make_report(graph).ranks[0]
     assert (seen.compute_ns, seen.waiting_ns, seen.transfer_ns, seen.host_ns) == (40, 15, 5, 35)
-
-
-def overlapping() -> SmallDag:
-    """Two ranks; an all-reduce moves data from 20 to 60, rank 0 computes 0-20 and 30-50, rank 1 0-20 and 60-70."""
-    dag = SmallDag(num_ranks=2)
-    dp = dag.group("dp", [0, 1])
-    one, two = (dag.node(rank=rank, time=(0, 20)) for rank in (0, 1))
-    reduce = dag.node("collective", -1, (one, two), time=(20, 60), label="all-reduce dp")
-    for rank in (0, 1):
-        dag.meet(reduce, dp, rank, (20, 20, 60), send_bytes=4000, recv_bytes=4000)
-    dag.node(rank=0, time=(30, 50))
-    dag.node(rank=1, after=(reduce,), time=(60, 70))
-    return dag
 
 
 def test_an_overlap_is_told_as_hidden_and_the_rest_as_exposed() -> None:
@@ -274,21 +203,6 @@ def test_what_runs_between_steps_and_steps_that_overlap_do_not_raise_the_rate() 
     assert done.tokens_per_s == pytest.approx(48 / 200e-9)
 
 
-def prompts() -> SmallDag:
-    """Two batches of prompts are prefilled until 100 and 180, two decode steps end at 240 and 300, on two TP ranks."""
-    dag = SmallDag(num_ranks=2)
-    for rank in (0, 1):
-        for microbatch, (rows, length, begin, end) in enumerate(((2, 8, 10, 100), (1, 16, 100, 180))):
-            dag.node(rank=rank, time=(begin, begin + 5), op="aten::embedding", phase="prefill", microbatch=microbatch,
-                     inputs=f"float32[128,16] int64[{rows},{length}]")  # fmt: skip
-            dag.node(rank=rank, time=(begin + 5, end), phase="prefill", microbatch=microbatch)
-        for step, end in enumerate((240, 300)):
-            dag.node(rank=rank, time=(end - 50, end - 45), op="aten::embedding", phase="decode", microbatch=0,
-                     decode_step=step, inputs="float32[128,16] int64[3,1]")  # fmt: skip
-            dag.node(rank=rank, time=(end - 45, end), phase="decode", microbatch=0, decode_step=step)
-    return dag
-
-
 def test_tokens_and_how_long_they_took() -> None:
     dag = prompts()
     source = DagSource(dag)
@@ -342,14 +256,6 @@ def test_memory_is_what_is_there_and_what_is_still_to_be_read() -> None:
 )  # fmt: skip
 def test_bytes_follow_from_types(types: str, expected: int) -> None:
     assert count_bytes(types) == expected
-
-
-def three_steps() -> SmallDag:
-    dag = SmallDag(num_ranks=2)
-    for step, (begin, span) in enumerate(((0, 10), (100, 20), (200, 60))):
-        for rank in (0, 1):
-            dag.node(rank=rank, time=(begin, begin + span // (rank + 1)), step=step)
-    return dag
 
 
 def test_several_steps_are_told_as_distributions() -> None:
@@ -449,77 +355,3 @@ def test_estimates_are_in_no_figure_and_that_is_said() -> None:
     assert report.steps_ns == {0: 10, 1: 20, 2: 60}
     assert report.critical_path.reason == "some times are estimates: truedag critical-path shows what they come to"
     assert [one.parts is None for one in report.ranks] == [False, True]
-
-
-def test_every_section_is_explained_and_every_explanation_is_one() -> None:
-    names = {
-        section.name for dag in (prompts(), three_steps(), overlapping()) for section in list_sections(report_of(dag))
-    }
-    assert names <= set(FIGURES)
-    texts = {figure: explain(figure) for figure in FIGURES}
-    assert all(len(text) > 200 for text in texts.values())
-    assert "2(n-1)/n" in texts["bandwidth"]
-    assert "appendix B" in texts["mfu"]
-    assert "add up to the step" in texts["shares"]
-
-
-@pytest.mark.parametrize("width", [80, 100, 140])
-def test_the_terminal_shows_whole_lines_of_every_section(width: int) -> None:
-    for dag in (prompts(), three_steps(), overlapping(), gpipe(2, 2, 10)):
-        out = io.StringIO()
-        Console(file=out, width=width).print(report_of(dag).render())
-        assert max(map(len, out.getvalue().splitlines())) <= width
-        for section in list_sections(report_of(dag)):
-            assert section.title in out.getvalue()
-
-
-def test_a_notebook_shows_it_with_names_escaped() -> None:
-    dag = overlapping()
-    for node in dag.nodes:
-        node["op"] = "aten::<mm>"
-    html = write_html(report_of(dag))
-    assert "&lt;mm&gt;" in html
-    assert "<mm>" not in html
-    assert html.count("<table>") == html.count("</table>") == len(list_sections(report_of(dag)))
-    assert report_of(dag)._repr_html_() == html
-    assert report_of(dag)._repr_markdown_().startswith("# small")
-
-
-@pytest.mark.parametrize("form", ["svg", "png"])
-def test_plots_are_pictures_and_the_same_each_time(tmp_path: Path, form: str) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    report = report_of(three_steps())
-    written = plot_report(report, tmp_path / "one", to=form)
-    assert [path.name for path in written] == [f"report-shares.{form}", f"report-steps.{form}"]
-    again = plot_report(report, tmp_path / "two", to=form)
-    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
-    head = written[0].read_bytes()[:100]
-    assert head.startswith(b"<?xml" if form == "svg" else b"\x89PNG")
-
-
-def test_plots_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(GraphError, match="cannot write plots"):
-        plot_report(report_of(three_steps()), tmp_path / "file")
-
-
-def test_rates_are_written_in_decimal_units() -> None:
-    assert [write_rate(rate) for rate in (None, 12.0, 1234.0, 5.6e6, 2.345e11)] == [
-        "unknown", "12 B/s", "1.23 kB/s", "5.6 MB/s", "234 GB/s",
-    ]  # fmt: skip
-
-
-def test_a_table_of_very_many_ranks_says_which_it_shows() -> None:
-    dag = SmallDag(num_ranks=100)
-    for rank in range(100):
-        dag.node(rank=rank, time=(0, 200 - rank))
-        dag.node("parameter", rank, outputs="float32[10]")
-    shares, *_, memory = [one for one in list_sections(report_of(dag)) if one.name in ("shares", "memory")]
-    assert [row[0] for row in shares.rows] == [str(rank) for rank in range(99, 35, -1)]
-    assert "The 64 of 100 ranks with the least compute; report.json has all." in shares.note
-    assert [list(row) for row in memory.rows] == [["0-99", "40 B", "1 %", "0 B", "0 B", "- (no phase)"]]
-    dag.nodes[0]["timing"] = "none"
-    dag.nodes[0]["end_ns"] = None
-    shares = list_sections(report_of(dag))[0]
-    assert list(shares.rows[-1]) == ["0", "", *["unknown"] * 6]
