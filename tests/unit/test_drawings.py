@@ -15,8 +15,6 @@ import pydot
 import pygraphviz
 import pytest
 from dag_source import as_graph
-from hypothesis import given
-from hypothesis import strategies as st
 from small_dag import SmallDag, pipeline
 from svg_texts import links, overhangs
 
@@ -26,12 +24,9 @@ from truedag.tracer.views.blocks import fold_blocks
 from truedag.tracer.views.boxes import make_boxes
 from truedag.tracer.views.detailed import draw_detailed
 from truedag.tracer.views.draw import VIEWS, Choice, draw
-from truedag.tracer.views.engine import Problem, by_depth, lay_out_layers
+from truedag.tracer.views.engine import lay_out_layers
 from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.faults import RED, Faults
-from truedag.tracer.views.font_metrics import text_width
-from truedag.tracer.views.fonts import FAMILY, write_fontconfig
-from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.legend import tell
 from truedag.tracer.views.scope import MAX_NODES, find_scope
 from truedag.tracer.views.ties import sort_ties
@@ -381,83 +376,6 @@ def test_without_graphviz_rows_are_depths_and_the_sheet_says_so(tmp_path, monkey
     assert len(drawing.sheets) > 2
     texts = [one.with_suffix(".dot").read_text() for one in drawing.sheets[1:]]
     assert all("Rows are depths: graphviz took longer than" in text for text in texts)
-
-
-def test_a_layout_by_depth_overlaps_nothing_and_leads_down():
-    problem = Problem(sizes=((30, 10), (20, 20), (40, 10), (30, 30)), lines=((0, 1), (0, 2), (1, 3), (2, 3), (0, 3)))
-    layout = by_depth(problem)
-    for src, dst in problem.lines:
-        assert layout.middles[src][1] < layout.middles[dst][1]
-    frames = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-              for (x, y), (w, h) in zip(layout.middles, problem.sizes, strict=True)]  # fmt: skip
-    for i, a in enumerate(frames):
-        assert a[0] >= -1e-9
-        assert a[2] <= layout.width + 1e-9
-        for b in frames[i + 1 :]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
-
-
-def test_graphviz_lays_out_several_graphs_at_once():
-    problem = Problem(sizes=((30, 10), (20, 20), (40, 10)), lines=((0, 1), (0, 2)), orders=((1, 2),))
-    layouts, why = lay_out_layers([problem, problem])
-    assert why == ""
-    assert layouts[0] == layouts[1]
-    assert layouts[0].splines
-    assert layouts[0].middles[1][1] < layouts[0].middles[2][1], "the order without a line holds"
-
-
-def test_letters_are_as_wide_as_graphviz_draws_them(tmp_path):
-    texts = ["f32[32,1,512] → [64,768]", "all-to-all ep", "GPUs 0-7,1024-1031", "WWWWWiiiii"]
-    code = (
-        "import sys, pygraphviz\n"
-        "graph = pygraphviz.AGraph()\n"
-        f"graph.node_attr.update(fontname={FAMILY!r}, fontsize='20', margin='0', width='0', height='0', shape='box')\n"
-        "for text in sys.argv[1:]: graph.add_node(text)\n"
-        "graph.layout('dot')\n"
-        "print(*(node.attr['width'] for node in graph.nodes()))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *texts], capture_output=True, text=True, check=True,
-        env={"FONTCONFIG_FILE": str(write_fontconfig(tmp_path))},
-    )  # fmt: skip
-    for text, inches in zip(texts, done.stdout.split(), strict=True):
-        assert text_width(text, 20) == pytest.approx(float(inches) * 72, rel=0.04)
-
-
-@pytest.mark.parametrize(
-    ("ranks", "written"),
-    [
-        ([3], "GPU 3"),
-        (range(1024), "GPUs 0-1023"),
-        (range(0, 1024, 8), "GPUs 0 +8k, k=0-127"),
-        ([i for i in range(1024) if i % 8], "GPUs 1-7 +8k, k=0-127"),
-        ([40, 41, 552, 553], "GPUs 40,41,552,553"),
-    ],
-)
-def test_gpus_are_named_in_few_signs(ranks, written):
-    assert write_gpus(list(ranks)) == written
-
-
-def read_gpus(text: str) -> set[int]:
-    parts = text.partition(" ")[2].split(" +")
-    ranks = set()
-    for run in parts[0].split(","):
-        low, _, high = run.partition("-")
-        ranks |= set(range(int(low), int(high or low) + 1))
-    for repetition in parts[1:]:
-        distance, last = re.fullmatch(r"(\d+)k, k=0-(\d+)", repetition).groups()
-        ranks = {rank + int(distance) * k for rank in ranks for k in range(int(last) + 1)}
-    return ranks
-
-
-@given(
-    base=st.sets(st.integers(0, 40), min_size=1, max_size=12),
-    distance=st.integers(1, 300),
-    times=st.integers(1, 40),
-)
-def test_no_gpu_is_left_out_of_a_name(base, distance, times):
-    ranks = {rank + distance * k for rank in base for k in range(times)}
-    assert read_gpus(write_gpus(sorted(ranks))) == ranks
 
 
 def test_names_are_text_in_every_picture_whatever_they_hold(tmp_path):
