@@ -14,7 +14,7 @@ from truedag.launch.deployment import Deployment, RunRecord
 from truedag.launch.deployment_file import load_deployment, shipped_deployments
 from truedag.launch.dry import run_dry
 from truedag.launch.errors import LaunchError
-from truedag.launch.expectation import expect
+from truedag.launch.expected.expectation import expect
 from truedag.launch.measured import measured_rates
 from truedag.launch.run_audit import audit_graph, read_subject, write_review, write_sarif, write_text
 from truedag.tracer.audit.auditing import audit_claim, audit_drawing

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truedag.launch.errors import LaunchError
-from truedag.launch.expectation import expect
+from truedag.launch.expected.expectation import expect
 from truedag.tracer.audit.auditing import audit_dataset
 from truedag.tracer.audit.class_subject import class_subject_of
 from truedag.tracer.audit.plan import plan

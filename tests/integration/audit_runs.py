@@ -10,7 +10,7 @@ import yaml
 from command_line import truedag
 
 from truedag.launch.deployment import RunRecord
-from truedag.launch.expectation import expect
+from truedag.launch.expected.expectation import expect
 from truedag.tracer.audit.plan import Plan, plan
 from truedag.tracer.audit.recorded import Tables, read_tables
 from truedag.tracer.graph import Graph

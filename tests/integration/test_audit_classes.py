@@ -15,7 +15,7 @@ import pytest
 from command_line import truedag, write_small_deployment
 
 from truedag.launch.deployment import RunRecord
-from truedag.launch.expectation import expect
+from truedag.launch.expected.expectation import expect
 from truedag.launch.run_audit import read_subject
 from truedag.parallel.strategy import parse_strategy
 from truedag.tracer.audit.auditing import audit_dataset, audit_drawing

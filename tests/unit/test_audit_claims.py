@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from truedag.launch.deployment_file import load_deployment
-from truedag.launch.expectation import expect
+from truedag.launch.expected.expectation import expect
 from truedag.tracer.audit.auditing import audit_claim
 from truedag.tracer.audit.catalogue import CHECKS, explain
 from truedag.tracer.audit.claim import ClaimError, claim_of_text, parse_number, read_claim

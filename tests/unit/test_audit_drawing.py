@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from truedag.launch.deployment_file import load_deployment
-from truedag.launch.expectation import expect
+from truedag.launch.expected.expectation import expect
 from truedag.tracer.audit.auditing import audit_drawing
 from truedag.tracer.audit.drawing.document import DrawingError, read_document
 from truedag.tracer.audit.drawing.grammar import read_label, read_numbers

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from truedag.launch.deployment import Deployment
-from truedag.launch.expected_parameters import expected_parameters
+from truedag.launch.expected.parameters import expected_parameters
 from truedag.launch.workload import TrainWorkload
 from truedag.parallel.strategy import Strategy
 from truedag.tracer.audit.expectation import Communication, Group, Parameter, Place

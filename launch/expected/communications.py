@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from truedag.launch.deployment import Deployment
-from truedag.launch.expected_gradients import gradient_communications
+from truedag.launch.expected.gradients import gradient_communications
 from truedag.launch.workload import TrainWorkload
 from truedag.parallel.inference import passes
 from truedag.parallel.strategy import Axis

@@ -13,8 +13,8 @@ distributed/finalize_model_grads.py.
 from __future__ import annotations
 
 from truedag.launch.deployment import Deployment
-from truedag.launch.expected_communications import expected_communications
-from truedag.launch.expected_parameters import expected_parameters
+from truedag.launch.expected.communications import expected_communications
+from truedag.launch.expected.parameters import expected_parameters
 from truedag.launch.workload import TrainWorkload
 from truedag.model.config import ModelConfig
 from truedag.parallel.inference import passes
