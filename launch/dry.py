@@ -38,8 +38,8 @@ ASSUMED = (
     "operators are those that run on the CPU, communications those of the deployment's backend",
 )
 
-# A graph of more nodes takes minutes and gigabytes to audit.
-_AUDITED_NODES = 1_000_000
+# A graph of more nodes takes minutes and gigabytes to read node by node.
+_READ_NODES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,13 +169,13 @@ def run_dry(
             )
         if expand:
             _expand(folder, show)
-        is_small = merged["num_nodes"] <= _AUDITED_NODES
-        audited = _audit(deployment, folder, show) if is_small else None
+        # A class graph is read by its classes; where their ranks have own sizes, or were expanded, each rank counts.
+        is_even = not (all_ranks or expand or any(len(one.alike) > 1 for one in classes))
+        is_small = merged["num_nodes"] <= _READ_NODES
+        audited = _audit(deployment, folder, show) if is_small or is_even else None
         pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
-        # A class graph's page is made of its classes; with times or own sizes, or of all ranks, each rank counts.
-        is_uneven = any(len(one.alike) > 1 for one in classes)
-        is_light = is_small or not (all_ranks or expand or is_uneven or hardware is not None)
-        page = _write_page(folder, show) if views and is_light else None
+        # The page shows times of ranks.
+        page = _write_page(folder, show) if views and (is_small or (is_even and hardware is None)) else None
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(
