@@ -23,6 +23,7 @@ from truedag.launch.errors import LaunchError
 from truedag.launch.nodes import TorchrunOptions, place_ranks
 from truedag.launch.pictures import Pictures, draw_pictures
 from truedag.launch.run import build_recorder, describe_run
+from truedag.launch.run_audit import audit_run, is_audited_unasked
 from truedag.launch.run_folder import ENDED, RunFolder
 from truedag.parallel.errors import RoutingError
 from truedag.parallel.rank_classes import RankClass, find_rank_classes
@@ -30,6 +31,7 @@ from truedag.parallel.routing import parse_routing
 from truedag.parallel.training import TrainingConfig
 from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
 from truedag.tracer.estimate.estimate import Estimate, estimate
+from truedag.tracer.graph import Graph
 
 # What a dry run cannot know, and how it goes on; written beside the graph.
 ASSUMED = (
@@ -38,8 +40,7 @@ ASSUMED = (
     "operators are those that run on the CPU, communications those of the deployment's backend",
 )
 
-# A graph of more nodes takes minutes and gigabytes to read node by node.
-_READ_NODES = 1_000_000
+_TIMED_NODES = 1_000_000  # on the page of a graph with times each rank has its own, and more take minutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,13 +170,12 @@ def run_dry(
             )
         if expand:
             _expand(folder, show)
-        # A class graph is read by its classes; where their ranks have own sizes, or were expanded, each rank counts.
-        is_even = not (all_ranks or expand or any(len(one.alike) > 1 for one in classes))
-        is_small = merged["num_nodes"] <= _READ_NODES
-        audited = _audit(deployment, folder, show) if is_small or is_even else None
+        graph = Graph.open(folder.dag)
+        is_light = is_audited_unasked(graph)
+        audited = _audit(deployment, folder, show) if is_light else None
         pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
-        # The page shows times of ranks.
-        page = _write_page(folder, show) if views and (is_small or (is_even and hardware is None)) else None
+        is_light = is_light and (hardware is None or merged["num_nodes"] <= _TIMED_NODES)
+        page = _write_page(folder, show) if views and is_light else None
     finally:
         folder.node(nodes.node).write_text(ENDED)
     return DryResult(
@@ -285,7 +285,5 @@ def _write_page(folder: RunFolder, show: Callable[[str], None]) -> Path:
 
 
 def _audit(deployment: Deployment, folder: RunFolder, show: Callable[[str], None]) -> Mapping[str, Any]:
-    from truedag.launch.run_audit import audit_run
-
     show("auditing")
     return audit_run(folder.dag, folder.root, deployment)

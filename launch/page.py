@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from truedag.launch.audit import Request, audit_subject
-from truedag.launch.run_audit import read_audit
+from truedag.launch.run_audit import is_audited_unasked, read_audit
 from truedag.tracer.audit.report import to_json
 from truedag.tracer.errors import TruedagError
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page import Page, write_page
-
-_AUDITED_NODES = 1_000_000  # a graph of more takes minutes and gigabytes to audit
 
 
 def make_page(run: Path, views: Path, *, progress: Callable[[str], None]) -> Page:
@@ -24,7 +22,7 @@ def make_page(run: Path, views: Path, *, progress: Callable[[str], None]) -> Pag
     graph = Graph.open(run)
     audit = read_audit(graph.path)
     why_not = ""
-    if audit is None and int(graph.meta.get("num_nodes") or 0) > _AUDITED_NODES:
+    if audit is None and not is_audited_unasked(graph):
         why_not = (
             f"a graph of {int(graph.meta['num_nodes']):,} nodes is audited when asked: truedag audit RUN --out RUN"
         )

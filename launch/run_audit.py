@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from truedag.tracer.audit.subject import Subject
 
 
+_READ_NODES = 1_000_000  # a graph of more takes minutes and gigabytes to read node by node
+
+
+def is_audited_unasked(graph: Graph) -> bool:
+    """Whether an audit takes seconds: the graph is small, or is read by its classes."""
+    return int(graph.meta.get("num_nodes") or 0) <= _READ_NODES or graph.classes is not None
+
+
 def audit_run(dag: Path, folder: Path, deployment: Deployment | None) -> dict[str, Any]:
     """Audit a dataset that was just made and write audit.md and audit.json; return what a run's result says of it.
 
