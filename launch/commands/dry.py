@@ -4,7 +4,7 @@ DEPLOYMENT and key.path=value are as in truedag run. Ranks are executed one afte
 memory, so nothing is computed and nothing is timed; operators, shapes, communications and their sizes are those of a
 real run. Ranks that must run the same program are executed once; --verify N also executes N random others and demands
 that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
-part of it is made when it is read; --expand writes it out. It is drawn whole, and audited from its classes; expanded, or
+part of it is made when it is read; --expand writes it out. It is drawn whole, and audited from its classes; expanded or
 where routing gives ranks of a class own sizes, up to a million nodes are audited: truedag audit takes more. --device
 estimates what it would take on a GPU, and says so.
 """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +130,7 @@ def record_case(case: Case, folder: Path, text: Path) -> None:
     iterate(0)
     path = folder / f"rank-{distributed.get_rank():05d}.trace"
     recording: Any = record_dry if is_dry else record
-    with recording(path, watch=executor.model_chunks) as recorded:
+    with _no_garbage_taken(), recording(path, watch=executor.model_chunks) as recorded:
         iterate(1)
     assert recorded.switched_off == ""
     if routing is None and executor.routers is not None:
@@ -135,6 +138,17 @@ def record_case(case: Case, folder: Path, text: Path) -> None:
     executor.close()
     if is_dry:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def _no_garbage_taken() -> Iterator[None]:
+    """Python takes tensors in cycles away at moments of its own, which differ from run to run; here it takes none."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _routing(case: Case, text: Path, *, is_dry: bool) -> Routing | None:
@@ -209,7 +223,7 @@ def peak_of_allocator(case: Case, text: Path) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         executor, iterate = _build(case, text, torch.device("cpu"), _routing(case, text, is_dry=False))
         iterate(0)
-        with record_function("measured"):
+        with _no_garbage_taken(), record_function("measured"):
             iterate(1)
     executor.close()
     assert profiler.profiler is not None
@@ -229,7 +243,7 @@ def peak_of_allocator(case: Case, text: Path) -> int:
 SMALLER = {
     "training": (
         "moe-30b-ep64-tp2-pp8-cpu",
-        ("strategy=TP2-EP2-ETP1", "model.num_layers=4", "model.num_experts=8", "workload.global_batch_size=2"),
+        ("strategy=TP1", "model.num_layers=4", "model.num_experts=8", "workload.global_batch_size=2"),
     ),
     "inference": ("llama3-70b-tp2-pp4-cpu", ("strategy=PP2", "model.num_layers=8")),
 }

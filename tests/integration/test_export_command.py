@@ -68,7 +68,8 @@ def test_the_report_is_told_in_three_ways_and_explains_itself(run: Path) -> None
     markdown = truedag("report", "out", "--markdown", cwd=run.parent).stdout
     assert markdown.strip() == (run / "report.md").read_text().strip()
     text = truedag("report", "out", cwd=run.parent).stdout
-    for title in ("Time of each rank", "Communication", "Critical path", "Throughput", "Memory"):
+    titles = ("Time of each rank", "Communication", "Critical path", "Throughput", "Data of each rank")
+    for title in (*titles, "Memory of each rank"):
         assert f"\n{title}\n" in text
     assert max(map(len, text.splitlines())) <= 100
     explained = truedag("report", "--explain", "bandwidth", cwd=run.parent)

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from truedag.tracer.merge.labels import Label
 from truedag.tracer.merge.nodes import RankNodes
 from truedag.tracer.merge.places import find_memory
+from truedag.tracer.record.format import FREE, SCRATCH_ARG
 from truedag.tracer.record.trace import Trace
 
 ROLES = ("parameter", "gradient", "state")
 _BEFORE = -1  # of a life that began before the recording
 _NEVER = np.iinfo(np.int64).max
-_INSIDE = 0xFFFF  # `arg` of a tensor that a communication made for its own use
 _NUM_SHOWN = 24
 _LAYER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -98,7 +98,7 @@ def number_peak(
 def find_lives(trace: Trace) -> Lives:
     """Return the lives of all memory that a rank's operators were given or returned."""
     seen = _find_seen(trace)
-    freed = np.concatenate([thread.frees for thread in trace.threads])
+    freed = np.concatenate([np.empty(0, FREE), *(thread.frees for thread in trace.threads)])
     key = np.concatenate([seen["key"], freed["address"].astype(np.int64)])
     time = np.concatenate([seen["time_ns"], freed["time_ns"]])
     is_free = np.repeat([False, True], [len(seen), len(freed)])
@@ -125,13 +125,18 @@ def find_lives(trace: Trace) -> Lives:
         made_ns=seen["start_ns"][row],
         role=role,
     )
-    kept = is_known & (num_bytes > 0)
+    # What a communication made for its own use is not in the sum, whichever operator inside it takes it then.
+    is_scratch = is_known & seen["is_inside"][row] if len(seen) else np.zeros(count, bool)
+    kept = is_known & (num_bytes > 0) & ~is_scratch
     return Lives(**{name: getattr(lives, name)[kept] for name in Lives.__slots__})
 
 
 _SEEN = np.dtype(
-    [("key", "<i8"), ("bytes", "<i8"), ("time_ns", "<i8"), ("start_ns", "<i8"), ("is_made", "?"), ("role", "<i8")]
-)
+    [
+        ("key", "<i8"), ("bytes", "<i8"), ("time_ns", "<i8"), ("start_ns", "<i8"), ("is_made", "?"),
+        ("is_inside", "?"), ("role", "<i8"),
+    ]
+)  # fmt: skip
 
 
 def _find_seen(trace: Trace) -> NDArray[np.void]:
@@ -142,7 +147,7 @@ def _find_seen(trace: Trace) -> NDArray[np.void]:
     tables = [_find_named(trace)]
     for thread in trace.threads:
         events = thread.events
-        refs = np.flatnonzero(is_here[thread.refs["layout"]] & (thread.refs["arg"] != _INSIDE))
+        refs = np.flatnonzero(is_here[thread.refs["layout"]])
         event = np.searchsorted(events["first_ref"], refs, side="right") - 1
         # Events without tensors begin where the next one does.
         is_made = refs - events["first_ref"][event] >= events["num_inputs"][event]
@@ -152,6 +157,7 @@ def _find_seen(trace: Trace) -> NDArray[np.void]:
         table["start_ns"] = events["start_ns"][event]
         table["time_ns"] = np.where(is_made, events["end_ns"][event], events["start_ns"][event])
         table["is_made"], table["role"] = is_made, -1
+        table["is_inside"] = thread.refs["arg"][refs] == SCRATCH_ARG
         tables.append(table)
     found = np.concatenate(tables)
     return found[found["key"] > 0]

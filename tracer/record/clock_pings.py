@@ -81,15 +81,15 @@ class Responder:
             token, kind, pinger, number, _, _ = _MESSAGE.unpack(message)
             if not secrets.compare_digest(token, self.token):
                 continue
-            if kind == _PING:
-                head = _MESSAGE.pack(token, _ANSWER, pinger, number, arrived_ns, 0)[:-8]
-                self._socket.send(head + struct.pack("<q", self._socket.now()), address)
-            with self._news:
+            with self._news:  # before the answer: who has it may ask at once who is still there
                 if kind == _PING:
                     self._pingers.add(pinger)
                 elif kind == _BYE:
                     self._pingers.discard(pinger)
                     self._news.notify_all()
+            if kind == _PING:
+                head = _MESSAGE.pack(token, _ANSWER, pinger, number, arrived_ns, 0)[:-8]
+                self._socket.send(head + struct.pack("<q", self._socket.now()), address)
 
 
 class Pinger:
