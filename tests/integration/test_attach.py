@@ -172,7 +172,10 @@ def test_a_program_without_torch_does_not_get_it(tmp_path: Path) -> None:
         "exec(look)\n"
         "subprocess.run([sys.executable, '-c', look], check=True)\n"
         "if __name__ == '__main__':\n"
-        "    print(multiprocessing.get_context('spawn').Pool(1).map(abs, [-1]))\n"
+        "    pool = multiprocessing.get_context('spawn').Pool(1)\n"
+        "    print(pool.map(abs, [-1]))\n"
+        "    pool.close()\n"
+        "    pool.join()\n"  # else it may be ended before what it printed is out
     )
     plain, recorded = run("plain.py", cwd=tmp_path), attached("--out", "out", "plain.py", cwd=tmp_path)
     assert plain.stdout.startswith("[] [")

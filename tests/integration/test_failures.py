@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import subprocess
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,7 @@ def test_a_killed_rank_is_named_and_what_the_ranks_recorded_is_kept(deployment: 
     process = start_truedag("run", str(deployment), *LONG, "--out", "out", "--recorder", recorder, cwd=out.parent)
     states = wait_for_states(out, process, lambda state: state.phase == "recorded step")
     wait_for_traces(out, process)
+    wait_for_work(state.pid for state in states)  # nobody sees from outside when the Python recorder has begun
     os.kill(states[1].pid, signal.SIGKILL)
     stderr = finish(process)
     assert "rank 1 (tp=0 dp=0 pp=1 etp=0 ep=0 edp=0) was killed by SIGKILL in phase 'recorded step'" in stderr
@@ -63,6 +66,19 @@ def test_a_killed_rank_is_named_and_what_the_ranks_recorded_is_kept(deployment: 
 
 def wait_for_traces(out: Path, process: subprocess.Popen[str]) -> None:
     wait_for_states(out, process, lambda state: (out / "traces" / f"rank-{state.rank:05d}.trace").exists())
+
+
+def wait_for_work(pids: Iterable[int]) -> None:
+    """Wait until each of these processes has had another half second of a processor."""
+    ticks = os.sysconf("SC_CLK_TCK") // 2
+
+    def used(pid: int) -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    wanted = {pid: used(pid) + ticks for pid in pids}
+    while any(used(pid) < least for pid, least in wanted.items()):
+        time.sleep(0.05)
 
 
 def holds_records(path: Path) -> bool:

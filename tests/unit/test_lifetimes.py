@@ -121,3 +121,11 @@ def test_the_peak_is_what_the_allocator_counts(tmp_path: Path) -> None:
     before = sum(row["bytes"] for row in memory["alive"] if row["what"] == "before")
     assert most > 100_000
     assert memory["peak_bytes"] - before == pytest.approx(most, rel=0.05)
+
+
+def test_a_program_that_did_nothing_had_nothing(tmp_path: Path) -> None:
+    def nothing(_: str) -> Any:
+        yield
+
+    memory = measured(nothing, "cpu", tmp_path)
+    assert (memory["peak_bytes"], memory["peak_node"], memory["alive"]) == (0, -1, [])

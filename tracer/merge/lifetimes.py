@@ -98,6 +98,9 @@ def number_peak(
 def find_lives(trace: Trace) -> Lives:
     """Return the lives of all memory that a rank's operators were given or returned."""
     seen = _find_seen(trace)
+    if not len(seen):
+        none = np.zeros(0, np.int64)
+        return Lives(num_bytes=none, begin_ns=none, end_ns=none, made_ns=none, role=none)
     freed = np.concatenate([np.empty(0, FREE), *(thread.frees for thread in trace.threads)])
     key = np.concatenate([seen["key"], freed["address"].astype(np.int64)])
     time = np.concatenate([seen["time_ns"], freed["time_ns"]])
@@ -107,17 +110,17 @@ def find_lives(trace: Trace) -> Lives:
     first_of_key = np.diff(key, prepend=-1) != 0
     # A life goes up to a free, which is its last row.
     life = np.cumsum(first_of_key | np.append(False, is_free[:-1])) - 1
-    count = int(life[-1]) + 1 if len(life) else 0
+    count = int(life[-1]) + 1
     first = np.flatnonzero(np.diff(life, prepend=-1))
     last = np.append(first[1:], len(life)) - 1
-    row = np.minimum(order[first], max(len(seen) - 1, 0))
+    row = np.minimum(order[first], len(seen) - 1)
     is_known = ~is_free[first]  # memory that no operator was given is only freed
     num_bytes = np.zeros(count, np.int64)
     role = np.full(count, -1)
     chosen = np.flatnonzero(~is_free)
     np.maximum.at(num_bytes, life[chosen], seen["bytes"][order[chosen]])
     np.maximum.at(role, life[chosen], seen["role"][order[chosen]])
-    was_there = first_of_key[first] & ~seen["is_made"][row] if len(seen) else np.zeros(count, bool)
+    was_there = first_of_key[first] & ~seen["is_made"][row]
     lives = Lives(
         num_bytes=num_bytes,
         begin_ns=np.where(was_there, _BEFORE, time[first]),
@@ -126,8 +129,7 @@ def find_lives(trace: Trace) -> Lives:
         role=role,
     )
     # What a communication made for its own use is not in the sum, whichever operator inside it takes it then.
-    is_scratch = is_known & seen["is_inside"][row] if len(seen) else np.zeros(count, bool)
-    kept = is_known & (num_bytes > 0) & ~is_scratch
+    kept = is_known & (num_bytes > 0) & ~seen["is_inside"][row]
     return Lives(**{name: getattr(lives, name)[kept] for name in Lives.__slots__})
 
 
