@@ -110,14 +110,14 @@ def _mend(request: Request, out: Path, drawn: DrawnSubject, progress: Callable[[
         write_text(out, draw_repaired(read_subject(dry), drawn))
 
 
-def write_files(audit: Audit, folder: Path, *, uri: str) -> None:
-    """Write audit.md, audit.json and audit.sarif into a folder.
+def write_files(audit: Audit, folder: Path, *, subject: Path) -> None:
+    """Write audit.md, audit.json and audit.sarif of what was audited into a folder.
 
     Raises:
         LaunchError: they cannot be written.
     """
-    write_review(audit, folder)
-    write_sarif(audit, folder, uri=uri)
+    write_review(audit, folder, dag=Graph.open(subject).path if subject.is_dir() else None)
+    write_sarif(audit, folder, uri=str(subject))
 
 
 def _deployment_of(request: Request) -> Deployment | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def audit_run(dag: Path, folder: Path, deployment: Deployment | None) -> dict[st
         TruedagError: the dataset cannot be read.
     """
     audit = audit_graph(dag, deployment, name=folder.name)
-    write_review(audit, folder)
+    write_review(audit, folder, dag=dag)
     return {"verdict": verdict(audit), "num_faults": len(audit.faults), "file": str(folder / "audit.md")}
 
 
@@ -62,29 +63,38 @@ def read_subject(folder: Path, *, name: str | None = None) -> Subject:
 
 
 def read_audit(dag: Path) -> Mapping[str, Any] | None:
-    """Return the audit that lies in the run's folder, if it is one of this very graph."""
-    told = dag.parent / "audit.json"
+    """Return the audit that lies in the run's folder, if it says of itself that it is one of this very graph."""
     try:
-        if told.stat().st_mtime < (dag / "meta.json").stat().st_mtime:
-            return None
-        audit = json.loads(told.read_text(encoding="utf-8"))
+        audit = json.loads((dag.parent / "audit.json").read_text(encoding="utf-8"))
+        is_of_it = isinstance(audit, dict) and audit.get("graph") == _identify(dag)
     except (OSError, ValueError):
         return None
-    return audit if isinstance(audit, dict) and "findings" in audit and "verdict" in audit else None
+    return audit if is_of_it else None
 
 
-def write_review(audit: Audit, folder: Path) -> None:
+def _identify(dag: Path) -> str:
+    """Name a dataset by what it says of itself: clock, counts, ranks; a copy of it has the same name."""
+    return "sha256:" + hashlib.sha256((dag / "meta.json").read_bytes()).hexdigest()
+
+
+def write_review(audit: Audit, folder: Path, *, dag: Path | None) -> None:
     """Write audit.md and audit.json into a folder.
+
+    Args:
+        audit: what was found.
+        folder: it is made.
+        dag: the dataset that was audited, which the file names; None: a drawing or a claim was.
 
     Raises:
         LaunchError: they cannot be written.
     """
+    graph = None if dag is None else _identify(dag)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LaunchError(f"cannot make {folder}: {error}") from error
     write_text(folder / "audit.md", write_markdown(audit))
-    write_text(folder / "audit.json", json.dumps(to_json(audit), indent=2) + "\n")
+    write_text(folder / "audit.json", json.dumps({"graph": graph, **to_json(audit)}, indent=2) + "\n")
 
 
 def write_sarif(audit: Audit, folder: Path, *, uri: str) -> None:

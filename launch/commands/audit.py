@@ -59,7 +59,7 @@ def execute(arguments: argparse.Namespace) -> int:
     with Progress() as progress:
         audit = audit_subject(request, progress=progress.show)
     if arguments.out is not None:
-        write_files(audit, arguments.out, uri=str(arguments.subject))
+        write_files(audit, arguments.out, subject=arguments.subject)
     if arguments.json:
         print_json(to_json(audit))
     elif arguments.sarif:

@@ -16,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from small_dag import pipeline
 
 from truedag.launch.commands import view
+from truedag.launch.page import make_page
+from truedag.launch.run_audit import write_review
+from truedag.tracer.audit.findings import Audit, Passed
 
 
 @pytest.fixture
@@ -37,16 +40,20 @@ def test_the_page_is_written_beside_the_graph(run: Path) -> None:
     assert (run.parent / "elsewhere" / "index.html").is_file()
 
 
-def test_an_audit_that_was_written_is_shown_and_an_old_one_is_not(run: Path) -> None:
-    audit = {"verdict": "Wrong: told.", "against": "x", "findings": [], "passed": [], "unchecked": []}
-    (run / "audit.json").write_text(json.dumps(audit))
-    first = run / "one"
-    truedag("view", "run", "--out", str(first), cwd=run.parent)
-    (run / "dag" / "meta.json").touch()
-    second = run / "two"
-    truedag("view", "run", "--out", str(second), cwd=run.parent)
-    sizes = [payload(one / "index.html").count(b"Wrong: told.") for one in (first, second)]
-    assert sizes == [1, 0]
+def test_an_audit_is_shown_with_the_very_graph_that_it_is_of(run: Path) -> None:
+    audit = Audit(subject="run", against="x", passed=[Passed(check="told.before", what="all")])
+
+    def is_shown(name: str) -> bool:
+        page = make_page(run, run / name, progress=lambda _: None)
+        return b"told.before" in payload(page.html)
+
+    write_review(audit, run, dag=run / "dag")
+    assert is_shown("its own")
+    write_review(audit, run, dag=None)
+    assert not is_shown("a drawing's")
+    write_review(audit, run, dag=run / "dag")
+    pipeline(num_microbatches=3).write(run / "dag")
+    assert not is_shown("recorded again")
 
 
 def test_the_next_command_serves_the_folder_that_was_written(capsys: pytest.CaptureFixture[str]) -> None:

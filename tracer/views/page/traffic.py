@@ -9,6 +9,10 @@ from truedag.tracer.graph.class_dataset import ClassDataset
 from truedag.tracer.views.page.class_rows import find_classes, receivers_of
 from truedag.tracer.views.page.figures import weighted_mean
 from truedag.tracer.views.page.leaves import Leaves
+from truedag.tracer.views.page.tree import name_parts
+
+PLACES = ("phase", "stage", "layer", "part")
+_ENDS = ("parameter", "input", "output")
 
 
 def message_traffic(graph: Graph) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -74,18 +78,21 @@ def collective_traffic(leaves: Leaves) -> pl.DataFrame:
 
 
 def stage_matrix(leaves: Leaves, spent: pl.DataFrame) -> pl.DataFrame:
-    """Return phase, stage, layer, and over the ranks of each: mean_ns, max_ns, worst_rank, wait_ns, sent_bytes, ..."""
-    told = leaves.table.filter(~pl.col("kind").is_in(["parameter", "input", "output"]))
-    cells = told.select("leaf", "phase", "stage", "layer", "num_nodes")
-    by_rank = spent.join(cells, on="leaf").group_by("phase", "stage", "layer", "rank").agg(
+    """Return PLACES, and over the ranks of each: mean_ns, max_ns, worst_rank, estimated_ns, wait_ns, sent_bytes, ...
+
+    A place is a phase of a stage's layer; where no layer was told, of a part of the model (`tree.name_parts`).
+    """
+    told = leaves.table.with_columns(name_parts(leaves.table)).filter(~pl.col("kind").is_in(_ENDS))
+    cells = told.select("leaf", *PLACES, "num_nodes", "flops")
+    by_rank = spent.join(cells, on="leaf").group_by(*PLACES, "rank").agg(
         time_ns=_known_sum("time_ns"), estimated_ns=_known_sum("estimated_ns"), wait_ns=_known_sum("wait_ns"),
         sent_bytes=pl.col("sent_bytes").sum(),
     ).with_columns(pl.col("rank").cast(pl.Int64)).join(
         leaves.ranks.group_by(rank="alike").agg(weight=pl.len().cast(pl.Int64)), on="rank"
     )  # fmt: skip
-    counts = cells.group_by("phase", "stage", "layer").agg(pl.col("num_nodes").sum())
+    counts = cells.group_by(PLACES).agg(pl.col("num_nodes", "flops").sum())
     return (
-        by_rank.group_by("phase", "stage", "layer")
+        by_rank.group_by(PLACES)
         .agg(
             mean_ns=weighted_mean("time_ns"),
             max_ns=pl.col("time_ns").max(),
@@ -97,8 +104,8 @@ def stage_matrix(leaves: Leaves, spent: pl.DataFrame) -> pl.DataFrame:
             sent_bytes=(pl.col("sent_bytes") * pl.col("weight")).sum(),
             num_ranks=pl.col("weight").sum(),
         )
-        .join(counts, on=["phase", "stage", "layer"], nulls_equal=True)
-        .sort("stage", "phase", "layer")
+        .join(counts, on=PLACES, nulls_equal=True)
+        .sort("stage", "phase", "layer", "part")
     )
 
 

@@ -7,7 +7,6 @@ at the level above, would be a circle there, or lie inside one open node and be 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ from truedag.tracer.views.page.segments import Ints, split_parts
 
 _MOST_MODULES = 5  # parts of a module's name that are levels of their own
 _MOST_OPERATORS = 40  # operators of one module that stand side by side
-_LAYER = re.compile(r"^(?:.*\.)?layers\.(\d+)(?:\.|$)")
 _WRAPPERS = ("model", "module")
 _SOURCES = {"parameter": "parameters", "input": "inputs", "output": "outputs"}
 
@@ -150,10 +148,11 @@ def _paths(table: pl.DataFrame) -> list[list[str]]:
     several = len(steps.filter(steps >= 0)) > 1
     has_stages = bool((table["stage"] >= 0).any())
     columns = ("step", "decode_step", "phase", "stage", "layer", "module", "expert", "kind")
+    root = _find_root(table["module"])
     paths = [
         [
             _pass_name(step if several else -1, decode, phase, stage if has_stages else None, kind),
-            *_module_names(layer, module, expert),
+            *_module_names(layer, module, expert, root),
         ]
         for step, decode, phase, stage, layer, module, expert, kind in table.select(columns).iter_rows()
     ]
@@ -168,7 +167,7 @@ def _paths(table: pl.DataFrame) -> list[list[str]]:
 
 def _pass_name(step: int, decode: int, phase: str | None, stage: int | None, kind: str) -> str:
     """Name a pass on a stage; None: there are no stages."""
-    what = _SOURCES.get(kind) or (f"decode {decode}" if phase == "decode" and decode >= 0 else phase) or "no phase"
+    what = _SOURCES.get(kind) or (f"decode {decode}" if phase == "decode" and decode >= 0 else phase) or "no phase told"
     names = [f"step {step}", what] if step >= 0 else [what]
     if stage is not None:
         lone = "across stages" if kind == "collective" else "no stage told"
@@ -176,21 +175,57 @@ def _pass_name(step: int, decode: int, phase: str | None, stage: int | None, kin
     return " · ".join(names)
 
 
-def _module_names(layer: int, module: str | None, expert: int) -> list[str]:
-    names: list[str] = []
-    rest = module or ""
-    if layer >= 0:
-        names.append(f"layer {layer}")
-        found = _LAYER.match(rest)
-        rest = rest[found.end() :] if found else rest
-    parts = [part for part in rest.split(".") if part]
-    while layer < 0 and parts and parts[0] in _WRAPPERS:
-        parts = parts[1:]
+def _find_root(modules: pl.Series) -> int:
+    """Return how many modules there are, one in the other, that all others are in: they are no levels."""
+    names = [name.split(".") for name in modules.unique().drop_nulls().to_list() if name]
+    root = 0
+    while True:
+        here = {name[root] for name in names if len(name) > root}
+        inside = {name[root + 1] for name in names if len(name) > root + 1}
+        if len(here) != 1 or not inside or any(name.isdecimal() for name in inside):
+            return root
+        root += 1
+
+
+def _module_names(layer: int, module: str | None, expert: int, root: int) -> list[str]:
+    names = [] if layer < 0 else [f"layer {layer}"]
     joined: list[str] = []
-    for part in parts:
+    for part in _inside([part for part in (module or "").split(".") if part][root:], layer):
         if part.isdecimal() and joined:
             told = f"expert {expert}" if expert >= 0 and "expert" in joined[-1] else f"{joined[-1]} {part}"
             joined[-1] = told
         else:
             joined.append(part)
     return [*names, *joined[:_MOST_MODULES]]
+
+
+def _inside(parts: list[str], layer: int) -> list[str]:
+    """Return the names of a module inside its layer, or inside what wraps the model.
+
+    Where a layer was told, it is the module of that number: of a list called layers, else of any, else of the first.
+    """
+    if layer < 0:
+        while parts and parts[0] in _WRAPPERS:
+            parts = parts[1:]
+        return parts
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    listed = [place for place in numbers if place and parts[place - 1] == "layers"][-1:]
+    own = [place for place in numbers if int(parts[place]) == layer]
+    ends = [*listed, *own, *numbers]
+    return parts[ends[0] + 1 :] if ends else parts
+
+
+def name_parts(table: pl.DataFrame) -> pl.Series:
+    """Return which part of the model each of `Leaves.table` is of, if no layer of it was told: `blocks 3`, `embedding`.
+
+    That is the first module of a numbered list that it is in, else the outermost module; "" is unknown.
+    """
+    if (table["layer"] >= 0).any():
+        return pl.Series("part", [""] * len(table), dtype=pl.String)
+    root = _find_root(table["module"])
+    parts = []
+    for module in table["module"]:
+        names = _module_names(-1, module, -1, root)
+        numbered = next((place for place, name in enumerate(names) if name[-1].isdecimal() and " " in name), 0)
+        parts.append(" / ".join(names[: numbered + 1]))
+    return pl.Series("part", parts, dtype=pl.String)

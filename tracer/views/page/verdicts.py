@@ -43,7 +43,8 @@ class Paths:
 def find_paths(graph: Graph, leaves: Leaves) -> Paths:
     """Find them, where there are times and the graph is not too large for that."""
     if not leaves.has_times:
-        return _none(f"no operator or communication of {graph.path} has a time")
+        dry = ", as this is a dry run: truedag dry --device NAME estimates times" if graph.meta.get("dry") else ""
+        return _none(f"no operator and no communication has a time{dry}")
     if leaves.num_nodes > MOST_NODES:
         return _none(
             f"not computed for this page, which has {leaves.num_nodes:,} nodes: truedag critical-path prints it"

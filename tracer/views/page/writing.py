@@ -21,7 +21,7 @@ from truedag.tracer.views.page.figures import measure, on_ranks
 from truedag.tracer.views.page.leaves import Leaves, find_leaves
 from truedag.tracer.views.page.payload import Payload
 from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
-from truedag.tracer.views.page.tree import Tree, build_tree
+from truedag.tracer.views.page.tree import Tree, build_tree, name_parts
 from truedag.tracer.views.page.verdicts import Paths, find_paths, place_findings
 
 AXES = ("tp", "ep", "etp", "pp", "dp", "edp", "cp")
@@ -121,10 +121,10 @@ def _add_tree(payload: Payload, leaves: Leaves, tree: Tree, spent: pl.DataFrame)
         payload.add("tree", name, figures[name].fill_null(-1).cast(pl.Int64).to_numpy())
     for name in ("ranks", "microbatches"):
         payload.add_lists("tree", name, [one if one is not None else [] for one in figures[name].to_list()])
-    walked = leaves.table.with_columns(place=pl.Series(tree.order)).sort("place")
+    walked = leaves.table.with_columns(name_parts(leaves.table), place=pl.Series(tree.order)).sort("place")
     for name in ("step", "decode_step", "stage", "layer", "expert"):
         payload.add("leaves", name, walked[name].fill_null(-1).to_numpy())
-    for name in ("phase", "kind", "category", "op", "label", "module", "inputs", "outputs"):
+    for name in ("phase", "kind", "category", "op", "label", "module", "part", "inputs", "outputs"):
         payload.add_strings("leaves", name, walked[name])
     payload.add("leaves", "num_shapes", walked["num_shapes"].to_numpy())
     payload.add("leaves", "node", tree.leaf_node, delta=True)
@@ -180,11 +180,12 @@ def _add_traffic(payload: Payload, graph: Graph, leaves: Leaves, spent: pl.DataF
     for name in ("bytes", "wait_ns", "transfer_ns"):
         payload.add("collectives", name, _floats(collectives[name].cast(pl.Float64)))
     cells = stage_matrix(leaves, spent)
-    payload.add_strings("cells", "phase", cells["phase"])
+    for name in ("phase", "part"):
+        payload.add_strings("cells", name, cells[name])
     for name in ("stage", "layer", "num_ranks", "num_nodes"):
         payload.add("cells", name, cells[name].fill_null(-1).cast(pl.Int64).to_numpy())
     payload.add("cells", "worst_rank", cells["worst_rank"].fill_null(-1).cast(pl.Int64).to_numpy())
-    for name in ("mean_ns", "max_ns", "estimated_ns", "wait_ns", "sent_bytes"):
+    for name in ("mean_ns", "max_ns", "estimated_ns", "wait_ns", "sent_bytes", "flops"):
         payload.add("cells", name, _floats(cells[name].cast(pl.Float64)))
 
 
@@ -225,7 +226,7 @@ def _describe(
     meta = graph.meta
     kinds = leaves.table.group_by("kind").agg(pl.col("num_nodes").sum()).sort("num_nodes", descending=True)
     told = ("deployment", "strategy", "world_size", "steps", "torch", "truedag", "recorder", "num_unmatched",
-            "missing_ranks", "dry")  # fmt: skip
+            "missing_ranks", "dry", "estimate")  # fmt: skip
     return {name: meta.get(name) for name in told} | {
         "unmatched": [str(one) for one in meta.get("unmatched") or []][:200],
         "note": note,

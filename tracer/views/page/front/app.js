@@ -22,7 +22,7 @@ const VIEWS = [
   { name: "path", title: "Critical path", make: PathView },
   { name: "findings", title: "Findings", make: FindingsView },
 ];
-const METRICS = /** @type {[string, string][]} */ ([["time", "time"], ["waiting", "waiting"], ["bytes", "bytes sent"], ["imbalance", "imbalance"], ["nodes", "number of nodes"]]);
+const METRICS = /** @type {[string, string][]} */ ([["time", "time"], ["waiting", "waiting"], ["bytes", "bytes sent"], ["imbalance", "imbalance"], ["path", "critical path"], ["nodes", "number of nodes"]]);
 
 export class App {
   /** @param {import("./model.js").Model} model */
@@ -74,7 +74,7 @@ export class App {
     this.filter = new Filter(this.state.filters);
     this.marks = this.model.marks(this.state.selection);
     this.passing = null;
-    this.state.metric ||= this.model.hasTimes ? "time" : "bytes";
+    if (!METRICS.some(([name]) => name === this.state.metric)) this.state.metric = this.model.hasTimes ? "time" : "bytes";
     if (!VIEWS.some((view) => view.name === this.state.view)) this.state.view = "overview";
   }
 
@@ -205,7 +205,8 @@ export class App {
         state.window = this.views.time.clip(from - pad, to + pad);
         state.top = 0;
       }, { now: false });
-      this.views.time.bring?.();
+      this.showView();
+      this.views.time.bring();
     }
     this.renderNow();
   }
@@ -246,6 +247,12 @@ export class App {
     return this.passing;
   }
 
+  /** What to say where a filter of something else than ranks is on, and cannot be applied. */
+  onlyRanks() {
+    const { layers, phase, microbatches } = this.filter;
+    return layers || phase || microbatches ? "only ranks are filtered here" : "";
+  }
+
   /** @param {number} slice */
   passesSlice(slice) {
     const { slices } = this.model;
@@ -269,11 +276,10 @@ export class App {
     return found;
   }
 
-  /** @param {number} x @param {import("./heat.js").Sight} sight */
+  /** @param {number} x @param {import("./heat.js").Sight} sight @returns {number} -1: none */
   leafAtOrder(x, sight) {
     const leaves = this.orderedLeaves();
-    const leaf = leaves[Math.floor(((x - sight.left) / sight.width) * leaves.length)];
-    return leaf === undefined ? "" : this.model.path(this.model.leaves.node[leaf]).join(" / ");
+    return leaves[Math.floor(((x - sight.left) / sight.width) * leaves.length)] ?? -1;
   }
 
   /** Where a leaf is, in short. @param {number} leaf */
@@ -313,7 +319,9 @@ export class App {
   }
 
   metricChoice() {
-    return makeChoice("Colour", METRICS, () => this.state.metric, (value) => this.change((state) => { state.metric = value; }));
+    const { model } = this;
+    const unknown = METRICS.map(([name]) => name).filter((name) => (name === "path" ? !model.pieces : !model.hasTimes && !["bytes", "nodes"].includes(name)));
+    return makeChoice("Colour", METRICS, () => this.state.metric, (value) => this.change((state) => { state.metric = value; }), new Set(unknown));
   }
 
   axisChoice() {
@@ -367,7 +375,7 @@ export class App {
     const { meta } = this.model;
     const nodes = /** @type {number[]} */ (Object.values(meta.nodes)).reduce((sum, count) => sum + count, 0);
     const edges = /** @type {number[]} */ (Object.values(meta.edges)).reduce((sum, count) => sum + count, 0);
-    const dry = this.model.hasTimes ? "" : "no time was measured · ";
-    return `${dry}${meta.strategy ?? "no strategy told"} · ${writeRanks(this.model.ranks.length)} · ${writeCount(nodes)} nodes · ${writeCount(edges)} edges`;
+    const times = !this.model.hasTimes ? "no time was measured" : meta.is_estimated ? "times are estimates" : "";
+    return [writeRanks(this.model.ranks.length), `${writeCount(nodes)} nodes`, `${writeCount(edges)} edges`, times, meta.strategy ?? "no strategy told"].filter(Boolean).join(" · ");
   }
 }

@@ -34,18 +34,25 @@ export class Board {
     this._listen();
   }
 
-  /** Draw now; nothing while it is hidden. */
-  draw() {
+  /** Find out how large it is. @returns {boolean} whether it is to be seen */
+  measure() {
     const place = /** @type {HTMLElement} */ (this.canvas.parentElement);
     const { clientWidth: width, clientHeight: height } = place;
-    if (!width || !height) return;
+    if (!width || !height) return false;
+    this.width = width;
+    this.height = height;
+    return true;
+  }
+
+  /** Draw now; nothing while it is hidden. */
+  draw() {
+    if (!this.measure()) return;
+    const { width, height } = this;
     const ratio = window.devicePixelRatio || 1;
     if (this.canvas.width !== Math.round(width * ratio) || this.canvas.height !== Math.round(height * ratio)) {
       this.canvas.width = Math.round(width * ratio);
       this.canvas.height = Math.round(height * ratio);
     }
-    this.width = width;
-    this.height = height;
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.context.clearRect(0, 0, width, height);
     this.handlers.draw(this);

@@ -3,7 +3,7 @@
 import { FONT, fit } from "./board.js";
 import { countRuns } from "./model.js";
 import { stripes } from "./palette.js";
-import { writeBytes, writeCount, writeRanks, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeFlops, writeRanks, writeTime } from "./text.js";
 
 const LEGIBLE = 0.33; // scale from which boxes have text
 
@@ -45,7 +45,7 @@ export function drawFrame(context, app, box, scale, look) {
  * @param {import("./layout.js").Box} box
  * @param {number} scale
  * @param {Look} look
- * @param {number} most the largest amount on screen, that bars are drawn to
+ * @param {number} most the largest amount of what is in the same box, that bars are drawn to
  */
 export function drawBox(context, app, box, scale, look, most) {
   const { model, colours, state } = app;
@@ -59,7 +59,7 @@ export function drawBox(context, app, box, scale, look, most) {
   context.save();
   context.clip();
   const { value, isEstimated } = model.amount(box.node, state.metric);
-  const share = value >= 0 && most ? Math.sqrt(value / most) : 0;
+  const share = value >= 0 && most ? value / most : 0;
   if (share > 0) {
     const bar = isLeaf ? kindColour : colours.kinds[state.metric === "waiting" ? "waiting" : state.metric === "bytes" ? "transfer" : "compute"];
     context.globalAlpha = isEstimated ? 1 : 0.3;
@@ -91,25 +91,17 @@ export function drawBox(context, app, box, scale, look, most) {
   context.fillText(fit(context, (isLeaf ? "" : "▸ ") + model.title(box.node), width), box.x + inset, box.y + 15);
   context.font = `11px ${FONT}`;
   context.fillStyle = colours.quiet;
-  context.fillText(fit(context, multiplicity(app, box.node), width), box.x + inset, box.y + 30);
-  if (!isLeaf) context.fillText(fit(context, figureOf(model, box.node, state.metric), width), box.x + inset, box.y + 45);
+  context.fillText(fit(context, multiplicity(model, box.node), width), box.x + inset, box.y + 30);
+  context.fillText(fit(context, figureOf(model, box.node, state.metric), width), box.x + inset, box.y + 44);
 }
 
 /**
- * How many nodes of the graph a box stands for, on how many ranks; an operator's amount too.
- * @param {import("./app.js").App} app
+ * How many nodes of the graph a box stands for, on how many ranks.
+ * @param {import("./model.js").Model} model
  * @param {number} node
  */
-export function multiplicity(app, node) {
-  const { model, state } = app;
-  const ranks = countRuns(model.runs(model.tree.ranks, node));
-  const told = `×${writeCount(model.tree.num_nodes[node])} on ${writeRanks(ranks)}`;
-  if (!model.isLeaf[node]) return told;
-  const { value, isEstimated } = model.amount(node, state.metric);
-  if (!(value >= 0)) return told;
-  if (state.metric === "nodes") return told;
-  const text = state.metric === "bytes" ? writeBytes(value) : state.metric === "imbalance" ? `+${Math.round(100 * value)} %` : writeTime(value);
-  return `${told} · ${isEstimated ? "≈ " : ""}${text}`;
+export function multiplicity(model, node) {
+  return `×${writeCount(model.tree.num_nodes[node])} on ${writeRanks(countRuns(model.runs(model.tree.ranks, node)))}`;
 }
 
 /**
@@ -120,8 +112,19 @@ export function multiplicity(app, node) {
  */
 export function figureOf(model, node, metric) {
   const { tree } = model;
-  if (metric === "bytes") return `${writeBytes(tree.sent_bytes[node])} sent`;
+  if (metric === "bytes") {
+    if (tree.sent_bytes[node] > 0) return `${writeBytes(tree.sent_bytes[node])} sent`;
+    return tree.flops[node] > 0 ? `nothing sent · ${writeFlops(tree.flops[node])}` : "nothing sent";
+  }
   if (metric === "nodes") return `${writeCount(tree.high[node] - tree.low[node])} operators`;
+  if (metric === "path") {
+    const { value, isEstimated } = model.amount(node, metric);
+    return value > 0 ? `${isEstimated ? "≈ " : ""}${writeTime(value)} of the critical path` : "not on the critical path";
+  }
+  if (metric === "imbalance") {
+    const { value, isEstimated } = model.amount(node, metric);
+    return value >= 0 ? `${isEstimated ? "≈ " : ""}+${Math.round(100 * value)} % above the mean (rank ${isEstimated ? tree.estimated_rank[node] : tree.worst_rank[node]})` : "time unknown";
+  }
   if (metric === "waiting") {
     return tree.wait_mean_ns[node] >= 0
       ? `waits ${writeTime(tree.wait_mean_ns[node])}, max ${writeTime(tree.wait_max_ns[node])} (rank ${tree.wait_rank[node]})` : "no waiting known";

@@ -1,4 +1,6 @@
-/** Pieces of the page that several views have: buttons, choices, panels, rows of tables. */
+/** Pieces of the page that several views have: buttons, choices, panels, scales of colours, rows of tables. */
+
+import { amountColour } from "./palette.js";
 
 /**
  * @param {string} text
@@ -33,11 +35,15 @@ export function makeCheckbox(text, read, write) {
  * @param {[string, string][]} options value and what it is called
  * @param {() => string} read
  * @param {(value: string) => void} write
+ * @param {Set<string>} [off] values that cannot be chosen: nothing is known of them
  */
-export function makeChoice(text, options, read, write) {
+export function makeChoice(text, options, read, write, off = new Set()) {
   const label = document.createElement("label");
   const select = document.createElement("select");
-  for (const [value, name] of options) select.append(Object.assign(document.createElement("option"), { value, textContent: name }));
+  for (const [value, name] of options) {
+    const isOff = off.has(value);
+    select.append(Object.assign(document.createElement("option"), { value, textContent: isOff ? `${name} (unknown)` : name, disabled: isOff }));
+  }
   label.append(`${text} `, select);
   select.addEventListener("change", () => write(select.value));
   return { element: label, refresh: () => { select.value = read(); } };
@@ -58,6 +64,26 @@ export function makePanel(place, title, kind) {
   panel.append(head, note, body);
   place.append(panel);
   return { body, note };
+}
+
+/**
+ * Say what colours mean: a text, and where there are amounts, the colours from the least to the most.
+ * @param {HTMLElement} note
+ * @param {string} text
+ * @param {[string, string] | null} ends the least and the most, as written
+ * @param {{ isEstimated?: boolean, after?: string }} [told]
+ */
+export function tellScale(note, text, ends, { isEstimated = false, after = "" } = {}) {
+  const key = JSON.stringify([text, ends, isEstimated, after]);
+  if (note.dataset.key === key) return;
+  note.dataset.key = key;
+  note.replaceChildren(text);
+  if (ends) {
+    const ramp = Object.assign(document.createElement("i"), { className: isEstimated ? "ramp estimated" : "ramp" });
+    ramp.style.setProperty("--ramp", `linear-gradient(90deg, ${[0, 0.2, 0.4, 0.6, 0.8, 1].map(amountColour).join(", ")})`);
+    note.append(` · ${ends[0]} `, ramp, ` ${ends[1]}`);
+  }
+  note.append(after);
 }
 
 /**

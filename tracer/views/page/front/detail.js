@@ -2,7 +2,7 @@
 
 import { laneName } from "./slices.js";
 import { countRuns } from "./model.js";
-import { writeBytes, writeCount, writeEither, writeFlops, writeRanks, writeRuns, writeTime } from "./text.js";
+import { toRuns, writeBytes, writeCount, writeEither, writeError, writeFlops, writeRanks, writeRuns, writeTime } from "./text.js";
 
 const MOST_BARS = 64;
 
@@ -20,7 +20,7 @@ export class Detail {
   refresh() {
     const { app } = this;
     const { selection } = app.state;
-    const key = JSON.stringify([selection, app.filter.isOn, app.state.theme, app.isDark, app.model.slices !== null]);
+    const key = JSON.stringify([selection, app.state.view, app.state.filters, app.state.theme, app.isDark, app.model.slices !== null]);
     if (key === this.key) return;
     this.key = key;
     this.place.replaceChildren();
@@ -49,14 +49,17 @@ export class Detail {
       ...Object.entries(meta.nodes).map(([kind, count]) => [`\u2003${kind}`, writeCount(count)]),
       ["Edges", writeCount(total(meta.edges))],
       ...Object.entries(meta.edges).map(([kind, count]) => [`\u2003${kind}`, writeCount(count)]),
-      ["Measured", `${writeCount(meta.num_measured)} nodes`], ["Estimated", `${writeCount(meta.num_estimated)} nodes`],
+      ...[["Measured", meta.num_measured], ["Estimated", meta.num_estimated]].filter(([, count]) => count).map(([name, count]) => [name, `${writeCount(count)} nodes`]),
       ["Folded to", `${writeCount(this.app.model.numLeaves)} operators in ${writeCount(tree.length)} boxes`],
       ["Recorded by", `truedag ${meta.truedag}, ${meta.recorder}, torch ${meta.torch}`],
     ];
     if (meta.num_decode_steps) rows.push(["Decode", `${writeCount(meta.num_decode_steps)} steps are one in the graph; ${writeCount(meta.num_carried_edges)} edges lead from one of them to another`]);
     if (meta.missing_ranks?.length) rows.push(["Missing ranks", meta.missing_ranks.join(", ")]);
-    if (meta.dry) rows.push(["Dry run", "executed without data: no time was measured"]);
+    if (meta.dry) rows.push(["Dry run", "executed on tensors without memory: nothing was computed or measured"]);
+    const { estimate } = meta;
+    if (estimate) rows.push(["Times", `≈ estimated for ${writeCount(meta.world_size)} × ${estimate.device}, ${estimate.gpus_per_node} in a node`]);
     this.facts(/** @type {[string, string][]} */ (rows));
+    if (estimate) this.notes("What the estimate assumes", estimate.assumptions);
     this.text("Click anything. Double-click opens it, ? lists the keys. The link in the address bar brings back what you see.");
   }
 
@@ -138,22 +141,29 @@ export class Detail {
     if (ranks.rank_class[row] >= 0) rows.push(["Rank class", String(ranks.rank_class[row])]);
     const whole = ["compute", "transfer", "waiting", "bubble", "host"].map((name) => ranks[`${name}_ns`][row]).reduce((sum, value) => sum + value, 0);
     const mark = model.meta.is_estimated ? "≈ " : "";
-    for (const [name, label] of [["compute", "Compute"], ["transfer", "Transfer, exposed"], ["waiting", "Waiting for others"], ["bubble", "Pipeline bubble"], ["host", "Host"]]) {
+    if (!model.hasTimes) rows.push(["Its time", "unknown"]);
+    else for (const [name, label] of [["compute", "Compute"], ["transfer", "Transfer, exposed"], ["waiting", "Waiting for others"], ["bubble", "Pipeline bubble"], ["host", "Host"]]) {
       const value = ranks[`${name}_ns`][row];
       rows.push([label, value >= 0 ? `${mark}${writeTime(value)} · ${((100 * value) / whole).toFixed(1)} %` : "unknown"]);
     }
-    rows.push(["Transfer hidden by compute", mark + writeTime(ranks.overlap_ns[row])], ["Given to communications", writeBytes(ranks.sent_bytes[row])]);
-    rows.push(["Clock error", ranks.clock_error_ns[row] >= 0 ? `± ${writeTime(ranks.clock_error_ns[row])}` : "unknown"]);
+    if (model.hasTimes) rows.push(["Transfer hidden by compute", ranks.overlap_ns[row] >= 0 ? mark + writeTime(ranks.overlap_ns[row]) : "unknown"]);
+    rows.push(["Given to communications", writeBytes(ranks.sent_bytes[row])]);
+    if (model.meta.num_measured) rows.push(["Clock error", writeError(ranks.clock_error_ns[row])]);
     this.facts(rows);
+    this.groups("Its process groups", ...this.app.groupsOf(rank).map((group) => group.id));
+  }
+
+  /** Groups that can be chosen. @param {string} title @param {number[]} ids */
+  groups(title, ...ids) {
+    const { model } = this.app;
     const list = document.createElement("div");
     list.className = "groups";
-    list.append(Object.assign(document.createElement("h3"), { textContent: "Its process groups" }));
-    for (const group of this.app.groupsOf(rank)) {
-      const runs = model.runs(model.groups.ranks, group.id);
-      const button = this.app.button(`${group.axis} · ${countRuns(runs)} ranks: ${writeRuns(runs, 4)}`, "", () => this.app.select({ kind: "group", id: group.id }));
-      list.append(button);
+    list.append(Object.assign(document.createElement("h3"), { textContent: title }));
+    for (const id of ids.filter((one) => one >= 0)) {
+      const runs = model.runs(model.groups.ranks, id);
+      list.append(this.app.button(`${model.word(model.groups.axis, id) || "unnamed"} · ${writeRanks(countRuns(runs))}: ${writeRuns(runs, 4)}`, "", () => this.app.select({ kind: "group", id })));
     }
-    this.place.append(list);
+    if (list.children.length > 1) this.place.append(list);
   }
 
   /** @param {number} id */
@@ -191,7 +201,7 @@ export class Detail {
     if (slices.microbatch[id] >= 0) rows.push(["Microbatch", String(slices.microbatch[id])]);
     rows.push(["In", model.word(leaves.inputs, leaf) || "–"], ["Out", model.word(leaves.outputs, leaf) || "–"]);
     const parts = slices.partners(id);
-    if (parts.length > 1) rows.push(["Waited before", mark + writeTime(slices.wait[id] * slices.tick)], ["Takes part", `${parts.length} ranks`]);
+    if (parts.length > 1) rows.push(["Waited before", mark + writeTime(slices.wait[id] * slices.tick)], ["Participants", writeRanks(parts.length)]);
     this.facts(rows);
     if (parts.length > 1) {
       const list = document.createElement("div");
@@ -237,6 +247,7 @@ export class Detail {
     }
     rows.push(["In", model.path(model.leaves.node[stragglers.leaf[id]]).slice(0, -1).join(" / ")]);
     this.facts(rows);
+    this.groups("Its process group", model.groups.group.indexOf(stragglers.group[id]));
   }
 
   /** @param {number} id */
@@ -262,6 +273,12 @@ export class Detail {
     const row = document.createElement("div");
     row.className = "places";
     for (const view of app.viewsFor(selection)) row.append(app.button(`Show in ${view.title.toLowerCase()}`, "", () => app.goTo(selection, view.name)));
+    const { ranks } = app.marks;
+    const told = writeRuns(toRuns(ranks), Infinity);
+    if (ranks.size && ranks.size < app.model.ranks.length && told !== app.state.filters.rank) {
+      const only = ranks.size === 1 ? `Only rank ${told}` : `Only its ${writeRanks(ranks.size)}`;
+      row.append(app.button(only, "", () => app.change((state) => { state.filters.rank = told; state.top = 0; })));
+    }
     this.place.append(row);
   }
 
@@ -270,6 +287,15 @@ export class Detail {
     const head = Object.assign(document.createElement("h2"), { textContent: title });
     this.place.append(head);
     if (under) this.place.append(Object.assign(document.createElement("p"), { textContent: under, className: "under" }));
+  }
+
+  /** A list that opens. @param {string} title @param {string[]} texts */
+  notes(title, texts) {
+    const box = document.createElement("details");
+    const list = document.createElement("ul");
+    list.append(...texts.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+    box.append(Object.assign(document.createElement("summary"), { textContent: title }), list);
+    this.place.append(box);
   }
 
   /** @param {string} text */

@@ -1,6 +1,6 @@
 /** What an audit found: each finding leads to its place. */
 
-import { writeCount, writeRuns } from "./text.js";
+import { toRuns, writeCount, writeRuns } from "./text.js";
 
 export class FindingsView {
   /**
@@ -24,8 +24,8 @@ export class FindingsView {
       for (const text of unmatched) box.append(Object.assign(document.createElement("p"), { textContent: text }));
       list.append(box);
     }
-    if (audit?.passed.length) list.append(told(`${audit.passed.length} checks passed`, audit.passed, "what", !app.model.findings.length));
-    if (audit?.unchecked.length) list.append(told(`${audit.unchecked.length} checks could not be made`, audit.unchecked, "why"));
+    if (audit?.passed.length) list.append(told(`${checks(audit.passed)} passed`, audit.passed, "what", !app.model.findings.length));
+    if (audit?.unchecked.length) list.append(told(`${checks(audit.unchecked)} could not be made`, audit.unchecked, "why"));
   }
 
   /** @param {any} finding @param {number} at */
@@ -42,8 +42,8 @@ export class FindingsView {
       list.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: text }));
     }
     const where = [];
-    if (finding.layers.length) where.push(`layers ${writeRuns(runsOf(finding.layers))}`);
-    if (finding.ranks.length) where.push(`ranks ${writeRuns(runsOf(finding.ranks))}`);
+    if (finding.layers.length) where.push(`layers ${writeRuns(toRuns(finding.layers))}`);
+    if (finding.ranks.length) where.push(`ranks ${writeRuns(toRuns(finding.ranks))}`);
     if (finding.num_nodes) where.push(`${writeCount(finding.num_nodes)} nodes`);
     if (where.length) list.append(Object.assign(document.createElement("dt"), { textContent: "where" }), Object.assign(document.createElement("dd"), { textContent: where.join("; ") }));
     card.append(list);
@@ -83,25 +83,19 @@ export class FindingsView {
   }
 }
 
-/** @param {string} title @param {any[]} checks @param {string} column @param {boolean} [isOpen] */
-function told(title, checks, column, isOpen = false) {
+/** @param {any[]} some */
+function checks(some) {
+  return `${some.length} check${some.length === 1 ? "" : "s"}`;
+}
+
+/** @param {string} title @param {any[]} rows @param {string} column @param {boolean} [isOpen] */
+function told(title, rows, column, isOpen = false) {
   const box = Object.assign(document.createElement("details"), { open: isOpen });
   box.append(Object.assign(document.createElement("summary"), { textContent: title }));
   const list = document.createElement("dl");
-  for (const check of checks) {
+  for (const check of rows) {
     list.append(Object.assign(document.createElement("dt"), { textContent: check.check }), Object.assign(document.createElement("dd"), { textContent: check[column] }));
   }
   box.append(list);
   return box;
-}
-
-/** @param {number[]} numbers */
-function runsOf(numbers) {
-  /** @type {number[]} */
-  const runs = [];
-  for (const number of [...numbers].sort((one, other) => one - other)) {
-    if (runs.length && runs[runs.length - 2] + runs[runs.length - 1] === number) runs[runs.length - 1]++;
-    else runs.push(number, 1);
-  }
-  return runs;
 }

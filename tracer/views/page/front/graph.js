@@ -78,7 +78,7 @@ export class GraphView {
     const hidden = all - shown - ends;
     this.shown = shown;
     return `${writeCount(boxes.filter((box) => !box.isOpen).length)} boxes stand for ${writeCount(shown)} of ${writeCount(all)} nodes` +
-      (ends ? ` · ${writeCount(ends)} parameters, inputs and outputs not drawn` : "") +
+      (ends ? ` · ${writeCount(ends)} not drawn` : "") +
       (hidden > 0 ? ` · ${writeCount(hidden)} filtered out` : "");
   }
 
@@ -100,7 +100,7 @@ export class GraphView {
     drawTies(context, layout, sight, scale, app.colours, this.focus());
     const most = this.largest();
     for (const box of layout.boxes) {
-      if (!box.isOpen && isSeen(box, sight)) drawBox(context, app, box, scale, look(box.node), most);
+      if (!box.isOpen && isSeen(box, sight)) drawBox(context, app, box, scale, look(box.node), most.get(app.model.tree.parent[box.node]) ?? 0);
     }
     context.restore();
     if (!layout.boxes.length) app.sayOn(board, "Nothing passes the filters.");
@@ -120,13 +120,15 @@ export class GraphView {
     return this.app.model.title(node);
   }
 
-  /** The largest amount among the closed boxes, that bars are drawn to. */
+  /** The largest amount in each open box, that bars are drawn to: what lies side by side is compared. */
   largest() {
-    let most = 0;
-    for (const box of this.layout?.boxes ?? []) {
-      if (box.isOpen) continue;
-      const { value } = this.app.model.amount(box.node, this.app.state.metric);
-      if (value > most) most = value;
+    const { model, state } = this.app;
+    /** @type {Map<number, number>} */
+    const most = new Map();
+    for (const { node } of this.layout?.boxes ?? []) {
+      const { value } = model.amount(node, state.metric);
+      const parent = model.tree.parent[node];
+      if (value > (most.get(parent) ?? 0)) most.set(parent, value);
     }
     return most;
   }
@@ -174,7 +176,7 @@ export class GraphView {
   hover(x, y) {
     const box = this.at(x, y);
     if (!box) return null;
-    return box.isOpen ? "" : `${this.app.model.path(box.node).join(" / ")}\n${multiplicity(this.app, box.node)}\n${figureOf(this.app.model, box.node, this.app.state.metric)}`;
+    return box.isOpen ? "" : `${this.app.model.path(box.node).join(" / ")}\n${multiplicity(this.app.model, box.node)}\n${figureOf(this.app.model, box.node, this.app.state.metric)}`;
   }
 
   /** @param {number} x @param {number} y */

@@ -77,7 +77,7 @@ export function drawRankNames(context, sight, app) {
     if (line % every) return;
     context.fillStyle = isMarked ? colours.ink : colours.quiet;
     const stage = model.ranks.pp[model.rowOfRank.get(rank) ?? 0];
-    context.fillText(stage >= 0 ? `rank ${rank} · s${stage}` : `rank ${rank}`, sight.left - 9, y + height / 2);
+    context.fillText(stage >= 0 ? `rank ${rank} · stage ${stage}` : `rank ${rank}`, sight.left - 9, y + height / 2);
     if (height > 12) {
       context.fillStyle = colours.paper;
       context.fillRect(sight.left, y + height - 1, sight.width, 1);
@@ -139,21 +139,59 @@ export function drawOrder(context, sight, app) {
   context.font = `11px ${FONT}`;
   context.textBaseline = "middle";
   context.textAlign = "left";
-  let before = "";
-  let right = 0;
-  leaves.forEach((leaf, place) => {
-    const top = model.path(model.leaves.node[leaf])[0];
-    if (top === before) return;
-    before = top;
-    const x = sight.left + (place / leaves.length) * sight.width;
-    context.fillStyle = colours.accent;
-    context.fillRect(x, sight.top - 6, 1, 6);
-    if (x < right) return;
-    context.fillStyle = colours.quiet;
-    context.fillText(top, x + 3, 12);
-    right = x + context.measureText(top).width + 14;
-  });
+  nameTops(context, sight, app, leaves);
+  markLeaves(context, sight, app, leaves);
   drawRankNames(context, sight, app);
+}
+
+/**
+ * Names of the outermost boxes above their columns: the widest first, as many as there is room for.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Sight} sight
+ * @param {import("./app.js").App} app
+ * @param {number[]} leaves
+ */
+function nameTops(context, sight, app, leaves) {
+  /** @type {{ name: string, from: number, to: number }[]} */
+  const tops = [];
+  let before = -1;
+  leaves.forEach((leaf, place) => {
+    let top = app.model.leaves.node[leaf];
+    while (app.model.tree.parent[top] >= 0) top = app.model.tree.parent[top];
+    if (top !== before) tops.push({ name: app.model.title(top), from: place, to: place });
+    before = top;
+    tops[tops.length - 1].to = place + 1;
+  });
+  const perLeaf = sight.width / Math.max(1, leaves.length);
+  /** @type {[number, number][]} */
+  const taken = [];
+  for (const { name, from } of tops.sort((one, other) => other.to - other.from - (one.to - one.from))) {
+    const x = sight.left + from * perLeaf;
+    context.fillStyle = app.colours.quiet;
+    context.fillRect(x, sight.top - 6, 1, 6);
+    const width = context.measureText(name).width;
+    const begin = Math.min(x + 3, sight.left + sight.width - width);
+    if (taken.some(([left, right]) => begin < right + 10 && begin + width > left - 10)) continue;
+    taken.push([begin, begin + width]);
+    context.fillText(name, begin, 12);
+  }
+}
+
+/**
+ * What the selection is about, above its columns.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Sight} sight
+ * @param {import("./app.js").App} app
+ * @param {number[]} leaves
+ */
+function markLeaves(context, sight, app, leaves) {
+  const perLeaf = sight.width / Math.max(1, leaves.length);
+  context.fillStyle = app.colours.accent;
+  const isMarked = new Uint8Array(app.model.numLeaves);
+  for (const [low, high] of app.marks.leaves) isMarked.fill(1, low, high);
+  leaves.forEach((leaf, place) => {
+    if (isMarked[leaf]) context.fillRect(sight.left + place * perLeaf, sight.top - 5, Math.max(1, perLeaf), 5);
+  });
 }
 
 /** @param {CanvasRenderingContext2D} context @param {Sight} sight @param {string} colour */

@@ -9,7 +9,7 @@
 /** @typedef {{ boxes: Box[], ties: Tie[], width: number, height: number, boxOf: Map<number, number> }} Layout */
 
 const CLOSED = { width: 222, height: 62 };
-const LEAF = { width: 184, height: 44 };
+const LEAF = { width: 228, height: 60 };
 const GAP_X = 22;
 const GAP_Y = 34;
 const PAD = 14;

@@ -23,7 +23,8 @@ async function start() {
   const search = new Search(app);
   listenToKeys(app, search);
   const { meta } = model;
-  /** @type {HTMLElement} */ (document.getElementById("subtitle")).textContent = [meta.note, app.summary()].filter(Boolean).join(" · ");
+  const subtitle = /** @type {HTMLElement} */ (document.getElementById("subtitle"));
+  subtitle.textContent = subtitle.title = [meta.note, app.summary()].filter(Boolean).join(" · ");
   legend();
   // A link to a finding in the graph, as drawings have it, leads to its place; one from here says what is open there.
   const { selection, view, open } = app.state;

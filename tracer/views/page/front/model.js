@@ -60,6 +60,7 @@ export class Model {
     /** @type {Map<number, string>} */
     this._titles = new Map();
     this.hasTimes = this.meta.window_ns !== null;
+    this._sumPath();
     this.edgeBegins = this._indexEdges();
   }
 
@@ -129,6 +130,7 @@ export class Model {
     if (metric === "waiting") return { value: tree.wait_mean_ns[node], isEstimated: false };
     if (metric === "bytes") return { value: tree.sent_bytes[node], isEstimated: false };
     if (metric === "nodes") return { value: tree.num_nodes[node], isEstimated: false };
+    if (metric === "path") return { value: this.pathBefore ? this.pathBefore[tree.high[node]] - this.pathBefore[tree.low[node]] : NaN, isEstimated: this.meta.is_estimated };
     const isMeasured = tree.mean_ns[node] >= 0;
     const mean = isMeasured ? tree.mean_ns[node] : tree.estimated_mean_ns[node];
     const most = isMeasured ? tree.max_ns[node] : tree.estimated_max_ns[node];
@@ -154,6 +156,11 @@ export class Model {
         (!filter.phase || this.word(this.leaves.phase, leaf) === filter.phase));
     }
     return passing;
+  }
+
+  /** Stage, layer or part of the model, and phase, of a leaf or a cell. @param {any} table @param {number} row */
+  placeOf(table, row) {
+    return `${table.stage[row]} ${table.layer[row]} ${this.word(table.phase, row)} ${this.word(table.part, row)}`;
   }
 
   /** The node that is a leaf. @param {number} leaf */
@@ -206,11 +213,8 @@ export class Model {
         for (let leaf = 0; leaf < this.numLeaves; leaf++) if (layers.has(this.leaves.layer[leaf])) one(leaf);
       }
     } else if (kind === "cell" && id < this.cells.length) {
-      const phase = this.word(this.cells.phase, id);
-      for (let leaf = 0; leaf < this.numLeaves; leaf++) {
-        if (this.leaves.stage[leaf] === this.cells.stage[id] && this.leaves.layer[leaf] === this.cells.layer[id] &&
-            this.word(this.leaves.phase, leaf) === phase && !this.isEnd[leaf]) one(leaf);
-      }
+      const place = this.placeOf(this.cells, id);
+      for (let leaf = 0; leaf < this.numLeaves; leaf++) if (!this.isEnd[leaf] && this.placeOf(this.leaves, leaf) === place) one(leaf);
     }
     return marks;
   }
@@ -230,6 +234,27 @@ export class Model {
       high = Math.max(high, (this.slices.start[at] + this.slices.span[at]) * this.slices.tick);
     }
     return [low, high];
+  }
+
+  /** How much of the critical paths lies on leaves before each, on each rank, and in each cell of stages and layers. */
+  _sumPath() {
+    /** @type {Float64Array | null} */
+    this.pathBefore = null;
+    this.pathOfRank = new Float64Array(this.ranks.length);
+    this.pathOfCell = new Float64Array(this.cells?.length ?? 0);
+    if (!this.pieces) return;
+    this.pathBefore = new Float64Array(this.numLeaves + 1);
+    for (let at = 0; at < this.pieces.length; at++) {
+      const span = this.pieces.end_ns[at] - this.pieces.start_ns[at];
+      this.pathBefore[this.pieces.leaf[at] + 1] += span;
+      this.pathOfRank[this.rowOfRank.get(this.pieces.rank[at]) ?? 0] += span;
+    }
+    const cellOf = new Map(Array.from(this.pathOfCell, (_, cell) => [this.placeOf(this.cells, cell), cell]));
+    for (let leaf = 0; leaf < this.numLeaves; leaf++) {
+      const cell = this.pathBefore[leaf + 1] ? cellOf.get(this.placeOf(this.leaves, leaf)) : undefined;
+      if (cell !== undefined) this.pathOfCell[cell] += this.pathBefore[leaf + 1];
+      this.pathBefore[leaf + 1] += this.pathBefore[leaf];
+    }
   }
 
   /** Where the edges of each leaf begin; they are sorted by src. */

@@ -1,6 +1,7 @@
 /** The overview: where ranks stand, and what each stage and layer took. */
 
 import { Board, FONT, fit } from "./board.js";
+import { tellScale } from "./controls.js";
 import { RankMap } from "./rankmap.js";
 import { Shares } from "./shares.js";
 import { amountColour, inkOn, stripes } from "./palette.js";
@@ -23,43 +24,49 @@ export class Overview {
     panels.append(column);
     this.map = new RankMap(app.panel(column, "Ranks and their process groups", "map"), app);
     this.shares = new Shares(app.panel(column, "How each rank spent the time", "shares"), app);
-    const matrix = app.panel(panels, "Stages and layers", "matrix");
-    this.board = new Board(matrix.body, "Stages and layers", {
+    const hasLayers = app.model.cells?.layer.some((/** @type {number} */ layer) => layer >= 0);
+    const title = hasLayers ? "Stages and layers" : "Stages and parts of the model";
+    const matrix = app.panel(panels, title, "matrix");
+    this.board = new Board(matrix.body, title, {
       draw: () => this.draw(),
       hover: (x, y) => { const cell = this.at(x, y); return cell < 0 ? null : this.tell(cell); },
       click: (x, y) => { const cell = this.at(x, y); app.select(cell < 0 ? null : { kind: "cell", id: cell }); },
       double: (x, y) => { const cell = this.at(x, y); if (cell >= 0) app.goTo({ kind: "cell", id: cell }, "graph"); },
     });
     this.scale = matrix.note;
-    /** @type {{ stage: number, phase: string }[]} */
+    /** @type {{ key: string, stage: number, phase: string }[]} */
     this.rows = [];
-    /** @type {number[]} */
-    this.layers = [];
+    /** @type {{ key: string, layer: number, part: string }[]} */
+    this.columns = [];
     this.grid = new Int32Array(0);
     this.frame = { left: 0, top: 0, width: 1, height: 1 };
     this.arrange();
   }
 
-  /** Rows are stages and phases, columns layers. */
+  /** Rows are stages and phases, columns layers, or parts of the model where no layer was told. */
   arrange() {
-    const { cells } = this.app.model;
-    const rows = new Map();
-    const layers = new Set();
-    for (let cell = 0; cell < (cells?.length ?? 0); cell++) {
-      const phase = this.app.model.word(cells.phase, cell);
-      rows.set(`${cells.stage[cell]} ${phase}`, { stage: cells.stage[cell], phase });
-      layers.add(cells.layer[cell]);
+    const { model } = this.app;
+    const { cells } = model;
+    const numbers = Array.from({ length: cells?.length ?? 0 }, (_, cell) => cell);
+    const rowKey = (/** @type {number} */ cell) => `${cells.stage[cell]} ${model.word(cells.phase, cell)}`;
+    const columnKey = (/** @type {number} */ cell) => `${cells.layer[cell]} ${model.word(cells.part, cell)}`;
+    this.rows = [...new Map(numbers.map((cell) => [rowKey(cell), { key: rowKey(cell), stage: cells.stage[cell], phase: model.word(cells.phase, cell) }])).values()];
+    // What no phase was told of runs first where no forward pass was told, and is the rest where one was.
+    const phases = this.rows.some(({ phase }) => phase === "forward" || phase === "prefill") ? PHASES : ["", ...PHASES];
+    this.rows.sort((one, other) =>
+      (one.stage < 0 ? 1e9 : one.stage) - (other.stage < 0 ? 1e9 : other.stage) || phases.indexOf(one.phase) - phases.indexOf(other.phase));
+    this.columns = [...new Map(numbers.map((cell) => [columnKey(cell), { key: columnKey(cell), layer: cells.layer[cell], part: model.word(cells.part, cell) }])).values()];
+    // Parts stand as the model runs them: by the first of the leaves that are of them.
+    const first = new Map();
+    for (let leaf = 0; leaf < model.numLeaves; leaf++) {
+      const part = model.word(model.leaves.part, leaf);
+      if (part && !model.isEnd[leaf] && !first.has(part)) first.set(part, leaf);
     }
-    this.rows = [...rows.values()].sort((one, other) =>
-      (one.stage < 0 ? 1e9 : one.stage) - (other.stage < 0 ? 1e9 : other.stage) || PHASES.indexOf(one.phase) - PHASES.indexOf(other.phase));
-    this.layers = [...layers].sort((one, other) => one - other);
-    const rowOf = new Map(this.rows.map((row, at) => [`${row.stage} ${row.phase}`, at]));
-    const columnOf = new Map(this.layers.map((layer, at) => [layer, at]));
-    this.grid = new Int32Array(this.rows.length * this.layers.length).fill(-1);
-    for (let cell = 0; cell < (cells?.length ?? 0); cell++) {
-      const row = rowOf.get(`${cells.stage[cell]} ${this.app.model.word(cells.phase, cell)}`) ?? 0;
-      this.grid[row * this.layers.length + (columnOf.get(cells.layer[cell]) ?? 0)] = cell;
-    }
+    this.columns.sort((one, other) => one.layer - other.layer || (first.get(one.part) ?? -1) - (first.get(other.part) ?? -1));
+    const rowOf = new Map(this.rows.map((row, at) => [row.key, at]));
+    const columnOf = new Map(this.columns.map((column, at) => [column.key, at]));
+    this.grid = new Int32Array(this.rows.length * this.columns.length).fill(-1);
+    for (const cell of numbers) this.grid[Number(rowOf.get(rowKey(cell))) * this.columns.length + Number(columnOf.get(columnKey(cell)))] = cell;
   }
 
   /** @param {number} cell */
@@ -69,6 +76,7 @@ export class Overview {
     const isMeasured = cells.mean_ns[cell] >= 0;
     if (metric === "bytes") return { value: cells.sent_bytes[cell], isEstimated: false };
     if (metric === "nodes") return { value: cells.num_nodes[cell], isEstimated: false };
+    if (metric === "path") return { value: this.app.model.pieces ? this.app.model.pathOfCell[cell] : NaN, isEstimated: this.app.model.meta.is_estimated };
     if (metric === "waiting") return { value: cells.wait_ns[cell], isEstimated: false };
     if (metric === "imbalance") {
       return { value: cells.mean_ns[cell] > 0 ? cells.max_ns[cell] / cells.mean_ns[cell] - 1 : NaN, isEstimated: false };
@@ -80,15 +88,19 @@ export class Overview {
     const { board, app } = this;
     const { context } = board;
     const { colours } = app;
-    const left = 132;
-    const top = 30;
-    const columns = this.layers.length;
-    this.frame = {
-      left, top,
-      width: Math.min(72, (board.width - left - 8) / Math.max(columns, 1)),
-      height: Math.min(52, (board.height - top - 8) / Math.max(this.rows.length, 1)),
-    };
-    const { width, height } = this.frame;
+    const hasStages = this.rows.some((one) => one.stage >= 0);
+    context.font = `11px ${FONT}`;
+    context.textBaseline = "middle";
+    const names = this.rows.map((row) => `${row.stage >= 0 ? `stage ${row.stage}` : hasStages ? "across stages" : ""} ${row.phase || "no phase told"}`.trim());
+    const titles = this.columns.map(({ layer, part }) => (layer >= 0 ? String(layer) : part ? part.slice(part.lastIndexOf(" / ") + 1).replace("/ ", "") : "–"));
+    const columns = this.columns.length;
+    const left = 14 + Math.max(0, ...names.map((name) => context.measureText(name).width));
+    const wide = Math.max(0, ...titles.map((title) => context.measureText(title).width));
+    const width = Math.max(2, Math.min(72, (board.width - left - 8) / Math.max(columns, 1)));
+    const isSteep = this.columns.some((column) => column.part) && wide > width - 6; // names of parts stand upright where they are too long
+    const top = isSteep ? Math.min(wide, 110) + 16 : 30;
+    const height = Math.max(2, Math.min(52, (board.height - top - 8) / Math.max(this.rows.length, 1)));
+    this.frame = { left, top, width, height };
     let most = 0;
     let mark = "";
     for (const cell of this.grid) {
@@ -98,25 +110,19 @@ export class Overview {
       if (isEstimated && value >= 0) mark = "≈ ";
     }
     const text = mark + this.wordOf(most);
-    this.scale.textContent = most ? `${this.describe()} · dark 0, bright ${text} (root scale) · –: no layer` : `${this.describe()}: nothing known`;
+    const dashes = this.columns.some(({ layer, part }) => layer < 0 && !part) ? ` · –: in no ${this.columns.some(({ part }) => part) ? "module" : "layer"}` : "";
+    if (most) tellScale(this.scale, this.describe(), ["0", text], { isEstimated: mark !== "", after: ` (root scale)${dashes}` });
+    else tellScale(this.scale, `${this.describe()}: unknown`, null);
     context.font = `11px ${FONT}`;
     context.textBaseline = "middle";
     context.fillStyle = colours.quiet;
     context.textAlign = "center";
-    const every = Math.ceil(22 / width);
-    this.layers.forEach((layer, column) => {
-      if (layer < 0 || column % every === 0) {
-        context.fillText(layer < 0 ? (width > 34 ? "no layer" : "–") : String(layer), left + (column + 0.5) * width, top - 10);
-      }
-    });
-    context.textAlign = "left";
+    this.drawTitles(titles, isSteep);
     const marked = this.markedCells();
-    this.rows.forEach((row, at) => {
+    this.rows.forEach((_, at) => {
       const y = top + at * height;
-      const hasStages = this.rows.some((one) => one.stage >= 0);
-      const told = `${row.stage >= 0 ? `stage ${row.stage}` : hasStages ? "across" : ""} ${row.phase || "no phase"}`.trim();
       context.fillStyle = colours.quiet;
-      if (height >= 9) context.fillText(fit(context, told, left - 12), 4, y + height / 2);
+      if (height >= 9) context.fillText(names[at], 4, y + height / 2);
       for (let column = 0; column < columns; column++) {
         const cell = this.grid[at * columns + column];
         if (cell < 0) continue;
@@ -153,6 +159,27 @@ export class Overview {
     this.shares.board.draw();
   }
 
+  /** Name the columns: numbers where there is room for them, names upright where there is none. @param {string[]} titles @param {boolean} isSteep */
+  drawTitles(titles, isSteep) {
+    const { context } = this.board;
+    const { left, top, width } = this.frame;
+    context.font = `11px ${FONT}`;
+    context.textBaseline = "middle";
+    context.fillStyle = this.app.colours.quiet;
+    const every = isSteep ? Math.ceil(13 / width) : Math.ceil(22 / width);
+    titles.forEach((title, column) => {
+      if (column % every && this.columns[column].layer >= 0) return;
+      if (isSteep && column % every) return;
+      context.save();
+      context.translate(left + (column + 0.5) * width, top - 10);
+      if (isSteep) context.rotate(-Math.PI / 2);
+      context.textAlign = isSteep ? "left" : "center";
+      context.fillText(isSteep ? fit(context, title, top - 14) : title === "–" && width > 56 ? "no layer" : title, 0, 0);
+      context.restore();
+    });
+    context.textAlign = "left";
+  }
+
   /** @param {number} value */
   wordOf(value) {
     const { metric } = this.app.state;
@@ -164,7 +191,7 @@ export class Overview {
   describe() {
     return {
       time: "time on a rank, mean", waiting: "waiting for others on a rank, mean", bytes: "bytes given to communications",
-      imbalance: "slowest rank above the mean", nodes: "nodes of the graph",
+      imbalance: "slowest rank above the mean", nodes: "nodes of the graph", path: "time on the critical path",
     }[this.app.state.metric] ?? "";
   }
 
@@ -174,14 +201,8 @@ export class Overview {
     if (state.selection?.kind === "cell") return found.add(state.selection.id);
     if (!marks.leaves.length) return found;
     const wanted = new Set();
-    for (const [low, high] of marks.leaves) {
-      for (let leaf = low; leaf < high; leaf++) {
-        wanted.add(`${model.leaves.stage[leaf]} ${model.leaves.layer[leaf]} ${model.word(model.leaves.phase, leaf)}`);
-      }
-    }
-    for (let cell = 0; cell < model.cells.length; cell++) {
-      if (wanted.has(`${model.cells.stage[cell]} ${model.cells.layer[cell]} ${model.word(model.cells.phase, cell)}`)) found.add(cell);
-    }
+    for (const [low, high] of marks.leaves) for (let leaf = low; leaf < high; leaf++) wanted.add(model.placeOf(model.leaves, leaf));
+    for (let cell = 0; cell < model.cells.length; cell++) if (wanted.has(model.placeOf(model.cells, cell))) found.add(cell);
     return found;
   }
 
@@ -190,15 +211,15 @@ export class Overview {
     if (!this.frame) return -1;
     const column = Math.floor((x - this.frame.left) / this.frame.width);
     const row = Math.floor((y - this.frame.top) / this.frame.height);
-    if (column < 0 || row < 0 || column >= this.layers.length || row >= this.rows.length) return -1;
-    return this.grid[row * this.layers.length + column];
+    if (column < 0 || row < 0 || column >= this.columns.length || row >= this.rows.length) return -1;
+    return this.grid[row * this.columns.length + column];
   }
 
   /** @param {number} cell */
   tell(cell) {
     const { cells } = this.app.model;
     const stage = cells.stage[cell] < 0 ? "across stages" : `stage ${cells.stage[cell]}`;
-    const layer = cells.layer[cell] < 0 ? "no layer" : `layer ${cells.layer[cell]}`;
+    const layer = cells.layer[cell] < 0 ? this.app.model.word(cells.part, cell) || "no layer" : `layer ${cells.layer[cell]}`;
     const { value, isEstimated } = this.amount(cell);
     const time = cells.mean_ns[cell] >= 0
       ? `mean ${writeTime(cells.mean_ns[cell])}, max ${writeTime(cells.max_ns[cell])} on rank ${cells.worst_rank[cell]}`
@@ -208,8 +229,23 @@ export class Overview {
       `${writeCount(cells.num_nodes[cell])} nodes on ${writeRanks(cells.num_ranks[cell])}`;
   }
 
-  /** @param {KeyboardEvent} event */
+  /** Arrows go from cell to cell where one is selected or the matrix has the focus, else from rank to rank. @param {KeyboardEvent} event */
   key_(event) {
-    return this.map.key_(event);
+    const { app } = this;
+    const cell = app.state.selection?.kind === "cell" ? app.state.selection.id : -1;
+    if (cell < 0 && document.activeElement !== this.board.canvas) return this.map.key_(event);
+    const [down, right] = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key] ?? [0, 0];
+    if (event.key === "Enter" && cell >= 0) app.goTo({ kind: "cell", id: cell }, "graph");
+    else if (!down && !right) return false;
+    else {
+      const columns = this.columns.length;
+      const at = cell < 0 ? -1 : this.grid.indexOf(cell);
+      let [row, column] = at < 0 ? [0, -1] : [Math.floor(at / columns), at % columns];
+      do [row, column] = at < 0 ? [row, column + 1] : [row + down, column + right];
+      while (row >= 0 && column >= 0 && row < this.rows.length && column < columns && this.grid[row * columns + column] < 0);
+      const next = row >= 0 && column >= 0 && row < this.rows.length && column < columns ? this.grid[row * columns + column] : -1;
+      if (next >= 0) app.select({ kind: "cell", id: next });
+    }
+    return true;
   }
 }

@@ -1,6 +1,7 @@
 /** Ranks as cells, stage by stage; the groups of the one that is selected are outlined. */
 
 import { Board, FONT } from "./board.js";
+import { tellScale } from "./controls.js";
 import { TURNS, amountColour, inkOn, stripes } from "./palette.js";
 import { writeBytes, writeCount, writeRanks, writeRuns, writeTime } from "./text.js";
 import { countRuns, eachRun } from "./model.js";
@@ -79,6 +80,7 @@ export class RankMap {
     const { metric } = this.app.state;
     if (metric === "bytes") return ranks.sent_bytes[row];
     if (metric === "nodes") return ranks.num_parts[row];
+    if (metric === "path") return this.app.model.pieces ? this.app.model.pathOfRank[row] : NaN;
     if (metric === "waiting") return ranks.waiting_ns[row] + ranks.bubble_ns[row];
     if (metric === "imbalance") return this.meanCompute > 0 ? Math.max(0, ranks.compute_ns[row] / this.meanCompute - 1) : NaN;
     return ranks.compute_ns[row];
@@ -135,11 +137,13 @@ export class RankMap {
     }
     context.globalAlpha = 1;
     this.drawMarks(size);
-    const told = { time: "compute", waiting: "waiting for others", bytes: "bytes given", imbalance: "compute above the mean", nodes: "nodes with a part here" }[state.metric];
+    const told = /** @type {{ [metric: string]: string }} */ ({ time: "compute", waiting: "waiting for others", bytes: "bytes given", imbalance: "compute above the mean", nodes: "nodes with a part here", path: "time on the critical path" })[state.metric];
     const text = state.metric === "nodes" ? writeCount(most) : state.metric === "bytes" ? writeBytes(most) : state.metric === "imbalance" ? `+${Math.round(100 * most)} %` : writeTime(most);
     const legend = state.selection?.kind === "rank" && size < NAMED
       ? ` · shares ${[...new Set([...this.sharing(state.selection.id).values()].map((axes) => axes[0]))].map((name) => `${name} (${TURN_NAMES[AXES.indexOf(name)]})`).join(", ")}` : "";
-    this.note.textContent = (axis ? `place on ${axis}` : most ? `${told} · dark 0, bright ${isEstimated ? "≈ " : ""}${text}` : `${told}: unknown`) + legend;
+    if (axis) tellScale(this.note, `place on ${axis}`, null, { after: legend });
+    else if (most) tellScale(this.note, told, ["0", `${isEstimated ? "≈ " : ""}${text}`], { isEstimated, after: legend });
+    else tellScale(this.note, `${told}: unknown`, null, { after: legend });
   }
 
   /**

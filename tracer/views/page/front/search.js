@@ -38,6 +38,12 @@ export class Search {
     if (number && model.rowOfRank.has(Number(number[1]))) {
       hits.push({ title: `rank ${number[1]}`, under: "rank", selection: { kind: "rank", id: Number(number[1]) }, view: "overview" });
     }
+    const node = /^(?:node\s*)?(\d+)$/.exec(text.trim().toLowerCase());
+    const [slice] = (node && model.slices?.ofNode(Number(node[1]))) || [];
+    if (node && model.slices && slice !== undefined) {
+      const leaf = model.slices.leaf[slice];
+      hits.push({ title: `node ${node[1]}: ${model.word(model.leaves.label, leaf)}`, under: model.path(model.leaves.node[leaf]).slice(0, -1).join(" / "), selection: { kind: "slice", id: slice }, view: "time" });
+    }
     for (let group = 0; group < model.groups.length && hits.length < 12; group++) {
       const runs = model.runs(model.groups.ranks, group);
       const name = `${model.word(model.groups.axis, group)} group ${model.word(model.groups.description, group)}`;

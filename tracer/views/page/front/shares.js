@@ -31,7 +31,7 @@ export class Shares {
         this.rows.push({ name: stage < 0 ? "no stage" : `stage ${stage}`, rank: -1, spent });
       }
     }
-    this.note.textContent = ranks.length > MOST ? "the mean over each stage's ranks" : "";
+    this.note.textContent = app.model.hasTimes && ranks.length > MOST ? "the mean over each stage's ranks" : "";
     this.board = new Board(panel.body, "How each rank spent the time", {
       draw: () => this.draw(),
       hover: (x, y) => { const row = this.at(y); return row ? this.tell(row) : null; },
@@ -48,7 +48,7 @@ export class Shares {
     context.font = `11px ${FONT}`;
     context.textBaseline = "middle";
     if (!model.hasTimes) {
-      app.sayOn(board, "No time is known.");
+      app.sayOn(board, app.model.meta.dry ? "No time is known: truedag dry --device NAME estimates it." : "No time is known.");
       return;
     }
     const every = Math.max(1, Math.ceil(12 / height));

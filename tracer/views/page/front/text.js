@@ -22,9 +22,16 @@ export function writeEither(measured, estimated) {
   return estimated >= 0 ? `≈ ${writeTime(estimated)} (estimated)` : "unknown";
 }
 
+/** How far a clock may be off that of the lowest rank. @param {number | null} ns NaN and null are unknown */
+export function writeError(ns) {
+  if (ns === null || !(ns >= 0)) return "unknown";
+  return ns ? `± ${writeTime(ns)}` : "none: others are compared with it";
+}
+
 /** @param {number} count */
 export function writeBytes(count) {
   if (!(count >= 0)) return "unknown";
+  if (count > 0 && count < 1) return "< 1 B";
   for (const [power, unit] of /** @type {[number, string][]} */ ([[40, "TiB"], [30, "GiB"], [20, "MiB"], [10, "KiB"]])) {
     const size = 2 ** power;
     if (count >= size) return `${digits(count / size)} ${unit}`;
@@ -66,6 +73,20 @@ export function writeRuns(runs, most = 8) {
     parts.push(runs[i + 1] === 1 ? `${runs[i]}` : `${runs[i]}-${runs[i] + runs[i + 1] - 1}`);
   }
   return parts.length ? parts.join(",") : "none";
+}
+
+/**
+ * Numbers in any order as runs: first and count, in turn.
+ * @param {Iterable<number>} numbers
+ */
+export function toRuns(numbers) {
+  /** @type {number[]} */
+  const runs = [];
+  for (const number of [...numbers].sort((one, other) => one - other)) {
+    if (runs.length && runs[runs.length - 2] + runs[runs.length - 1] === number) runs[runs.length - 1]++;
+    else runs.push(number, 1);
+  }
+  return runs;
 }
 
 /**

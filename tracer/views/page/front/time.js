@@ -1,11 +1,13 @@
 /** Time: ranks over time as a heat map, and from it a timeline with lanes. */
 
-import { Board, FONT } from "./board.js";
+import { drawAxis } from "./axis.js";
+import { Board } from "./board.js";
+import { tellScale } from "./controls.js";
 import { drawHeat, drawOrder } from "./heat.js";
 import { Timeline } from "./timeline.js";
 import { writeCount, writeRanks, writeTime } from "./text.js";
 
-const LEFT = 116;
+const LEFT = 138;
 const TOP = 30;
 
 export class TimeView {
@@ -55,6 +57,12 @@ export class TimeView {
     return Array.from(/** @type {Iterable<number>} */ (model.ranks.rank)).filter((rank) => !filter.ranks || filter.ranks.has(rank));
   }
 
+  /** Scroll to the lanes of what is selected. */
+  bring() {
+    this.board.measure();
+    if (this.hasLanes()) this.timeline.bring(this.sight());
+  }
+
   /** What is on screen. @returns {import("./heat.js").Sight} */
   sight() {
     const { state, model } = this.app;
@@ -71,46 +79,26 @@ export class TimeView {
     const { model, state } = app;
     if (!model.hasTimes) {
       drawOrder(board.context, this.sight(), app);
-      this.note.textContent = "No time is known: columns are the folded graph's order, not time; grey does not run there.";
+      this.note.textContent = "No time is known: columns are the folded graph's order, not time; a rank runs what is coloured.";
       return;
     }
     const sight = this.sight();
     app.remote?.want(sight.ranks);
     if (this.hasLanes()) {
       this.timeline.draw(board.context, sight);
-      this.note.textContent = `${writeCount(this.timeline.numDrawn)} of ${writeCount(model.meta.num_slices)} slices in sight · ${writeTime(sight.to - sight.from)}`;
+      tellScale(this.note, `${writeCount(this.timeline.numDrawn)} of ${writeCount(model.meta.num_slices)} slices in sight · ${writeTime(sight.to - sight.from)}`, null);
     } else {
       drawHeat(board.context, sight, app);
-      const why = state.lanes ? ` · ${app.whyNoSlices}` : "";
-      this.note.textContent = `${writeRanks(sight.ranks.length)} · ${writeTime(sight.to - sight.from)}${model.meta.is_estimated ? " · times are estimates" : ""}${why}`;
+      const parts = [writeRanks(sight.ranks.length), writeTime(sight.to - sight.from), model.meta.is_estimated ? "times are estimates" : "", app.onlyRanks(), state.lanes ? app.whyNoSlices : ""];
+      tellScale(this.note, parts.filter(Boolean).join(" · "), state.heat === "mix" ? null : ["0 %", "100 %"], { isEstimated: model.meta.is_estimated });
     }
-    this.drawAxis(sight);
+    drawAxis(board.context, sight, app.colours);
     if (this.chosen) {
       board.context.fillStyle = app.colours.accent;
       board.context.globalAlpha = 0.15;
       board.context.fillRect(this.chosen[0], TOP, this.chosen[1] - this.chosen[0], sight.height);
       board.context.globalAlpha = 1;
     }
-  }
-
-  /** @param {import("./heat.js").Sight} sight */
-  drawAxis(sight) {
-    const { context } = this.board;
-    const { colours } = this.app;
-    const span = sight.to - sight.from;
-    const rough = span / Math.max(2, sight.width / 130);
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((times) => times * power).find((size) => size >= rough) ?? rough;
-    context.font = `11px ${FONT}`;
-    context.textBaseline = "middle";
-    context.textAlign = "center";
-    for (let time = Math.ceil(sight.from / step) * step; time <= sight.to; time += step) {
-      const x = sight.left + ((time - sight.from) / span) * sight.width;
-      context.fillStyle = colours.quiet;
-      context.fillText(time === 0 ? "0" : writeTime(time), Math.min(Math.max(x, sight.left + 8), sight.left + sight.width - 22), 12);
-      context.fillRect(x, TOP - 6, 1, 5);
-    }
-    context.textAlign = "left";
   }
 
   /** @param {number} x */
@@ -135,7 +123,10 @@ export class TimeView {
     }
     const rank = this.rankAt(y);
     if (rank < 0 || x < LEFT) return null;
-    if (!model.hasTimes || !model.heat) return `rank ${rank}\n${app.leafAtOrder(x, this.sight())}`;
+    if (!model.hasTimes || !model.heat) {
+      const leaf = app.leafAtOrder(x, this.sight());
+      return leaf < 0 ? `rank ${rank}` : `rank ${rank}\n${model.path(model.nodeOfLeaf(leaf)).join(" / ")}`;
+    }
     const bins = model.meta.num_bins;
     const bin = Math.min(bins - 1, Math.max(0, Math.floor((this.timeAt(x) / model.meta.window_ns[1]) * bins)));
     const at = (model.rowOfRank.get(rank) ?? 0) * bins + bin;
@@ -164,7 +155,11 @@ export class TimeView {
       if (slice >= 0) app.goTo({ kind: "slice", id: slice }, "graph");
       return;
     }
-    if (!app.model.hasTimes) return;
+    if (!app.model.hasTimes) {
+      const leaf = app.leafAtOrder(x, this.sight());
+      if (leaf >= 0) app.goTo({ kind: "node", id: app.model.nodeOfLeaf(leaf) }, "graph");
+      return;
+    }
     const { from, to } = this.sight();
     const middle = this.timeAt(x);
     const half = (to - from) / 20;
@@ -184,7 +179,7 @@ export class TimeView {
     const shift = (-dx / width) * (to - from);
     app.change((state) => {
       state.window = this.clip(from + shift, to + shift);
-      state.top = Math.max(0, state.top - dy);
+      state.top -= dy;
     });
   }
 
@@ -200,7 +195,7 @@ export class TimeView {
   wheel(x, event) {
     if (!this.app.model.hasTimes) return;
     if (event.shiftKey || Math.abs(event.deltaX) > Math.abs(event.deltaY)) {
-      this.app.change((state) => { state.top = Math.max(0, state.top + event.deltaY + event.deltaX); });
+      this.app.change((state) => { state.top += event.deltaY + event.deltaX; });
       return;
     }
     this.zoom(this.timeAt(x), Math.exp(event.deltaY * 0.002));
@@ -233,7 +228,7 @@ export class TimeView {
     else if (event.key === "ArrowLeft") app.change((state) => { state.window = this.clip(from - span / 8, to - span / 8); });
     else if (event.key === "ArrowRight") app.change((state) => { state.window = this.clip(from + span / 8, to + span / 8); });
     else if (event.key === "ArrowDown") app.change((state) => { state.top += 60; });
-    else if (event.key === "ArrowUp") app.change((state) => { state.top = Math.max(0, state.top - 60); });
+    else if (event.key === "ArrowUp") app.change((state) => { state.top -= 60; });
     else if (event.key === "Enter" && app.state.selection?.kind === "slice") app.goTo(app.state.selection, "graph");
     else if (event.key === "n" || event.key === "p") this.timeline.step(event.key === "n" ? 1 : -1);
     else return false;

@@ -5,7 +5,8 @@ import { COMMUNICATION_LANE, laneName } from "./slices.js";
 import { stripes } from "./palette.js";
 import { writeTime } from "./text.js";
 
-const LANE = 20;
+const LEAST_LANE = 20; // pixels
+const MOST_LANE = 36;
 const GAP = 8;
 const MOST_LINKS = 400;
 
@@ -14,6 +15,7 @@ export class Timeline {
   constructor(app) {
     this.app = app;
     this.numDrawn = 0;
+    this.lane = LEAST_LANE;
     /** @type {{ lane: import("./slices.js").Lane, y: number, isFirst: boolean }[]} */
     this.rows = [];
   }
@@ -27,18 +29,29 @@ export class Timeline {
     const { model, state } = app;
     const wanted = new Set(sight.ranks);
     const lanes = (model.slices?.lanes ?? []).filter((lane) => wanted.has(lane.rank));
-    const total = lanes.length * LANE + sight.ranks.length * GAP;
-    this.most = Math.max(0, total - sight.height);
-    const top = Math.min(state.top, this.most);
-    let y = sight.top - top;
+    this.lane = Math.min(MOST_LANE, Math.max(LEAST_LANE, Math.floor((sight.height - sight.ranks.length * GAP) / Math.max(1, lanes.length))));
+    const total = lanes.length * this.lane + sight.ranks.length * GAP;
+    state.top = Math.round(Math.min(Math.max(state.top, 0), Math.max(0, total - sight.height)));
+    let y = sight.top - state.top;
     let before = -1;
     this.rows = [];
     for (const lane of lanes) {
       if (before >= 0 && lane.rank !== before) y += GAP;
       this.rows.push({ lane, y, isFirst: lane.rank !== before });
       before = lane.rank;
-      y += LANE;
+      y += this.lane;
     }
+  }
+
+  /** Scroll so that the first of the lanes that the selection is about stand a third down. @param {import("./heat.js").Sight} sight */
+  bring(sight) {
+    const { marks, state, model } = this.app;
+    const own = state.selection?.kind === "slice" ? model.slices?.rank[state.selection.id] : undefined;
+    state.top = 0;
+    this.arrange(sight);
+    const row = this.rows.find(({ lane }) => (own === undefined ? marks.ranks.has(lane.rank) : lane.rank === own));
+    if (row) state.top = row.y - sight.top - sight.height / 3;
+    this.arrange(sight);
   }
 
   /**
@@ -58,19 +71,19 @@ export class Timeline {
     context.clip();
     context.textBaseline = "middle";
     for (const { lane, y, isFirst } of this.rows) {
-      if (y + LANE < sight.top || y > sight.top + sight.height) continue;
+      if (y + this.lane < sight.top || y > sight.top + sight.height) continue;
       context.font = `11px ${FONT}`;
       context.textAlign = "right";
       context.fillStyle = marks.ranks.has(lane.rank) ? colours.ink : colours.quiet;
-      const name = lane.lane === COMMUNICATION_LANE ? "comm" : laneName(lane.lane);
-      context.fillText(isFirst ? `rank ${lane.rank} ${name}` : name, sight.left - 6, y + LANE / 2);
+      const name = laneName(lane.lane);
+      context.fillText(isFirst ? `rank ${lane.rank} ${name}` : name, sight.left - 6, y + this.lane / 2);
       context.textAlign = "left";
     }
     context.beginPath();
     context.rect(sight.left, sight.top, sight.width, sight.height);
     context.clip();
     for (const { lane, y } of this.rows) {
-      if (y + LANE >= sight.top && y <= sight.top + sight.height) this.drawLane(context, lane, y, sight, communications);
+      if (y + this.lane >= sight.top && y <= sight.top + sight.height) this.drawLane(context, lane, y, sight, communications);
     }
     this.drawLinks(context, sight, communications);
     context.restore();
@@ -90,7 +103,7 @@ export class Timeline {
     const perNs = sight.width / (sight.to - sight.from);
     const right = sight.left + sight.width;
     context.fillStyle = colours.open;
-    context.fillRect(sight.left, y, sight.width, LANE - 2);
+    context.fillRect(sight.left, y, sight.width, this.lane - 2);
     context.font = `11px ${FONT}`;
     let last = -1;
     for (let at = slices.firstAfter(lane, sight.from); at < lane.end; at++) {
@@ -108,7 +121,7 @@ export class Timeline {
         const from = sight.left + (arrive - sight.from) * perNs;
         context.fillStyle = colours.kinds.waiting;
         context.globalAlpha = 0.55;
-        context.fillRect(Math.max(from, sight.left), y + 6, Math.max(0.5, Math.min(x, right) - Math.max(from, sight.left)), LANE - 14);
+        context.fillRect(Math.max(from, sight.left), y + 6, Math.max(0.5, Math.min(x, right) - Math.max(from, sight.left)), this.lane - 14);
         context.globalAlpha = 1;
       }
       if (slices.lane[at] === COMMUNICATION_LANE) communications.push(at);
@@ -118,19 +131,19 @@ export class Timeline {
       const category = model.categoryOf(model.leaves.node[slices.leaf[at]]);
       const colour = colours.kinds[category];
       const isOn = !app.state.selection || isMarked || !marks.leaves.length || marks.leaves.some(([low, high]) => slices.leaf[at] >= low && slices.leaf[at] < high);
-      context.globalAlpha = isOn ? 1 : 0.42;
+      context.globalAlpha = isOn ? 1 : 0.5;
       context.fillStyle = slices.isEstimated[at] ? stripes(context, colour, colours.open) : colour;
-      context.fillRect(x, y + 1, Math.max(width - (width > 3 ? 1 : 0), 0.6), LANE - 4);
+      context.fillRect(x, y + 1, Math.max(width - (width > 3 ? 1 : 0), 0.6), this.lane - 4);
       if (isMarked) {
         context.strokeStyle = colours.accent;
         context.lineWidth = 2;
-        context.strokeRect(x - 1, y, Math.max(width, 3) + 2, LANE - 2);
+        context.strokeRect(x - 1, y, Math.max(width, 3) + 2, this.lane - 2);
         context.lineWidth = 1;
       }
       if (width > 26) {
         context.fillStyle = slices.isEstimated[at] ? colours.ink : app.isDark ? "#111111" : category === "transfer" ? "#111111" : "#ffffff";
         const begin = Math.max(x, sight.left) + 4;
-        context.fillText(fit(context, model.word(model.leaves.label, slices.leaf[at]), Math.min(x + width, right) - begin - 3), begin, y + LANE / 2 - 1);
+        context.fillText(fit(context, model.word(model.leaves.label, slices.leaf[at]), Math.min(x + width, right) - begin - 3), begin, y + this.lane / 2 - 1);
       }
       context.globalAlpha = 1;
     }
@@ -157,7 +170,7 @@ export class Timeline {
       context.lineWidth = isBright ? 2 : 1;
       context.beginPath();
       parts.forEach((part, place) => {
-        const y = Number(part.y) + LANE / 2;
+        const y = Number(part.y) + this.lane / 2;
         if (place) context.lineTo(part.x, y);
         else context.moveTo(part.x, y);
       });
@@ -188,7 +201,7 @@ export class Timeline {
   at(x, y, sight) {
     const { app } = this;
     const { slices } = app.model;
-    const row = this.rows.find((one) => y >= one.y && y < one.y + LANE);
+    const row = this.rows.find((one) => y >= one.y && y < one.y + this.lane);
     if (!row || !slices || x < sight.left) return -1;
     const perNs = sight.width / (sight.to - sight.from);
     let found = -1;
@@ -223,6 +236,9 @@ export class Timeline {
     app.select({ kind: "slice", id: at });
     const time = slices.start[at] * slices.tick;
     const [from, to] = app.state.window ?? app.model.meta.window_ns;
-    if (time < from || time > to) app.change((state) => { state.window = [time - (to - from) / 2, time + (to - from) / 2]; });
+    if (time < from || time > to) app.change((state) => { state.window = app.views.time.clip(time - (to - from) / 2, time + (to - from) / 2); });
+    const y = this.rows.find(({ lane }) => at >= lane.begin && at < lane.end)?.y ?? -Infinity;
+    const sight = app.views.time.sight();
+    if (y < sight.top || y + this.lane > sight.top + sight.height) this.bring(sight);
   }
 }

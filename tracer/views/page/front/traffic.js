@@ -1,6 +1,7 @@
 /** Who gave how much to whom: messages as observed, collectives shared out evenly, which is an estimate and looks so. */
 
 import { Board, FONT } from "./board.js";
+import { tellScale } from "./controls.js";
 import { amountChannels } from "./palette.js";
 import { writeBytes, writeCount, writeTime } from "./text.js";
 import { eachRun } from "./model.js";
@@ -35,20 +36,20 @@ export class TrafficView {
     /** @type {number[]} */
     this.ranks = [];
     this.fold = 1; // ranks in a cell
-    this.kinds = this.total();
-    this.fill();
+    for (let row = 0; row < app.model.groups.length; row++) this.rowOfGroup.set(app.model.groups.group[row], row);
+    /** @type {any[]} */
+    this.kinds = [];
     this.key = "";
   }
 
-  /** Totals by axis and kind. */
+  /** Totals by axis and kind, of what the ranks that pass the filter gave. */
   total() {
-    const { model } = this.app;
+    const { model, filter } = this.app;
     const { collectives, groups, messages } = model;
     const totals = new Map();
-    const { rowOfGroup } = this;
-    for (let row = 0; row < groups.length; row++) rowOfGroup.set(groups.group[row], row);
     for (let at = 0; at < (collectives?.length ?? 0); at++) {
-      const row = rowOfGroup.get(collectives.group[at]);
+      if (filter.ranks && !filter.ranks.has(collectives.rank[at])) continue;
+      const row = this.rowOfGroup.get(collectives.group[at]);
       const axis = (row === undefined ? "" : model.word(groups.axis, row)) || "unnamed group";
       const kind = model.word(collectives.kind, at) || "collective";
       const key = `${axis} ${kind}`;
@@ -64,6 +65,7 @@ export class TrafficView {
     let bytes = 0;
     let num = 0;
     for (let at = 0; at < (messages?.length ?? 0); at++) {
+      if (filter.ranks && !filter.ranks.has(messages.source[at])) continue;
       bytes += messages.bytes[at];
       num += messages.num[at];
     }
@@ -73,12 +75,15 @@ export class TrafficView {
 
   fill() {
     const { app } = this;
-    this.table.replaceChildren(app.row(["Axis", "Kind", "Number", "Bytes given", "Waiting, mean", "Transfer, mean"], "th"));
+    const { hasTimes } = app.model;
+    this.table.replaceChildren(app.row(["Axis", "Kind", "Number", "Bytes given", ...(hasTimes ? ["Mean wait", "Mean transfer"] : [])], "th"));
+    const time = (/** @type {number} */ sum, /** @type {any} */ total) => {
+      if (total.isMessage) return "–";
+      return (app.model.meta.is_estimated && sum >= 0 ? "≈ " : "") + writeTime(sum / total.parts);
+    };
     for (const total of this.kinds) {
-      const row = app.row([
-        total.axis || "–", total.kind, writeCount(total.num), writeBytes(total.bytes),
-        total.isMessage ? "–" : writeTime(total.wait / total.parts), total.isMessage ? "–" : writeTime(total.transfer / total.parts),
-      ], "td");
+      const times = hasTimes ? [time(total.wait, total), time(total.transfer, total)] : [];
+      const row = app.row([total.axis || "–", total.kind, writeCount(total.num), writeBytes(total.bytes), ...times], "td");
       app.makeChoice(row, () => app.change((state) => { state.traffic = state.traffic === total.key ? "" : total.key; }));
       row.dataset.key = total.key;
       this.table.append(row);
@@ -91,9 +96,12 @@ export class TrafficView {
     const key = `${state.traffic} ${state.filters.rank}`;
     if (key === this.key && this.cells) return;
     this.key = key;
+    this.kinds = this.total();
+    this.fill();
     const ranks = Array.from(/** @type {Iterable<number>} */ (model.ranks.rank)).filter((rank) => !filter.ranks || filter.ranks.has(rank));
     this.ranks = ranks;
-    this.fold = Math.max(1, Math.ceil(ranks.length / MOST_CELLS));
+    this.fold = 1;
+    while (ranks.length / this.fold > MOST_CELLS) this.fold *= 2; // as groups are, so that cells do not straddle them
     const side = Math.ceil(ranks.length / this.fold);
     this.side = side;
     this.cells = new Float64Array(side * side);
@@ -177,11 +185,12 @@ export class TrafficView {
     }
     context.textAlign = "left";
     const shared = (this.fold ?? 1) > 1 ? `, ${this.fold} ranks a cell` : "";
-    this.scale.textContent = this.most
-      ? `dark little, bright ${writeBytes(this.most)}${shared}; striped: a collective's bytes shared out evenly, an estimate`
-      : "nothing was sent";
+    const striped = "striped: a collective's bytes shared out evenly, an estimate";
+    if (this.most) tellScale(this.scale, `bytes${shared}`, [writeBytes(this.leastPositive()), writeBytes(this.most)], { after: ` (log scale) · ${striped}` });
+    else tellScale(this.scale, "nothing was sent", null);
     const total = this.kinds.reduce((sum, one) => sum + (!state.traffic || one.key === state.traffic ? one.bytes : 0), 0);
-    this.note.textContent = `${state.traffic || "all communications"}: ${writeBytes(total)} given · click a row of the table to see one kind`;
+    const given = app.filter.ranks ? "given by these ranks" : "given";
+    this.note.textContent = `${state.traffic || "all communications"}: ${writeBytes(total)} ${given} · ${app.onlyRanks() || "click a row of the table to see one kind"}`;
   }
 
   leastPositive() {
