@@ -7,6 +7,7 @@ at the level above, would be a circle there, or lie inside one open node and be 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -156,18 +157,18 @@ def _paths(table: pl.DataFrame) -> list[list[str]]:
         ]
         for step, decode, phase, stage, layer, module, expert, kind in table.select(columns).iter_rows()
     ]
-    crowd: dict[tuple[str, ...], int] = {}
-    for path in paths:
-        crowd[tuple(path)] = crowd.get(tuple(path), 0) + 1
+    labels = table["label"].fill_null("unnamed").to_list()
+    crowd = Counter(map(tuple, paths))
+    alike = Counter((*path, label) for path, label in zip(paths, labels, strict=True))
     return [
-        [*path, f"every {label}"] if crowd[tuple(path)] > _MOST_OPERATORS else path
-        for path, label in zip(paths, table["label"].fill_null("unnamed").to_list(), strict=True)
+        [*path, f"every {label}"] if crowd[(*path,)] > _MOST_OPERATORS and alike[(*path, label)] > 1 else path
+        for path, label in zip(paths, labels, strict=True)
     ]
 
 
 def _pass_name(step: int, decode: int, phase: str | None, stage: int | None, kind: str) -> str:
     """Name a pass on a stage; None: there are no stages."""
-    what = _SOURCES.get(kind) or (f"decode {decode}" if phase == "decode" and decode >= 0 else phase) or "no phase told"
+    what = _SOURCES.get(kind) or (f"decode {decode}" if phase == "decode" and decode >= 0 else phase) or "no phase"
     names = [f"step {step}", what] if step >= 0 else [what]
     if stage is not None:
         lone = "across stages" if kind == "collective" else "no stage told"

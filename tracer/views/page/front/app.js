@@ -326,8 +326,8 @@ export class App {
 
   axisChoice() {
     const axes = ["tp", "ep", "etp", "pp", "dp", "edp", "cp"].filter((axis) => Math.max(...this.model.ranks[axis]) > 0);
-    const options = /** @type {[string, string][]} */ ([["", "that colour"], ...axes.map((axis) => [axis, `place on ${axis}`])]);
-    return makeChoice("Ranks show", options, () => this.state.place, (value) => this.change((state) => { state.place = value; }));
+    const options = /** @type {[string, string][]} */ ([["", "that amount"], ...axes.map((axis) => [axis, `place on ${axis}`])]);
+    return makeChoice("Map shows", options, () => this.state.place, (value) => this.change((state) => { state.place = value; }));
   }
 
   /** @param {string} text @param {() => boolean} read @param {(on: boolean) => void} write */

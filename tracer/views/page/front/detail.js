@@ -240,10 +240,11 @@ export class Detail {
     const { stragglers } = model;
     if (!stragglers || id >= stragglers.length) return;
     this.head(`Rank ${stragglers.rank[id]} came last`, `to ${model.word(stragglers.label, id)}`);
+    const mark = model.meta.is_estimated ? "≈ " : "";
     /** @type {[string, string][]} */
-    const rows = [["Behind the last but one", writeTime(stragglers.late_ns[id])], ["All others waited", writeTime(stragglers.waited_ns[id])], ["Node", String(stragglers.node[id])]];
+    const rows = [["Behind the last but one", mark + writeTime(stragglers.late_ns[id])], ["All others waited", mark + writeTime(stragglers.waited_ns[id])], ["Node", String(stragglers.node[id])]];
     if (stragglers.held_rank[id] >= 0) {
-      rows.push(["Held up by", `${model.word(stragglers.held_spent, id)}: ${model.word(stragglers.held_label, id)} on rank ${stragglers.held_rank[id]}, ${writeTime(stragglers.held_ns[id])}`]);
+      rows.push(["Held up by", `${model.word(stragglers.held_spent, id)}: ${model.word(stragglers.held_label, id)} on rank ${stragglers.held_rank[id]}, ${mark}${writeTime(stragglers.held_ns[id])}`]);
     }
     rows.push(["In", model.path(model.leaves.node[stragglers.leaf[id]]).slice(0, -1).join(" / ")]);
     this.facts(rows);
@@ -255,8 +256,7 @@ export class Detail {
     const { model } = this.app;
     if (id >= model.cells.length) return;
     const [head, ...lines] = this.app.views.overview.tell(id).split("\n");
-    this.head(head, "stage and layer");
-    for (const line of lines) this.text(line);
+    this.head(head, lines.join("\n"));
   }
 
   /** @param {number} id */

@@ -5,7 +5,7 @@ import { tellScale } from "./controls.js";
 import { RankMap } from "./rankmap.js";
 import { Shares } from "./shares.js";
 import { amountColour, inkOn, stripes } from "./palette.js";
-import { writeBytes, writeCount, writeRanks, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeFlops, writeRanks, writeTime } from "./text.js";
 
 const PHASES = ["forward", "prefill", "decode", "backward", "optimizer", ""];
 
@@ -91,7 +91,7 @@ export class Overview {
     const hasStages = this.rows.some((one) => one.stage >= 0);
     context.font = `11px ${FONT}`;
     context.textBaseline = "middle";
-    const names = this.rows.map((row) => `${row.stage >= 0 ? `stage ${row.stage}` : hasStages ? "across stages" : ""} ${row.phase || "no phase told"}`.trim());
+    const names = this.rows.map((row) => `${row.stage >= 0 ? `stage ${row.stage}` : hasStages ? "across stages" : ""} ${row.phase || "no phase"}`.trim());
     const titles = this.columns.map(({ layer, part }) => (layer >= 0 ? String(layer) : part ? part.slice(part.lastIndexOf(" / ") + 1).replace("/ ", "") : "–"));
     const columns = this.columns.length;
     const left = 14 + Math.max(0, ...names.map((name) => context.measureText(name).width));
@@ -134,10 +134,10 @@ export class Overview {
           const share = most ? Math.sqrt(value / most) : 0;
           context.fillStyle = isEstimated ? stripes(context, amountColour(share), colours.panel) : amountColour(share);
           context.fillRect(x + 0.5, y + 0.5, width - 1, height - 1);
-          if (width >= 44 && height >= 16 && passes) {
+          if (width >= 32 && height >= 16 && passes) {
             context.fillStyle = isEstimated ? colours.ink : inkOn(share);
             context.font = `10px ${FONT}`;
-            context.fillText(fit(context, this.wordOf(value), width - 6), x + 4, y + height / 2);
+            this.writeIn(this.wordOf(value), x + 4, y + height / 2, width - 6, height);
             context.font = `11px ${FONT}`;
           }
         } else {
@@ -180,6 +180,18 @@ export class Overview {
     context.textAlign = "left";
   }
 
+  /** Write an amount into a cell, its unit below it where both do not fit side by side. @param {string} text @param {number} x @param {number} y @param {number} width @param {number} height */
+  writeIn(text, x, y, width, height) {
+    const { context } = this.board;
+    if (context.measureText(text).width <= width) {
+      context.fillText(text, x, y);
+      return;
+    }
+    const lines = text.split(" ");
+    if (height < 13 * lines.length || lines.some((line) => context.measureText(line).width > width)) return;
+    lines.forEach((line, at) => context.fillText(line, x, y + 12 * (at - (lines.length - 1) / 2)));
+  }
+
   /** @param {number} value */
   wordOf(value) {
     const { metric } = this.app.state;
@@ -218,15 +230,23 @@ export class Overview {
   /** @param {number} cell */
   tell(cell) {
     const { cells } = this.app.model;
-    const stage = cells.stage[cell] < 0 ? "across stages" : `stage ${cells.stage[cell]}`;
+    const stage = cells.stage[cell] >= 0 ? `stage ${cells.stage[cell]}` : this.rows.some((row) => row.stage >= 0) ? "across stages" : "";
     const layer = cells.layer[cell] < 0 ? this.app.model.word(cells.part, cell) || "no layer" : `layer ${cells.layer[cell]}`;
     const { value, isEstimated } = this.amount(cell);
     const time = cells.mean_ns[cell] >= 0
       ? `mean ${writeTime(cells.mean_ns[cell])}, max ${writeTime(cells.max_ns[cell])} on rank ${cells.worst_rank[cell]}`
       : isEstimated && value >= 0 ? `≈ ${writeTime(value)} (estimated)` : "time unknown";
-    return `${stage}, ${layer}, ${this.app.model.word(cells.phase, cell) || "no phase told"}\n${time}\n` +
-      `waiting ${writeTime(cells.wait_ns[cell])} · ${writeBytes(cells.sent_bytes[cell])} sent\n` +
-      `${writeCount(cells.num_nodes[cell])} nodes on ${writeRanks(cells.num_ranks[cell])}`;
+    const mark = this.app.model.meta.is_estimated ? "≈ " : "";
+    const more = [
+      cells.wait_ns[cell] >= 0 ? `waiting for others ${mark}${writeTime(cells.wait_ns[cell])}` : "",
+      this.app.model.pathOfCell[cell] > 0 ? `${mark}${writeTime(this.app.model.pathOfCell[cell])} on the critical path` : "",
+      cells.sent_bytes[cell] > 0 ? `${writeBytes(cells.sent_bytes[cell])} given to communications` : "",
+      cells.flops[cell] > 0 ? writeFlops(cells.flops[cell]) : "",
+    ];
+    return [
+      [stage, layer, this.app.model.word(cells.phase, cell) || "no phase told"].filter(Boolean).join(", "),
+      this.app.model.hasTimes ? time : "", ...more, `${writeCount(cells.num_nodes[cell])} nodes on ${writeRanks(cells.num_ranks[cell])}`,
+    ].filter(Boolean).join("\n");
   }
 
   /** Arrows go from cell to cell where one is selected or the matrix has the focus, else from rank to rank. @param {KeyboardEvent} event */

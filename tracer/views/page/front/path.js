@@ -295,7 +295,7 @@ export class PathView {
 
 /** Let a long name go on in the next line behind its signs. @param {string} text */
 function soften(text) {
-  return text.replace(/[_.]/g, "$&\u200b");
+  return text.replace(/_|\.(?=[a-z])/gi, "$&\u200b");
 }
 
 /** A smaller line in a cell. @param {string} text */

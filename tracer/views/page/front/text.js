@@ -59,12 +59,14 @@ export function writeFlops(flops) {
 }
 
 /**
- * Numbers as runs: 0-3,8.
+ * Numbers as runs: 0-3,8; with a gap between them that is always the same: 6-1022 step 8.
  * @param {ArrayLike<number>} runs first and count, in turn
  * @param {number} [most] how many runs are written
  */
 export function writeRuns(runs, most = 8) {
   const parts = [];
+  const stride = strideOf(runs);
+  if (stride) return `${runs[0]}-${runs[runs.length - 2]} step ${stride}`;
   for (let i = 0; i < runs.length; i += 2) {
     if (parts.length === most) {
       parts.push("…");
@@ -73,6 +75,13 @@ export function writeRuns(runs, most = 8) {
     parts.push(runs[i + 1] === 1 ? `${runs[i]}` : `${runs[i]}-${runs[i] + runs[i + 1] - 1}`);
   }
   return parts.length ? parts.join(",") : "none";
+}
+
+/** How far single numbers lie apart, where there are four or more and all are as far; else 0. @param {ArrayLike<number>} runs */
+function strideOf(runs) {
+  const stride = runs[2] - runs[0];
+  for (let i = 0; i < runs.length; i += 2) if (runs[i + 1] !== 1 || (i && runs[i] - runs[i - 2] !== stride)) return 0;
+  return runs.length >= 8 ? stride : 0;
 }
 
 /**
@@ -90,18 +99,18 @@ export function toRuns(numbers) {
 }
 
 /**
- * What a person typed: 0-3,8; null is everything, or nothing that can be read.
+ * What a person typed: 0-3,8 or 6-1022 step 8; null is everything, or nothing that can be read.
  * @param {string} text
  * @returns {Set<number> | null}
  */
 export function parseRuns(text) {
   const found = new Set();
-  for (const part of text.split(/[,\s]+/)) {
-    const match = /^(\d+)(?:-(\d+))?$/.exec(part);
+  for (const part of text.replace(/\s+step\s+/g, "/").split(/[,\s]+/)) {
+    const match = /^(\d+)(?:-(\d+)(?:\/(\d+))?)?$/.exec(part);
     if (!match) continue;
     const low = Number(match[1]);
     const high = Math.min(Number(match[2] ?? match[1]), low + 100000);
-    for (let number = low; number <= high; number++) found.add(number);
+    for (let number = low; number <= high; number += Math.max(1, Number(match[3] ?? 1))) found.add(number);
   }
   return found.size ? found : null;
 }

@@ -7,6 +7,7 @@ import { writeBytes, writeCount, writeTime } from "./text.js";
 import { eachRun } from "./model.js";
 
 const MOST_CELLS = 700; // cells on a side; more ranks share a cell
+const MOST_OUTLINED = 4; // ranks whose rows and columns are framed; of more, their places at the edges are marked
 const EDGE = 64;
 
 export class TrafficView {
@@ -170,6 +171,11 @@ export class TrafficView {
       const rank = this.ranks?.[at * (this.fold ?? 1)] ?? 0;
       const isMarked = this.fold === 1 ? marks.ranks.has(rank) : this.ranks?.slice(at * this.fold, (at + 1) * this.fold).some((one) => marks.ranks.has(one));
       if (isMarked) {
+        context.fillStyle = colours.accent;
+        context.fillRect(EDGE - 5, 24 + at * size, 4, Math.max(1, size));
+        context.fillRect(EDGE + at * size, 19, Math.max(1, size), 4);
+      }
+      if (isMarked && marks.ranks.size <= MOST_OUTLINED) {
         context.strokeStyle = colours.accent;
         context.lineWidth = Math.max(1, Math.min(2, size / 3));
         context.strokeRect(EDGE, 24 + at * size, room, size);
@@ -179,9 +185,9 @@ export class TrafficView {
       if (at % every) continue;
       context.fillStyle = colours.quiet;
       context.textAlign = "right";
-      context.fillText(`rank ${rank}`, EDGE - 6, 24 + (at + 0.5) * size);
+      context.fillText(`rank ${rank}`, EDGE - 8, 24 + (at + 0.5) * size);
       context.textAlign = "center";
-      context.fillText(String(rank), EDGE + (at + 0.5) * size, 13);
+      context.fillText(String(rank), EDGE + (at + 0.5) * size, 11);
     }
     context.textAlign = "left";
     const shared = (this.fold ?? 1) > 1 ? `, ${this.fold} ranks a cell` : "";
