@@ -14,7 +14,7 @@ from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page.leaves import Leaves
 
-MOST_NODES = 3_000_000  # above, the critical path takes minutes: `truedag critical-path` says it
+MOST_NODES = 3_000_000  # read one by one; above, the critical path takes minutes: `truedag critical-path` says it
 _MOST_STRAGGLERS = 500
 _MOST_SHOWN_NODES = 40
 _NUMBER = re.compile(r"^(\d+)\b")
@@ -44,7 +44,7 @@ def find_paths(graph: Graph, leaves: Leaves) -> Paths:
     """Find them, where there are times and the graph is not too large for that."""
     if not leaves.has_times:
         return _none(f"no operator or communication of {graph.path} has a time")
-    if leaves.num_nodes > MOST_NODES:
+    if graph.one_of_each is None and leaves.num_nodes > MOST_NODES:
         return _none(
             f"not computed for this page, which has {leaves.num_nodes:,} nodes: truedag critical-path prints it"
         )

@@ -143,7 +143,7 @@ export class Detail {
       rows.push([label, value >= 0 ? `${mark}${writeTime(value)} · ${((100 * value) / whole).toFixed(1)} %` : "unknown"]);
     }
     rows.push(["Transfer hidden by compute", mark + writeTime(ranks.overlap_ns[row])], ["Given to communications", writeBytes(ranks.sent_bytes[row])]);
-    rows.push(["Clock error", ranks.clock_error_ns[row] >= 0 ? `± ${writeTime(ranks.clock_error_ns[row])}` : "unknown"]);
+    if (!model.meta.is_estimated) rows.push(["Clock error", ranks.clock_error_ns[row] >= 0 ? `± ${writeTime(ranks.clock_error_ns[row])}` : "unknown"]);
     this.facts(rows);
     const list = document.createElement("div");
     list.className = "groups";

@@ -50,7 +50,8 @@ export class PathView {
     const { model } = this.app;
     const { steps } = model;
     this.note.textContent = steps.map((/** @type {any} */ step) => {
-      const error = step.error_ns === null ? "clock error unknown" : `± ${writeTime(step.error_ns)}`;
+      const clock = step.error_ns === null ? "clock error unknown" : `± ${writeTime(step.error_ns)}`;
+      const error = step.is_estimated ? "estimated" : clock;
       const mark = step.is_estimated ? "≈ " : "";
       return `${step.step === null ? "" : `step ${step.step}: `}${mark}${writeTime(step.end_ns - step.start_ns)} ${error}`;
     }).join(" · ") + ` · ${writeCount(model.pieces.length)} pieces`;
