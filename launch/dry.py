@@ -29,6 +29,7 @@ from truedag.parallel.errors import RoutingError
 from truedag.parallel.rank_classes import RankClass, find_rank_classes
 from truedag.parallel.routing import parse_routing
 from truedag.parallel.training import TrainingConfig
+from truedag.tracer.analysis.device_fit import Fit, find_fits
 from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
 from truedag.tracer.estimate.estimate import Estimate, estimate
 from truedag.tracer.graph import Graph
@@ -39,8 +40,6 @@ ASSUMED = (
     "generated tokens are 0, and none of them ends a prompt",
     "operators are those that run on the CPU, communications those of the deployment's backend",
 )
-
-_TIMED_NODES = 1_000_000  # on the page of a graph with times each rank has its own, and more take minutes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +65,8 @@ class DryResult:
     """Of the graph: verdict, num_faults and the file that says more; None: it is too large to be audited unasked."""
     memory: tuple[HeldMemory, ...]
     """What ranks have in memory."""
+    fits: tuple[Fit, ...]
+    """Whether that is no more than the device has, the largest peak first; none without a device."""
     is_expanded: bool
     """Whether all its nodes and edges are written out."""
     pictures: list[Path]
@@ -174,10 +175,10 @@ def run_dry(
         is_light = is_audited_unasked(graph)
         audited = _audit(deployment, folder, show) if is_light else None
         pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
-        is_light = is_light and (hardware is None or merged["num_nodes"] <= _TIMED_NODES)
         page = _write_page(folder, show) if views and is_light else None
     finally:
         folder.node(nodes.node).write_text(ENDED)
+    memory = _read_memory(folder)
     return DryResult(
         deployment=deployment.name,
         strategy=deployment.strategy.describe(),
@@ -190,7 +191,8 @@ def run_dry(
         dag=folder.dag,
         merge=merged,
         audit=audited,
-        memory=_read_memory(folder),
+        memory=memory,
+        fits=find_fits(memory, graph.meta),
         is_expanded=all_ranks or expand,
         pictures=pictures.drawn,
         not_drawn=pictures.why_not,

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import DryResult, run_dry
 from truedag.launch.typed_numbers import natural, positive
+from truedag.tracer.analysis.device_fit import NOT_COUNTED
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.estimate.estimate import Estimate
 
@@ -94,6 +95,9 @@ _SHOWN_HELD = 8
 
 def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
+    for fit in result.fits:
+        if not fit.fits:
+            print_result(f"{fit.describe_ranks()} {fit.describe()} at the peak ({NOT_COUNTED})")
     print_result(f"  not run: executed without memory, so that nothing was timed; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
     num_classes = len(result.classes)
@@ -147,12 +151,14 @@ def _print_memory(result: DryResult) -> None:
     most = sorted(result.memory, key=lambda one: (-one.peak_bytes, one.ranks))
     if not most:
         return
-    print_result("Memory of a rank, by what lives how long (without allocators' rounding and communications' buffers):")
+    of_device = {fit.ranks: f" ({fit.describe()})" for fit in result.fits}
+    print_result(f"Memory of a rank, by what lives how long ({NOT_COUNTED}):")
     for one in most[:_SHOWN_CLASSES]:
         print_result(
             f"  {_name_ranks(one.ranks)}: parameters {write_bytes(one.parameter_bytes)}, gradients "
             f"{write_bytes(one.gradient_bytes)}, state {write_bytes(one.state_bytes)}, made in the step "
             f"{write_bytes(one.activation_bytes)}, at most {write_bytes(one.peak_bytes)} together"
+            f"{of_device.get(one.ranks, '')}"
         )
     if len(most) > _SHOWN_CLASSES:
         print_result(f"  and {len(most) - _SHOWN_CLASSES:,} more, with less; truedag report lists all")
@@ -176,8 +182,10 @@ def _print_estimate(found: Estimate) -> None:
             f"{found.tokens_per_s:,.0f} tokens/s"
         )
     print_result(
-        f"  {found.flops_utilization:.1%} of the peak FLOP/s; GPUs compute {found.compute_share:.0%} of the time, only "
-        f"communicate {found.exposed_communication_share:.0%}, idle {found.idle_share:.0%}"
+        f"  MFU {found.model_flops_utilization:.1%} ({found.flops_utilization:.1%} with what is computed again); GPUs "
+        f"compute {found.compute_share:.0%} of the time, only communicate {found.exposed_communication_share:.0%}, are "
+        f"in the pipeline's bubble {found.bubble_share:.0%} and wait for others "
+        f"{found.idle_share - found.bubble_share:.0%}"
     )
     for line in found.assumptions:
         print_result(f"  assumed: {line}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from command_line import Ran, truedag, write_small_deployment
@@ -15,11 +17,14 @@ from hand_arithmetic import expect_gradients, expect_layer
 from polars.testing import assert_frame_equal
 
 from truedag.launch.deployment_file import load_deployment
+from truedag.tracer.analysis.critical_path import find_critical_path
 from truedag.tracer.analysis.report import make_report
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.draw import VIEWS
+from truedag.tracer.views.page.clock import occupy
 from truedag.tracer.views.page.figures import measure, on_ranks
 from truedag.tracer.views.page.leaves import find_leaves
+from truedag.tracer.views.page.slices import cut_slices
 from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
 from truedag.tracer.views.page.tree import build_tree
 
@@ -137,11 +142,27 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks_whatever_their_size
 
 
 def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> None:
-    folder, differences = _differences(tmp_path, "EP2-TP2-PP2")
+    # One expert after the other: what ranks of a class run has different names, and is in different boxes.
+    folder, differences = _differences(tmp_path, "EP2-TP2-PP2-DP2", "model.experts=sequential", "--device", "h100")
     assert differences == []
     classes = json.loads((folder / "classes.json").read_text())["classes"]
-    assert [one["num_ranks"] for one in classes] == [2, 2, 2, 2]
-    _check_page(Graph.open(folder))
+    assert [one["num_ranks"] for one in classes] == [4, 4, 4, 4]
+    graph = Graph.open(folder)
+    _check_page(graph)
+    _check_report(graph)
+    lazy, read = (find_critical_path(one) for one in (graph, graph.subgraph(where=pl.lit(value=True))))
+    assert lazy.is_of_classes > read.is_of_classes
+    assert lazy.error_ns is read.error_ns is None, "estimates have no clocks"
+    assert lazy.total().equals(read.total())
+    alike = read.stragglers.select("node", "group", "rank", "waited_ns", "late_ns")
+    assert lazy.stragglers.select(alike.columns).join(alike, on=alike.columns, how="anti").is_empty()
+
+
+def _check_report(graph: Graph) -> None:
+    """The report of a class graph says what that of every node and edge says."""
+    lazy, read = (asdict(make_report(one)) for one in (graph, graph.subgraph(where=pl.lit(value=True))))
+    assert lazy["num_estimated"] > 0
+    assert lazy == read
 
 
 def _check_page(graph: Graph) -> None:
@@ -156,11 +177,24 @@ def _check_page(graph: Graph) -> None:
     assert lazy.leaf_of(nodes).min() == -1 == lazy.leaf_of([-1, graph.meta["num_nodes"]]).max()
     tables = [
         (leaves.table, leaves.edges, measure(leaves, build_tree(leaves), spent).table, stage_matrix(leaves, spent),
-         collective_traffic(leaves), message_traffic(one)[0])
+         collective_traffic(leaves), *message_traffic(one))
         for one, leaves in ((graph, lazy), (whole, read)) for spent in [on_ranks(leaves)]
     ]  # fmt: skip
     for one, other in zip(*tables, strict=True):
         assert_frame_equal(one, other, check_dtypes=False)
+    spent = [occupy(one, leaves) for one, leaves in ((graph, lazy), (whole, read))]
+    assert (spent[0] is None) == (spent[1] is None) == ("estimate" not in graph.meta)
+    if spent[0] is None or spent[1] is None:
+        return
+    assert (spent[0].start_ns, spent[0].end_ns) == (spent[1].start_ns, spent[1].end_ns)
+    np.testing.assert_array_equal(spent[0].bins, spent[1].bins)
+    np.testing.assert_array_equal(spent[0].spent_ns, spent[1].spent_ns)
+    repeated, listed = (
+        cut_slices(leaves, build_tree(leaves), spent[0].start_ns, spent[0].end_ns) for leaves in (lazy, read)
+    )
+    assert len(repeated.table) < len(listed.table) == repeated.num_slices
+    order = ("rank", "lane", "start", "node")
+    assert_frame_equal(repeated.spread().sort(order), listed.spread().sort(order), check_dtypes=False)
 
 
 @pytest.mark.slow

@@ -135,7 +135,7 @@ def test_products_of_each_type_are_held_against_its_own_peak(tmp_path: Path) -> 
         "edges": pl.DataFrame(schema={"src": pl.Int64, "dst": pl.Int64, "kind": pl.String, "rank_class": pl.Int32}),
         "participants": pl.DataFrame(schema=none),
         "groups": pl.DataFrame(schema={"team": pl.Int32, "ranks": pl.List(pl.Int64)}),
-        "ranks": pl.DataFrame({"rank_class": [0] * 4}),
+        "ranks": pl.DataFrame({"rank": [0, 1, 2, 3], "pp": [0] * 4, "rank_class": [0] * 4}),
     }
     for name, table in tables.items():
         table.write_parquet(tmp_path / f"{name}.parquet")
@@ -145,7 +145,9 @@ def test_products_of_each_type_are_held_against_its_own_peak(tmp_path: Path) -> 
     # At half of the peak 100 and 1,000 ns, and 7 of the smallest kernel; at the peak 50 and 500 ns.
     assert (found.step_ns, found.flops) == (1_107, 40_000)
     assert found.flops_utilization == pytest.approx(550 / 1_107)
-    assert (found.compute_share, found.idle_share) == (1, 0)
+    assert found.model_flops_utilization == found.flops_utilization, "there is no backward pass"
+    assert (found.compute_share, found.idle_share, found.bubble_share) == (1, 0, 0)
+    assert found.memory_bytes == 10**9
     written = pl.read_parquet(tmp_path / "nodes.parquet")
     assert written["end_ns"].to_list() == [100, 1_100, 1_107]
     assert written["timing"].to_list() == ["estimated"] * 3

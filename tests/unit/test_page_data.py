@@ -13,9 +13,10 @@ from small_dag import SmallDag, pipeline
 
 from truedag.tracer.analysis.shares import find_spans, measure_steps, share_time
 from truedag.tracer.graph import Graph
-from truedag.tracer.views.page.clock import cut_slices, occupy
+from truedag.tracer.views.page.clock import occupy
 from truedag.tracer.views.page.figures import measure, on_ranks
 from truedag.tracer.views.page.leaves import find_leaves
+from truedag.tracer.views.page.slices import cut_slices
 from truedag.tracer.views.page.traffic import collective_traffic, message_traffic
 from truedag.tracer.views.page.tree import Tree, build_tree
 from truedag.tracer.views.page.verdicts import find_paths, place_findings

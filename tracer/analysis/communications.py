@@ -70,14 +70,14 @@ def total_communications(
     """Total by axis and kind, the most bytes first.
 
     Args:
-        nodes: node, kind and label.
-        participants: as in the dataset.
-        groups: group, axis and ranks.
+        nodes: node, kind, label, and num, how many a row stands for.
+        participants: as in the dataset, and num.
+        groups: group, axis, size and num.
         messages: src and dst of each message.
         spans: what each rank was at.
     """
-    axes = groups.select("group", "axis", size=pl.col("ranks").list.len())
-    told = nodes.select("node", node_kind="kind", label="label")
+    axes = groups.select("group", "axis", "size", num_groups="num")
+    told = nodes.select("node", node_kind="kind", label="label", num_nodes="num")
     # A message is a send and a receive, which meet in the receive; one that was not matched stands alone.
     meet = messages.select(node="src", meet="dst")
     met = participants.join(told, on="node").join(axes, on="group", how="left").join(meet, on="node", how="left")
@@ -94,12 +94,12 @@ def total_communications(
             CommunicationTotals(
                 axis=None if axis is None else str(axis),
                 kind=str(name),
-                num=part["meet"].n_unique(),
-                num_groups=part["group"].n_unique(),
-                num_bytes=int(part["send_bytes"].sum()),
-                wait_ns=_sum(part["start_ns"] - part["arrive_ns"]),
-                transfer_ns=_sum(part["end_ns"] - part["start_ns"]),
-                num_participants=len(part),
+                num=int(part.unique("meet")["num_nodes"].sum()),
+                num_groups=int(part.unique("group")["num_groups"].fill_null(1).sum()),
+                num_bytes=int((part["send_bytes"] * part["num"]).sum()),
+                wait_ns=_sum((part["start_ns"] - part["arrive_ns"]) * part["num"]),
+                transfer_ns=_sum((part["end_ns"] - part["start_ns"]) * part["num"]),
+                num_participants=int(part["num"].sum()),
                 exposed_ns=exposed,
                 hidden_ns=hidden,
                 algorithm_bytes_per_s=algorithm,

@@ -12,13 +12,16 @@ not ended when the second began), and the longest path to an activity is as long
 its end. An activity's slack is what it could end later, all other weights kept, before the step ended later; on the
 path it is 0.
 
+Ranks of one class of a class graph run at the same estimated times: there the path is found over one rank of each
+(`graph/one_of_each.py`), and each stands for those of its class.
+
 Times of two ranks are compared only at the path's beginning and at its end: in between, what the path loses by a wrong
 clock when it goes over to another rank it wins when it comes back. So the two clocks' errors bound the length's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -28,6 +31,7 @@ from truedag.tracer.analysis.activities import Activities, list_activities
 from truedag.tracer.analysis.dependencies import ARRIVAL, END, KINDS, MEETING, OPERATOR
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.one_of_each import OneOfEach
 
 _NUM_HELD = 1000  # stragglers that are asked what they came late for
 _STRETCH = 1 << 18  # edges turned into Python's numbers at once
@@ -41,12 +45,14 @@ class CriticalPath:
     Attributes:
         step: which step; None where none was told.
         start_ns, end_ns: the step's first start and last end.
-        error_ns: how wrong the clocks may make its length; None is unknown.
+        error_ns: how wrong the clocks may make its length; None is unknown, as it is of what was estimated: that has no
+            clocks, and how far off it is nobody knows.
         pieces: start_ns, end_ns, spent (compute, transfer, waiting, host), rank, node, and what the node is: kind, op,
             label, module, layer, stage, microbatch, phase. In the order of time, without gap or overlap. Time of the
             host is with the node that came after it.
         slack: node, rank, slack_ns of every operator and every rank's part in a communication: how much later it could
-            end; and arrival_slack_ns, how much later the rank could have arrived at it.
+            end; and arrival_slack_ns, how much later the rank could have arrived at it. Of a class graph, of the lowest
+            rank of each class.
         stragglers: one row for each communication that anybody waited in, the most waited for first: node, label,
             group, phase, layer, rank (the last to arrive), late_ns (behind the last but one), waited_ns (summed over
             all who waited); and for the first thousand what led to its arrival while the last but one waited, on
@@ -54,6 +60,7 @@ class CriticalPath:
             it: held_spent, held_ns, held_rank, held_node, held_op, held_label.
         num_untimed: operators and communications without a time, which the path does not know of.
         is_estimated: whether times are estimates, and not measurements alone.
+        is_of_classes: whether each rank stands for all of its class.
     """
 
     step: int | None
@@ -65,6 +72,7 @@ class CriticalPath:
     stragglers: pl.DataFrame
     num_untimed: int
     is_estimated: bool
+    is_of_classes: bool = False
 
     @property
     def length_ns(self) -> int:
@@ -100,6 +108,8 @@ def find_critical_path(graph: Graph, step: int | None = None) -> CriticalPath:
     Raises:
         GraphError: there is no such step, nothing of it has a time, or clocks that matter cannot be compared.
     """
+    if (one := graph.one_of_each) is not None:
+        return _in_whole(find_critical_path(Graph(one), step), one)
     steps = graph.nodes.filter(pl.col("step") >= 0).select(pl.col("step").unique().sort()).collect()["step"].to_list()
     if step is None:
         step = steps[0] if steps else None
@@ -115,12 +125,34 @@ def find_critical_path(graph: Graph, step: int | None = None) -> CriticalPath:
         step=step,
         start_ns=activities.window_ns[0],
         end_ns=activities.window_ns[1],
-        error_ns=_clock_error(graph, ends),
+        error_ns=None if activities.is_estimated else _clock_error(graph, ends),
         pieces=pieces.join(told, on="node", how="left", maintain_order="left"),
         slack=_slack(activities),
         stragglers=_stragglers(graph, activities),
         num_untimed=activities.num_untimed,
         is_estimated=activities.is_estimated,
+    )
+
+
+def _in_whole(path: CriticalPath, one: OneOfEach) -> CriticalPath:
+    """Return the path over one rank of each class with the numbers and the counts of the whole graph."""
+
+    def numbers(frame: pl.DataFrame, node: str, rank: str) -> pl.Series:
+        known = frame[node].is_not_null()
+        told = frame.filter(known)
+        places = one.in_whole(told[node].to_numpy(), told[rank].to_numpy())
+        return frame[node].scatter(known.arg_true(), places)
+
+    late = path.stragglers
+    group = one.group_in_whole(late["group"].to_numpy(), late["rank"].to_numpy())
+    return replace(
+        path,
+        is_of_classes=True,
+        pieces=path.pieces.with_columns(numbers(path.pieces, "node", "rank")),
+        slack=path.slack.with_columns(numbers(path.slack, "node", "rank")),
+        stragglers=late.with_columns(
+            pl.Series("group", group), numbers(late, "node", "rank"), numbers(late, "held_node", "held_rank")
+        ),
     )
 
 
@@ -200,12 +232,18 @@ def _stragglers(graph: Graph, activities: Activities) -> pl.DataFrame:
     """Say who came last to each communication, and what held it up."""
     whole = pl.LazyFrame({"meet": activities.node[activities.part == MEETING]}, schema={"meet": pl.Int64})
     messages = graph.edges.filter(pl.col("kind") == "p2p").select(node="src", meet="dst")
+    participants = graph.participants
+    # One rank may stand for several of its group, which came when it did.
+    num = pl.col("num_alike") if "num_alike" in participants.collect_schema() else pl.lit(1, pl.Int64)
     met = (
-        graph.participants.join(messages, on="node", how="left")
-        .with_columns(meet=pl.coalesce("meet", "node"), waited=pl.col("start_ns") - pl.col("arrive_ns"))
+        participants.join(messages, on="node", how="left")
+        .with_columns(
+            meet=pl.coalesce("meet", "node"), waited=(pl.col("start_ns") - pl.col("arrive_ns")) * num, num=num
+        )
         .join(whole, on="meet", how="semi")
     )
-    before = pl.col("arrive_ns").sort(descending=True).get(1, null_on_oob=True)
+    arrivals = pl.col("arrive_ns").repeat_by("num").list.explode()
+    before = arrivals.sort(descending=True).get(1, null_on_oob=True)
     last = (
         met.group_by("meet")
         .agg(

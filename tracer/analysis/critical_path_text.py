@@ -39,12 +39,16 @@ def render_critical_path(path: CriticalPath, *, title: str, top: int) -> Rendera
         top: how many rows of each table.
     """
     error = "unknown clock error" if path.error_ns is None else f"clock error ±{write_time(path.error_ns)}"
+    if path.is_estimated:
+        error = "estimated: on one clock, and how far off nobody knows"
     step = "" if path.step is None else f" · step {path.step}"
     name = f"{title}{step} · critical path".lstrip(" ·")
     head = Text(f"{name} {write_time(path.length_ns)} ({error})", style="bold")
     parts: list[RenderableType] = [head]
     if path.is_estimated:
         parts.append(Text("ESTIMATED: times of this graph are estimates, not measurements", style="bold red"))
+    if path.is_of_classes:
+        parts.append(Text("Each rank stands for all of its class, which run at the same times"))
     if path.num_untimed:
         parts.append(Text(f"{path.num_untimed:,} operators or communications without a time are not in it"))
     parts += [Text(_NOTE), _kinds(path)]
@@ -73,6 +77,7 @@ def summarise(path: CriticalPath, *, top: int) -> dict[str, Any]:
         "length_ns": path.length_ns,
         "error_ns": path.error_ns,
         "is_estimated": path.is_estimated,
+        "is_of_classes": path.is_of_classes,
         "num_untimed": path.num_untimed,
         "num_pieces": len(path.pieces),
         "total": path.total().to_dicts()[0],

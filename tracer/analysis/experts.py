@@ -7,7 +7,7 @@ Ranks that share an expert by tensor parallelism get the same ones, which count 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -63,16 +63,16 @@ def place_experts(held: pl.DataFrame) -> list[ExpertPlace]:
     ]
 
 
-def measure_loads(nodes: pl.LazyFrame, ranks: pl.DataFrame) -> list[ExpertLoad]:
+def measure_loads(nodes_where: Callable[[pl.Expr], pl.LazyFrame], ranks: pl.DataFrame) -> list[ExpertLoad]:
     """Return the tokens of each expert, layer by layer; none where no product is an expert's own.
 
     Args:
-        nodes: of the dataset.
+        nodes_where: gives the nodes of the dataset for which a condition holds.
         ranks: rank and etp.
     """
-    of_experts = nodes.filter((pl.col("expert") >= 0) & (pl.col("layer") >= 0))
+    is_of_expert = (pl.col("expert") >= 0) & (pl.col("layer") >= 0)
     products = (
-        of_experts.filter(pl.col("flops").is_not_null() & pl.col("phase").ne_missing("backward"))
+        nodes_where(is_of_expert & pl.col("flops").is_not_null() & pl.col("phase").ne_missing("backward"))
         .select("node", "inputs", *_PASS)
         .collect()
     )
@@ -85,7 +85,7 @@ def measure_loads(nodes: pl.LazyFrame, ranks: pl.DataFrame) -> list[ExpertLoad]:
     )
     if tokens.is_empty():
         return []
-    known = of_experts.select("layer", "expert").unique().collect()
+    known = nodes_where(is_of_expert).select("layer", "expert").unique().collect()
     every = known.join(tokens, on=["layer", "expert"], how="left").sort("layer", "expert")
     loads = []
     for (layer,), part in every.partition_by("layer", as_dict=True, maintain_order=True).items():

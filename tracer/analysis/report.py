@@ -17,9 +17,11 @@ from rich.console import RenderableType
 
 from truedag.tracer.analysis.communications import CommunicationTotals, total_communications
 from truedag.tracer.analysis.critical_path import CriticalPath, find_critical_path
+from truedag.tracer.analysis.device_fit import Fit, find_fits
 from truedag.tracer.analysis.experts import ExpertLoad, ExpertPlace, measure_loads, place_experts
 from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
-from truedag.tracer.analysis.memory import RankMemory, measure_memory
+from truedag.tracer.analysis.memory import RankMemory
+from truedag.tracer.analysis.report_tables import read_tables
 from truedag.tracer.analysis.report_text import render_report, write_html, write_markdown
 from truedag.tracer.analysis.shares import RankShares, find_spans, measure_steps, share_time
 from truedag.tracer.analysis.spans import length, union
@@ -34,9 +36,6 @@ from truedag.tracer.analysis.throughput import (
 )
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
-
-_NODES = ("node", "kind", "rank", "op", "label", "phase", "step", "microbatch", "decode_step", "layer", "expert",
-          "start_ns", "end_ns", "timing", "flops")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +95,7 @@ class Report:
     expert_loads: tuple[ExpertLoad, ...]
     memory: tuple[RankMemory, ...]
     held_memory: tuple[HeldMemory, ...]
+    fits: tuple[Fit, ...]
 
     def render(self) -> RenderableType:
         """Return what the terminal shows."""
@@ -119,11 +119,9 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         GraphError: there is no dataset, or it is broken.
     """
     graph = source if isinstance(source, Graph) else Graph.open(source)
-    nodes, participants, num_estimated = _leave_out_estimates(
-        graph.nodes.select(_NODES).collect(), graph.participants.collect()
-    )
-    groups, ranks = graph.groups.collect(), graph.ranks.collect()
-    messages = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst").unique().collect()
+    tables = read_tables(graph)
+    nodes, participants, num_estimated = _leave_out_estimates(tables.nodes, tables.participants)
+    groups, ranks, messages = tables.groups, tables.ranks, tables.messages
     meta = graph.meta
     windows = measure_steps(nodes, participants)
     if len(windows) > 1:
@@ -133,14 +131,13 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
     paths, reason = _find_paths(graph, list(windows), num_estimated)
     operators = nodes.filter(pl.col("kind") == "compute")
     measured = operators.filter(pl.col("timing") == "measured")
-    lookups = find_lookups(graph.nodes, ranks)
+    lookups = find_lookups(tables.nodes_where, ranks)
     span_ns = length(union(np.array(list(windows.values()), np.int64).reshape(-1, 2))) or None
     # What ran between the steps is in none of their times.
     counts = pl.col("step").is_in(list(windows)) if windows else pl.lit(value=True)
-    work = operators.filter(counts & (pl.col("flops") > 0)).select("phase", "flops")
-    held = operators.filter((pl.col("expert") >= 0) & (pl.col("rank") >= 0)).select("layer", "expert", "rank").unique()
-    sources = graph.nodes.filter(pl.col("kind").is_in(["parameter", "input"])).select("rank", "kind", "outputs")
-    data = graph.edges.filter(pl.col("kind") == "data").select("src", "dst", "bytes")
+    work = operators.filter(counts & (pl.col("flops") > 0)).select("phase", flops=pl.col("flops") * pl.col("num"))
+    held = tables.nodes_where((pl.col("kind") == "compute") & (pl.col("expert") >= 0)).filter(pl.col("rank") >= 0)
+    memory = read_memory(meta, ranks)
     times = pl.when(pl.col("timing") == "measured").then("end_ns").alias("end_ns")
     return Report(
         deployment=meta.get("deployment"),
@@ -150,7 +147,7 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         torch=str(meta["torch"]),
         recorder=str(meta["recorder"]),
         nodes=_count_kinds(nodes),
-        edges=_count_kinds(graph.edges.select("kind").collect()),
+        edges=_sort_counts(tables.num_edges),
         num_views_dropped=int(meta["num_views_dropped"]),
         num_unmatched=int(meta["num_unmatched"]),
         unmatched=tuple(meta["unmatched"]),
@@ -169,10 +166,11 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
                 measured.drop_nulls("end_ns"), lookups, ranks, {step: start for step, (start, _) in windows.items()}
             )
         ),
-        experts=tuple(place_experts(held)),
-        expert_loads=tuple(measure_loads(graph.nodes, ranks)),
-        memory=tuple(measure_memory(nodes, data.collect(), sources.collect())),
-        held_memory=tuple(read_memory(meta, ranks)),
+        experts=tuple(place_experts(held.select("layer", "expert", "rank").unique().collect())),
+        expert_loads=tuple(measure_loads(tables.nodes_where, ranks)),
+        memory=tables.memory,
+        held_memory=tuple(memory),
+        fits=find_fits(memory, meta),
     )
 
 
@@ -193,22 +191,25 @@ def write_report(dag_dir: Path, out: Path) -> Report:
 
 
 def _count_kinds(frame: pl.DataFrame) -> dict[str, int]:
-    rows = frame.group_by("kind").len().sort(["len", "kind"], descending=[True, False])
-    return dict(rows.iter_rows())
+    return _sort_counts(dict(frame.group_by("kind").agg(pl.col("num").sum()).iter_rows()))
+
+
+def _sort_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _leave_out_estimates(nodes: pl.DataFrame, participants: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, int]:
     """Return nodes and participants without the times that are estimates, and of how many nodes these are."""
-    estimated = nodes.filter(pl.col("timing") == "estimated").select("node", is_estimated=True)
+    estimated = nodes.filter(pl.col("timing") == "estimated").select("node", "num", is_estimated=True)
     if estimated.is_empty():
         return nodes, participants, 0
     left = []
     for frame in (nodes, participants):
-        told = frame.join(estimated, on="node", how="left", maintain_order="left")
+        told = frame.join(estimated.drop("num"), on="node", how="left", maintain_order="left")
         names = [name for name in ("arrive_ns", "start_ns", "end_ns") if name in frame.columns]
         known = (pl.when(pl.col("is_estimated").is_null()).then(name).alias(name) for name in names)
         left.append(told.with_columns(known).drop("is_estimated"))
-    return left[0], left[1], len(estimated)
+    return left[0], left[1], int(estimated["num"].sum())
 
 
 def _find_paths(graph: Graph, steps: list[int], num_estimated: int) -> tuple[list[CriticalPath] | None, str | None]:

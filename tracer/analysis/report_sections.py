@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from truedag.tracer.analysis.device_fit import NOT_COUNTED
 from truedag.tracer.analysis.quantities import write_bytes, write_rate, write_runs, write_time
 from truedag.tracer.analysis.shares import PARTS, RankShares
 from truedag.tracer.analysis.spread import Spread
@@ -54,6 +55,9 @@ def list_facts(report: Report) -> list[str]:
         steps = f"{min(report.steps_ns)} to {max(report.steps_ns)}: {_spread(report.step_spread)}"
     missing = report.world_size - report.num_ranks
     facts = [
+        f"{one.describe_ranks()} {one.describe()} at the peak; {NOT_COUNTED}" for one in report.fits if not one.fits
+    ]
+    facts += [
         f"{sum(report.nodes.values()):,} nodes: {_counts(report.nodes)}; {report.num_views_dropped:,} views dropped",
         f"{sum(report.edges.values()):,} edges: {_counts(report.edges)}",
         f"unmatched communications: {report.num_unmatched:,}"
@@ -267,9 +271,12 @@ def _memory(report: Report) -> Section:
 
 def _held(report: Report) -> Section:
     rows = []
+    of_device = {one.ranks: one.describe() for one in report.fits}
     for one in report.held_memory:
         where = one.peak_module or one.peak_phase or "no module"
         at = f"{_short(one.peak_op or '-')} in {where}" + (f", {one.peak_phase}" if one.peak_module else "")
+        if one.ranks in of_device:
+            at = f"{at} ({of_device[one.ranks]})"
         sizes = (
             one.parameter_bytes, one.gradient_bytes, one.state_bytes, one.activation_bytes, one.peak_bytes,
         )  # fmt: skip

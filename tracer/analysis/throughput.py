@@ -14,7 +14,7 @@ Source: Chowdhery et al. 2022, "PaLM", appendix B.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -107,10 +107,15 @@ def measure_throughput(
     )
 
 
-def find_lookups(nodes: pl.LazyFrame, ranks: pl.DataFrame) -> pl.DataFrame:
-    """Return step, phase, microbatch, decode_step, replica, prompts and tokens of each pass's first embedding."""
+def find_lookups(nodes_where: Callable[[pl.Expr], pl.LazyFrame], ranks: pl.DataFrame) -> pl.DataFrame:
+    """Return step, phase, microbatch, decode_step, replica, prompts and tokens of each pass's first embedding.
+
+    Args:
+        nodes_where: gives the nodes for which a condition holds.
+        ranks: rank, dp and tp.
+    """
     found = (
-        nodes.filter((pl.col("op") == "aten::embedding") & _FORWARD)
+        nodes_where((pl.col("op") == "aten::embedding") & _FORWARD)
         .select("node", "rank", "step", "phase", "microbatch", "decode_step", "inputs")
         .collect()
     )

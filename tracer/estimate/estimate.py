@@ -21,6 +21,7 @@ from truedag.tracer.estimate.tables import Tables, read_tables, write_times
 
 Floats = NDArray[np.float64]
 _COMMUNICATIONS = ("collective", "send", "recv")
+_FORWARD = pl.col("phase").ne_missing("backward") & pl.col("phase").ne_missing("optimizer")
 # What an operator computes in: the type of its first result, else of its first argument.
 _DTYPE = pl.coalesce(pl.col("outputs", "inputs").replace("", None)).fill_null("").str.split("[").list.first()
 
@@ -39,7 +40,10 @@ class Estimate:
     """Counted products of all ranks."""
 
     flops_utilization: float
-    """Of the step: what the counted products would take at the peaks of their types; MFU where none is done twice."""
+    """Of the step: what the counted products would take at the peaks of their types, each time they are done."""
+
+    model_flops_utilization: float
+    """MFU: the same of the forward pass, three times where there is a backward pass: what is done again is left out."""
 
     compute_share: float
     """Of the step, mean over GPUs: an operator runs."""
@@ -48,9 +52,15 @@ class Estimate:
     """A communication runs and no operator."""
 
     idle_share: float
-    """Neither: waiting for others, the pipeline's bubble for the most part."""
+    """Neither: waiting for others."""
+
+    bubble_share: float
+    """Of these, the part in which a GPU waits for another pipeline stage, or has not begun or has already ended."""
 
     tokens_per_s: float
+    memory_bytes: int
+    """Of each GPU, as its device file says."""
+
     assumptions: tuple[str, ...]
 
 
@@ -112,41 +122,71 @@ def _summarize(
     step_ns = float(found.end_ns.max(initial=0.0)) or 1.0
     world = sum(sizes.values())
     own, kind = nodes["rank_class"].to_numpy(), nodes["kind"].to_numpy()
-    computing = idle = 0.0
+    computing = idle = bubble = 0.0
     rows = np.searchsorted(nodes["node"].to_numpy(), parts["node"].to_numpy())
-    part_class = parts["rank_class"].to_numpy()
+    part_class, is_across = parts["rank_class"].to_numpy(), _meets_stages(tables)
+    is_staged = bool(is_across.any())
     for rank_class, size in sizes.items():
         ran = np.flatnonzero((own == rank_class) & (kind == "compute"))
-        met = rows[part_class == rank_class]
-        compute_ns = _covered(found, ran)
-        computing += size * compute_ns
-        idle += size * (step_ns - _covered(found, np.concatenate((ran, met))))
-    counted = nodes.filter(pl.col("flops") > 0).select("flops_of_all", peak=_DTYPE)
-    peaks = counted["peak"].replace_strict(dict(device.peak_flops), return_dtype=pl.Float64)
-    at_peak_s = float((counted["flops_of_all"] / peaks).sum())
+        mine = np.flatnonzero(part_class == rank_class)
+        met = rows[mine]
+        busy = _spans(found, ran), _spans(found, met)
+        computing += size * _covered(*busy[:1])
+        idle += size * (step_ns - _covered(*busy))
+        if is_staged:
+            near = mine[~is_across[mine]]
+            arrived = [found.arrive_ns.get((row, rank_class), 0.0) for row in rows[near].tolist()]
+            waits = np.stack((np.array(arrived, np.float64), found.start_ns[rows[near]]), axis=1)
+            bubble += size * (step_ns - _covered(*busy, waits))
     phases = nodes["phase"].to_numpy()
+    at_peak_s, forward_s = _at_peaks(device, nodes), _at_peaks(device, nodes.filter(_FORWARD))
+    model_s = 3 * forward_s if (phases == "backward").any() else forward_s
     prefill = found.end_ns[phases == "prefill"]
     return Estimate(
         device=device.name,
         gpus_per_node=gpus_per_node,
         step_ns=round(step_ns),
         prefill_ns=round(float(prefill.max())) if len(prefill) else None,
-        flops=int(counted["flops_of_all"].sum()),
+        flops=int(nodes.filter(pl.col("flops") > 0)["flops_of_all"].sum()),
         flops_utilization=at_peak_s / (step_ns / 1e9 * world),
+        model_flops_utilization=model_s / (step_ns / 1e9 * world),
         compute_share=computing / world / step_ns,
         exposed_communication_share=1 - (computing + idle) / world / step_ns,
         idle_share=idle / world / step_ns,
+        bubble_share=bubble / world / step_ns,
         tokens_per_s=num_tokens / (step_ns / 1e9),
+        memory_bytes=int(device.memory_bytes),
         assumptions=ASSUMPTIONS,
     )
 
 
-def _covered(found: Simulated, rows: NDArray[np.int64]) -> float:
-    """Return how much of the time at least one of some nodes runs."""
-    if not len(rows):
+def _at_peaks(device: Device, nodes: pl.DataFrame) -> float:
+    """Return how many seconds of one GPU the counted products would take at the peaks of their types."""
+    counted = nodes.filter(pl.col("flops") > 0).select("flops_of_all", peak=_DTYPE)
+    peaks = counted["peak"].replace_strict(dict(device.peak_flops), return_dtype=pl.Float64)
+    return float((counted["flops_of_all"] / peaks).sum())
+
+
+def _meets_stages(tables: Tables) -> NDArray[np.bool_]:
+    """Return which participants meet ranks of another stage: [participants]. Of a message, its group's others."""
+    stage = dict(tables.ranks.select("rank", pl.col("pp").fill_null(-1)).iter_rows())
+    across = {
+        team: len({stage[rank] for rank in members} - {-1}) > 1
+        for team, members in tables.groups.group_by("team").agg(pl.col("ranks").first()).iter_rows()
+    }
+    return tables.parts["team"].replace_strict(across, return_dtype=pl.Boolean).to_numpy()
+
+
+def _spans(found: Simulated, rows: NDArray[np.int64]) -> Floats:
+    return np.stack((found.start_ns[rows], found.end_ns[rows]), axis=1)
+
+
+def _covered(*spans: Floats) -> float:
+    """Return how much of the time at least one of some spans, [spans, 2], holds."""
+    whole = np.concatenate(spans)
+    if not len(whole):
         return 0.0
-    order = rows[np.argsort(found.start_ns[rows], kind="stable")]
-    start, end = found.start_ns[order], found.end_ns[order]
+    start, end = whole[np.argsort(whole[:, 0], kind="stable")].T
     latest = np.maximum.accumulate(end)
     before = np.append(start[0], latest[:-1])
     return float(np.maximum(latest - np.maximum(start, before), 0.0).sum())

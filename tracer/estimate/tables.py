@@ -27,6 +27,7 @@ class Tables:
     edges: pl.DataFrame
     parts: pl.DataFrame
     groups: pl.DataFrame
+    ranks: pl.DataFrame
     num_ranks: Mapping[int, int]
     """By class."""
 
@@ -60,6 +61,7 @@ def _of_classes(folder: Path) -> Tables:
         edges=edges,
         parts=_largest(folder, "participants", parts, ("send_bytes", "recv_bytes")),
         groups=groups,
+        ranks=ranks,
         num_ranks=dict(ranks["rank_class"].value_counts().iter_rows()),
     )
 
@@ -85,6 +87,7 @@ def _of_ranks(dataset: Dataset) -> Tables:
         edges=_edges_of_ranks(nodes, edges, parts),
         parts=parts.with_columns(rank_class=pl.col("rank"), team=pl.col("group")),
         groups=groups.with_columns(team=pl.col("group")),
+        ranks=ranks,
         num_ranks=dict.fromkeys(ranks["rank"].to_list(), 1),
     )
 

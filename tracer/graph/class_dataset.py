@@ -72,7 +72,7 @@ class ClassDataset:
         if table in ("groups", "ranks", "kernels"):
             return pl.scan_parquet(self.path / f"{table}.parquet")
         make: Maker = {
-            "nodes": lambda columns: self._nodes(self._want(ranks), columns),
+            "nodes": lambda columns: self._nodes(self._want(ranks), columns, None),
             "edges": lambda columns: self._edges(self._want(ranks), columns, owned=False),
             "participants": lambda columns: self._participants(self._want(ranks), columns),
         }[table]
@@ -85,6 +85,25 @@ class ClassDataset:
             table: nodes, edges or participants.
         """
         return pl.scan_parquet(self.path / f"{table}.parquet")
+
+    def scan_where(self, condition: pl.Expr) -> pl.LazyFrame:
+        """Return the nodes of the rows for which a condition holds; only they are made, so that it costs little.
+
+        Args:
+            condition: on columns of the class graph's rows, in which what differs between ranks is the lowest rank's.
+        """
+        rows = self._rows["nodes"].select(condition).to_series()
+        some = np.flatnonzero(rows.fill_null(value=False).to_numpy())
+        return _lazily(lambda columns: self._nodes(self._want(None), columns, some), self._schema("nodes"))
+
+    def count_edges(self) -> dict[str, int]:
+        """Return how many edges of each kind the whole graph has."""
+        sizes = {number: len(ranks) for number, ranks in enumerate(self.world.members)}
+        told = self.scan_classes("edges").filter(pl.col("kind") != "order").select("kind", "rank_class").collect()
+        num = pl.col("rank_class").replace_strict(sizes, return_dtype=pl.Int64)
+        counts = dict(told.group_by("kind").agg(num.sum()).iter_rows())
+        counts["order"] = int(self.meta["num_edges"]) - sum(counts.values())
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def edges_of(self, ranks: AbstractSet[int]) -> Iterator[pl.DataFrame]:
         """Give the edges that belong to some ranks, each to one: a message's to its receiver, of several the lowest."""
@@ -138,20 +157,23 @@ class ClassDataset:
         has[[rank for rank in ranks or () if 0 <= rank < size]] = True
         return Wanted(world=self.world, has=has)
 
-    def _nodes(self, wanted: Wanted, columns: list[str]) -> Iterator[pl.DataFrame]:
+    def _nodes(self, wanted: Wanted, columns: list[str], some: Ints | None) -> Iterator[pl.DataFrame]:
+        """Make the nodes of wanted ranks; of some rows, or of all."""
         world, rows = self.world, self._rows["nodes"]
         team, rank_class, first = (rows[name].to_numpy().astype(np.int64) for name in ("team", "rank_class", "node"))
         pools = [*(world.place[ranks] for ranks in wanted.members), *wanted.turns]
         keys = np.where(team >= 0, len(world.members) + team, rank_class)
-        for row, turn in _repeat(keys, pools, np.arange(len(rows))):
+        chosen = np.arange(len(rows)) if some is None else some
+        for place, turn in _repeat(keys[chosen], pools, chosen):
+            row = chosen[place]
             frame = rows.select(columns)[row.astype(np.uint32)]
             rank = _ranks_of(world, rank_class[row], turn)
             made = {"node": pl.Series(first[row] + turn), "rank": pl.Series(rank, dtype=pl.Int32)}
             frame = frame.with_columns(made[name].alias(name) for name in ("node", "rank") if name in columns)
             frame = self._sized("nodes", frame, row, turn)
-            some = np.flatnonzero(self._of_experts[row])
-            moved = world.experts_moved(rank[some], team[row[some]], turn[some])
-            yield move_experts(frame, some[moved != 0], moved[moved != 0])
+            named = np.flatnonzero(self._of_experts[row])
+            moved = world.experts_moved(rank[named], team[row[named]], turn[named])
+            yield move_experts(frame, named[moved != 0], moved[moved != 0])
 
     def _participants(self, wanted: Wanted, columns: list[str]) -> Iterator[pl.DataFrame]:
         world, rows = self.world, self._rows["participants"]

@@ -18,6 +18,7 @@ from truedag.tracer.graph.dataset import Dataset
 from truedag.tracer.graph.fold import Fold
 from truedag.tracer.graph.levels import Level, fold_to_level
 from truedag.tracer.graph.networks import to_networkx, to_rustworkx
+from truedag.tracer.graph.one_of_each import OneOfEach
 from truedag.tracer.graph.rank_classes import find_rank_classes
 from truedag.tracer.graph.source import TableSource
 
@@ -72,6 +73,12 @@ class Graph:
         """
         source = self._source
         return source if isinstance(source, ClassDataset) and not self._cuts and source.is_even else None
+
+    @property
+    def one_of_each(self) -> OneOfEach | None:
+        """One rank of each class, of a whole graph that is made of a class graph, for `Graph`; None: of any other."""
+        source = self._source
+        return OneOfEach(source) if isinstance(source, ClassDataset) and not self._cuts else None
 
     @property
     def nodes(self) -> pl.LazyFrame:

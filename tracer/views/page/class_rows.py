@@ -17,12 +17,13 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from truedag.tracer.graph import Graph
 from truedag.tracer.graph.class_dataset import ClassDataset
 from truedag.tracer.graph.class_experts import move_experts, names_experts
 from truedag.tracer.graph.class_world import Bools, ClassWorld
 from truedag.tracer.views.page.rows import COMMUNICATIONS, READ, Rows, lay_parts
 from truedag.tracer.views.page.segments import Ints
+
+_TIMES = ("arrive_ns", "start_ns", "end_ns")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +98,8 @@ class ClassNodes:
         return 2 * self.holder + self.is_expert
 
 
-def find_classes(graph: Graph) -> ClassDataset | None:
-    """Return the class graph that a graph is made of; None: none, or one with times, which each rank has slices of."""
-    classes = graph.classes
-    if classes is None:
-        return None
-    is_timed = classes.scan_classes("nodes").select(pl.col("end_ns").is_not_null().any()).collect().item()
-    return None if is_timed else classes
-
-
 def read_class_rows(classes: ClassDataset) -> Rows:
-    """Read a class graph that has no times."""
+    """Read a class graph; where times were estimated, ranks of a class have the same."""
     world = classes.world
     ranks = classes.scan("ranks").select("rank", "pp").sort("rank").collect()
     holders = Holders(world=world, stage_of=ranks["pp"].fill_null(-1).to_numpy().astype(np.int64))
@@ -133,7 +125,6 @@ def read_class_rows(classes: ClassDataset) -> Rows:
                 found[place] = known.begin[at] + kind[number - int(known.first[at])]
         return found
 
-    edges, num_edges = _read_edges(classes, holders, known)
     told = classes.scan("ranks").select(pl.col("rank").cast(pl.Int64)).collect().sort("rank")
     groups = [(rank, team, group) for team in range(len(world.ranks))
               for group, members in zip(world.groups[team].tolist(), world.ranks[team].tolist(), strict=True)
@@ -141,12 +132,13 @@ def read_class_rows(classes: ClassDataset) -> Rows:
     repeated = _repeat(nodes, holders, known)
     return Rows(
         nodes=repeated.drop("rank_class", "team", "gradient"),
-        edges=edges,
-        num_edges=num_edges,
+        edges=_read_edges(classes, holders, known),
+        num_edges=classes.count_edges(),
         parts=_spread(classes, repeated, holders, known, np.unique(alike)),
-        ranks=told.with_columns(alike=pl.Series(alike)),
+        ranks=told.with_columns(alike=pl.Series(alike), like=pl.Series(np.array(world.lowest)[world.rank_class])),
         groups=pl.DataFrame(groups, schema={"rank": pl.Int64, "told": pl.Int32, "group": pl.Int32}, orient="row"),
         find=find,
+        turn=world.turn,
     )
 
 
@@ -179,7 +171,7 @@ def _repeat(nodes: pl.DataFrame, holders: Holders, known: ClassNodes) -> pl.Data
     )
 
 
-def _read_edges(classes: ClassDataset, holders: Holders, known: ClassNodes) -> tuple[pl.DataFrame, dict[str, int]]:
+def _read_edges(classes: ClassDataset, holders: Holders, known: ClassNodes) -> pl.DataFrame:
     rows = classes.scan_classes("edges").filter(pl.col("kind") != "order").collect()
     src, dst = (np.searchsorted(known.first, rows[name].to_numpy()) for name in ("src", "dst"))
     ways = rows.select("rank_class", "team", "place").with_columns(
@@ -193,7 +185,7 @@ def _read_edges(classes: ClassDataset, holders: Holders, known: ClassNodes) -> t
         schema={"way": pl.Int64, "from_kind": pl.Int64, "to_kind": pl.Int64, "num": pl.Int64},
         orient="row",
     )
-    made = (
+    return (
         rows.select("kind", "bytes")
         .with_columns(way=pl.Series(way), src=pl.Series(known.begin[src]), dst=pl.Series(known.begin[dst]))
         .join(pairs, on="way")
@@ -202,9 +194,6 @@ def _read_edges(classes: ClassDataset, holders: Holders, known: ClassNodes) -> t
             bytes=pl.col("bytes") * pl.col("num"),
         )
     )  # fmt: skip
-    counts = dict(made.group_by("kind").agg(pl.col("num").sum()).iter_rows())
-    counts["order"] = int(classes.meta["num_edges"]) - sum(counts.values())
-    return made, dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def _follow(holders: Holders, way: dict[str, int]) -> Iterator[tuple[int, int, int, int]]:
@@ -229,12 +218,14 @@ def _spread(
     """Give the parts of `ranks`, which stand for all others."""
     world = holders.world
     rank_class = world.rank_class[ranks]
-    told = nodes.select("node", "kind", "thread", "stream", "microbatch", "timing").with_columns(
+    told = nodes.select("node", "kind", "thread", "stream", "microbatch", "timing", *_TIMES[1:]).with_columns(
         row=pl.int_range(pl.len(), dtype=pl.Int64)
     )
     kinds = classes.scan_classes("nodes").select("kind", "rank_class").collect()
     own = np.flatnonzero(~kinds["kind"].is_in(COMMUNICATIONS).to_numpy() & (known.holder < len(world.members)))
-    met = classes.scan_classes("participants").select("node", "rank_class", "team", bytes="send_bytes").collect()
+    met = (
+        classes.scan_classes("participants").select("node", "rank_class", "team", *_TIMES, bytes="send_bytes").collect()
+    )
     met_row = np.searchsorted(known.first, met["node"].to_numpy())
     met_class = met["rank_class"].to_numpy()
     found_own: list[pl.DataFrame] = []
@@ -244,10 +235,11 @@ def _spread(
         found_own.append(_take(holders, mine, rank, known))
         some = np.flatnonzero(met_class == of)
         parts = _take(holders, met_row[some], rank, known)
-        said = met.select("bytes", group="team")[some.astype(np.uint32)]
+        said = met.select("bytes", *_TIMES, group="team")[some.astype(np.uint32)]
         found_met.append(pl.concat([parts, said], how="horizontal"))
-    times = [pl.lit(None, pl.Int64).alias(name) for name in ("arrive_ns", "start_ns", "end_ns")]
-    return lay_parts(*(pl.concat(found).join(told, on="row").with_columns(times) for found in (found_own, found_met)))
+    return lay_parts(
+        pl.concat(found_own).join(told, on="row"), pl.concat(found_met).join(told.drop(_TIMES[1:]), on="row")
+    )
 
 
 def _take(holders: Holders, rows: Ints, rank: int, known: ClassNodes) -> pl.DataFrame:

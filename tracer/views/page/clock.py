@@ -1,4 +1,4 @@
-"""Times for the page: what each rank was at over time, its shares, and every slice of its lanes.
+"""Times for the page: what each rank was at over time, and its shares.
 
 The shares are those of the report (analysis/shares.py), in which a moment of a step counts once, as the first of these
 that it is: compute, transfer, waiting, the pipeline's bubble; else the host's. Estimates count as well, and are marked.
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from truedag.tracer.analysis.shares import find_spans, measure_steps, share_time
 from truedag.tracer.analysis.spans import Spans, union
 from truedag.tracer.graph import Graph
+from truedag.tracer.graph.one_of_each import OneOfEach
 from truedag.tracer.views.page.leaves import Leaves
-from truedag.tracer.views.page.tree import Tree
 
 _MOST_CELLS = 1 << 19
 _MOST_BINS = 1024
@@ -48,6 +48,8 @@ def occupy(graph: Graph, leaves: Leaves) -> Occupation | None:
         return None
     first = timed.select(pl.min_horizontal(pl.col("start_ns").min(), pl.col("arrive_ns").min())).item()
     start, end = int(first), int(timed["end_ns"].max())  # type: ignore[arg-type]
+    # Ranks of a class spend their time alike.
+    graph = graph if graph.classes is None else Graph(OneOfEach(graph.classes))
     told = graph.nodes.select("node", "kind", "rank", "step", "start_ns", "end_ns", "timing").collect()
     is_estimate = pl.col("timing") == "estimated"
     nodes = told.with_columns(timing=pl.when(is_estimate).then(pl.lit("measured")).otherwise("timing"))
@@ -57,7 +59,7 @@ def occupy(graph: Graph, leaves: Leaves) -> Occupation | None:
     windows = measure_steps(nodes, participants)
     shares, _ = share_time(spans, ranks, windows)
     steps = union(np.array(sorted(windows.values()), np.int64).reshape(-1, 2)).tolist()
-    num_bins = int(np.clip(_MOST_CELLS // max(len(ranks), 1), 64, _MOST_BINS))
+    num_bins = int(np.clip(_MOST_CELLS // max(len(leaves.ranks), 1), 64, _MOST_BINS))
     edges = np.linspace(start, end, num_bins + 1)
     bins = np.zeros((4, len(ranks), num_bins), np.uint8)
     spent = np.full((6, len(ranks)), np.nan)
@@ -72,44 +74,11 @@ def occupy(graph: Graph, leaves: Leaves) -> Occupation | None:
         bins[:, place] = np.rint(255 * np.maximum(np.diff(parts, axis=0, prepend=0), 0))
         if share.rank not in whole and share.parts is not None:
             spent[:, place] = (*share.parts, share.overlap_ns)
+    of_rank = np.searchsorted(ranks["rank"].to_numpy(), leaves.ranks.sort("rank")["like"].to_numpy())
     return Occupation(
-        start_ns=start, end_ns=end, bins=bins, spent_ns=spent, is_estimated=bool(told.select(is_estimate.any()).item())
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slices:
-    """Every timed operator and every rank's part in a communication, by rank, lane and start.
-
-    Attributes:
-        table: rank, lane, node, leaf (its place in the walk), microbatch, wait, start, span (in ticks from the
-            window's start; of a communication from the last arrival on, `wait` before it), is_estimated.
-        tick_ns: how long a tick is.
-    """
-
-    table: pl.DataFrame
-    tick_ns: int
-
-
-def cut_slices(leaves: Leaves, tree: Tree, start_ns: int, end_ns: int) -> Slices:
-    """List them."""
-    tick = max(1, -(-(end_ns - start_ns) // ((1 << 32) - 2)))
-    begin = pl.coalesce("start_ns", "arrive_ns")
-    table = (
-        leaves.parts.filter(pl.col("timing") != "none")
-        .drop_nulls("end_ns")
-        .filter(begin.is_not_null())
-        .select(
-            "rank", "lane", "node", "leaf", "microbatch",
-            start=(begin - start_ns) // tick,
-            span=pl.max_horizontal(pl.col("end_ns") - begin, 0) // tick,
-            wait=pl.max_horizontal((begin - pl.col("arrive_ns")).fill_null(0), 0) // tick,
-            is_estimated=(pl.col("timing") == "estimated").cast(pl.UInt8),
-        )
-        .sort("rank", "lane", "start", "node")
+        start_ns=start, end_ns=end, bins=bins[:, of_rank], spent_ns=spent[:, of_rank],
+        is_estimated=bool(told.select(is_estimate.any()).item()),
     )  # fmt: skip
-    table = table.with_columns(leaf=pl.Series(tree.order[table["leaf"].to_numpy()]))
-    return Slices(table=table, tick_ns=tick)
 
 
 def _untimed_ranks(leaves: Leaves) -> set[int]:

@@ -71,7 +71,7 @@ def measure(leaves: Leaves, tree: Tree, spent: pl.DataFrame) -> Figures:
         alike=pl.col("rank"),
         call_mean_ns=(pl.col("time_ns") * pl.col("weight")).sum() / (pl.col("timed") * pl.col("weight")).sum(),
         call_max_ns=pl.col("call_max_ns").max(),
-        call_rank=pl.col("rank").sort_by("call_max_ns", nulls_last=False).last(),
+        call_rank=rank_of_most("call_max_ns"),
         sent_bytes=(pl.col("sent_bytes") * pl.col("weight")).sum(),
     )  # fmt: skip
     ranked = ranked.join(_list_ranks(ranked["alike"], alike), on="alike").drop("alike")
@@ -97,8 +97,14 @@ def _over_ranks(column: str, mean: str, most: str, worst: str) -> list[pl.Expr]:
     return [
         weighted_mean(column).alias(mean),
         value.max().alias(most),
-        pl.when(value.is_not_null().any()).then(pl.col("rank").sort_by(value, nulls_last=False).last()).alias(worst),
+        rank_of_most(column).alias(worst),
     ]
+
+
+def rank_of_most(column: str) -> pl.Expr:
+    """The rank with the most, the lowest of several; null where nobody's is known. Rows are sorted by rank."""
+    by_value = pl.col("rank").sort_by(column, descending=True, nulls_last=True, maintain_order=True)
+    return pl.when(pl.col(column).is_not_null().any()).then(by_value.first())
 
 
 def weighted_mean(column: str) -> pl.Expr:

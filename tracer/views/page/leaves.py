@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from truedag.tracer.graph import Graph
 from truedag.tracer.topology import number_nodes
-from truedag.tracer.views.page.class_rows import find_classes, read_class_rows
+from truedag.tracer.views.page.class_rows import read_class_rows
 from truedag.tracer.views.page.rows import AMOUNTS, PLACE, TOLD, read_rows
 from truedag.tracer.views.page.segments import Ints, find_circles, split_parts
 
@@ -37,7 +38,7 @@ class Leaves:
         num_decode_steps: how many decode steps are one; 0: they are told apart, or there are none.
         num_carried_edges: edges from one of these to another.
         parts: as `Rows` has them, with the leaf.
-        ranks, groups: for which ranks each rank's parts stand, as `Rows` has it.
+        ranks, groups, turn: for which ranks each rank's parts stand, as `Rows` has it.
         leaf: [rows] the leaf of each of `Rows`' nodes.
         find: the places among these of the graph's node numbers.
     """
@@ -53,6 +54,7 @@ class Leaves:
     groups: pl.DataFrame
     leaf: Ints
     find: Callable[[Ints], Ints]
+    turn: NDArray[np.int32] | None
 
     @property
     def num_nodes(self) -> int:
@@ -72,7 +74,7 @@ class Leaves:
 
 def find_leaves(graph: Graph) -> Leaves:
     """Fold a graph to its leaves."""
-    classes = find_classes(graph)
+    classes = graph.classes
     rows = read_rows(graph) if classes is None else read_class_rows(classes)
     nodes = rows.nodes
     decode = nodes["decode_step"].to_numpy()
@@ -111,6 +113,7 @@ def find_leaves(graph: Graph) -> Leaves:
         groups=rows.groups,
         leaf=leaf,
         find=rows.find,
+        turn=rows.turn,
     )
 
 

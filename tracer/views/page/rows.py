@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page.segments import Ints
@@ -38,9 +39,12 @@ class Rows:
         parts: one row for each of `nodes` on each rank that took part (of ranks that are alike, on one of them): node,
             row (its place), rank, kind, lane, microbatch, arrive_ns, start_ns, end_ns, timing, bytes (that the rank
             gave to a communication), group (what stands for its group; -1: no communication).
-        ranks: rank, alike: which rank's parts are those of a rank as well; itself, where each is listed.
+        ranks: rank, alike: which rank's parts are those of a rank as well; itself, where each is listed; like: which of
+            these has the same parts but for the experts that they are of.
         groups: rank, told, group: which of a rank's groups a part's group is.
         find: places in nodes of some of the graph's node numbers; -1: there is no such node.
+        turn: [teams + 1, ranks] what is to be added to `node` of a part, for collectives by `group` and last for all
+            others; None: nothing, `node` is the graph's own number.
     """
 
     nodes: pl.DataFrame
@@ -50,6 +54,7 @@ class Rows:
     ranks: pl.DataFrame
     groups: pl.DataFrame
     find: Callable[[Ints], Ints]
+    turn: NDArray[np.int32] | None
 
 
 def read_rows(graph: Graph) -> Rows:
@@ -78,9 +83,10 @@ def read_rows(graph: Graph) -> Rows:
         edges=edges,
         num_edges=dict(counts.iter_rows()),
         parts=_spread(nodes, participants),
-        ranks=ranks.with_columns(alike="rank"),
+        ranks=ranks.with_columns(alike="rank", like="rank"),
         groups=groups.select(pl.col("rank").cast(pl.Int64), told="group", group="group"),
         find=find,
+        turn=None,
     )
 
 

@@ -6,8 +6,8 @@ import polars as pl
 
 from truedag.tracer.graph import Graph
 from truedag.tracer.graph.class_dataset import ClassDataset
-from truedag.tracer.views.page.class_rows import find_classes, receivers_of
-from truedag.tracer.views.page.figures import weighted_mean
+from truedag.tracer.views.page.class_rows import receivers_of
+from truedag.tracer.views.page.figures import rank_of_most, weighted_mean
 from truedag.tracer.views.page.leaves import Leaves
 from truedag.tracer.views.page.tree import name_parts
 
@@ -16,13 +16,11 @@ _ENDS = ("parameter", "input", "output")
 
 
 def message_traffic(graph: Graph) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return source, destination (ranks), num, bytes of messages; and source and destination (nodes) of each.
-
-    Of a class graph without times the second are left out: they tie slices on a time line, which it has none of.
-    """
-    classes = find_classes(graph)
+    """Return source, destination (ranks), num, bytes of messages; and source and destination (nodes) of each."""
+    classes = graph.classes
     if classes is not None:
-        return _class_messages(classes), pl.DataFrame(schema={"source": pl.Int64, "destination": pl.Int64})
+        pairs = classes.messages().sort("src", "dst").select(source="src", destination="dst")
+        return _class_messages(classes), pairs
     pairs = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst", "bytes").sort("src", "dst").collect()
     places = graph.nodes.filter(pl.col("kind").is_in(["send", "recv"])).select("node", "rank").collect()
     traffic = (
@@ -89,16 +87,14 @@ def stage_matrix(leaves: Leaves, spent: pl.DataFrame) -> pl.DataFrame:
         sent_bytes=pl.col("sent_bytes").sum(),
     ).with_columns(pl.col("rank").cast(pl.Int64)).join(
         leaves.ranks.group_by(rank="alike").agg(weight=pl.len().cast(pl.Int64)), on="rank"
-    )  # fmt: skip
+    ).sort("rank")  # fmt: skip
     counts = cells.group_by(PLACES).agg(pl.col("num_nodes", "flops").sum())
     return (
         by_rank.group_by(PLACES)
         .agg(
             mean_ns=weighted_mean("time_ns"),
             max_ns=pl.col("time_ns").max(),
-            worst_rank=pl.when(pl.col("time_ns").is_not_null().any()).then(
-                pl.col("rank").sort_by("time_ns", nulls_last=False).last()
-            ),
+            worst_rank=rank_of_most("time_ns"),
             estimated_ns=weighted_mean("estimated_ns"),
             wait_ns=weighted_mean("wait_ns"),
             sent_bytes=(pl.col("sent_bytes") * pl.col("weight")).sum(),

@@ -14,7 +14,7 @@ from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page.leaves import Leaves
 
-MOST_NODES = 3_000_000  # above, the critical path takes minutes: `truedag critical-path` says it
+MOST_NODES = 3_000_000  # read one by one; above, the critical path takes minutes: `truedag critical-path` says it
 _MOST_STRAGGLERS = 500
 _MOST_SHOWN_NODES = 40
 _NUMBER = re.compile(r"^(\d+)\b")
@@ -45,7 +45,7 @@ def find_paths(graph: Graph, leaves: Leaves) -> Paths:
     if not leaves.has_times:
         dry = ", as this is a dry run: truedag dry --device NAME estimates times" if graph.meta.get("dry") else ""
         return _none(f"no operator and no communication has a time{dry}")
-    if leaves.num_nodes > MOST_NODES:
+    if graph.one_of_each is None and leaves.num_nodes > MOST_NODES:
         return _none(
             f"not computed for this page, which has {leaves.num_nodes:,} nodes: truedag critical-path prints it"
         )

@@ -16,10 +16,11 @@ import polars as pl
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page.bundle import bundle
-from truedag.tracer.views.page.clock import Occupation, Slices, cut_slices, occupy
+from truedag.tracer.views.page.clock import Occupation, occupy
 from truedag.tracer.views.page.figures import measure, on_ranks
 from truedag.tracer.views.page.leaves import Leaves, find_leaves
 from truedag.tracer.views.page.payload import Payload
+from truedag.tracer.views.page.slices import Slices, cut_slices
 from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
 from truedag.tracer.views.page.tree import Tree, build_tree, name_parts
 from truedag.tracer.views.page.verdicts import Paths, find_paths, place_findings
@@ -168,6 +169,8 @@ def _add_ranks(
 
 def _add_traffic(payload: Payload, graph: Graph, leaves: Leaves, spent: pl.DataFrame) -> None:
     messages, pairs = message_traffic(graph)
+    if not leaves.has_times:
+        pairs = pairs.clear()  # they tie slices, of which there are none
     for name in ("source", "destination"):
         payload.add("pairs", name, pairs[name].to_numpy(), delta=True)
     for name in ("source", "destination", "num"):
@@ -217,6 +220,15 @@ def _add_slices(payload: Payload, slices: Slices) -> None:
     for name in ("rank", "node", "lane", "microbatch", "leaf", "wait", "span", "is_estimated"):
         payload.add("slices", name, table[name].fill_null(-1).cast(pl.Int64).to_numpy())
     payload.add("slices", "start", table["start"].cast(pl.Int64).to_numpy(), delta=True)
+    if slices.turn is None:
+        return
+    teams, code = np.unique(table["team"].to_numpy(), return_inverse=True)
+    payload.add("slices", "team", code)
+    payload.add("turns", "turn", np.maximum(slices.turn[teams], 0).reshape(-1))
+    for name in ("like", "alike"):
+        payload.add("ranks", name, slices.ranks[name].to_numpy())
+    for name in ("alike", "place", "leaf"):
+        payload.add("moved", name, slices.leaves[name].to_numpy())
 
 
 def _describe(
@@ -242,7 +254,7 @@ def _describe(
         "num_bins": None if occupation is None else occupation.bins.shape[2],
         "is_estimated": occupation is not None and occupation.is_estimated,
         "tick_ns": None if slices is None else slices.tick_ns,
-        "num_slices": 0 if slices is None else len(slices.table),
+        "num_slices": 0 if slices is None else slices.num_slices,
         "slices_file": SLICES_FILE if is_apart else None,
         "no_path": paths.why_not,
         "num_stragglers": paths.num_stragglers,
@@ -271,7 +283,7 @@ def _write(out: Path, payload: Payload, apart: Slices | None, num_nodes: int, nu
         page.write_text(html, encoding="utf-8")
         if apart is not None:
             # What browsers can unpack by themselves, and row groups small enough to be fetched one by one.
-            apart.table.with_columns(pl.col("node", "start", "span", "wait").cast(pl.Int64)).write_parquet(
+            apart.spread().with_columns(pl.col("node", "start", "span", "wait").cast(pl.Int64)).write_parquet(
                 beside, compression="gzip", row_group_size=_ROW_GROUP, statistics=True
             )
         else:

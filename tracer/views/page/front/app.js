@@ -34,7 +34,7 @@ export class App {
     /** @type {Uint8Array | null} leaves that pass the filter; null: to be found out */
     this.passing = null;
     this.whyNoSlices = "";
-    /** @type {import("./remote.js").Remote | null} slices that lie beside the page */
+    /** @type {import("./remote.js").Remote | import("./repeated.js").Repeated | null} slices that are there when wanted */
     this.remote = null;
     /** @type {any} */
     this.pairs = null;

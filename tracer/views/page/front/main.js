@@ -7,6 +7,9 @@ import { readPayload } from "./payload.js";
 import { Search } from "./search.js";
 import { Slices } from "./slices.js";
 import { Remote } from "./remote.js";
+import { Repeated } from "./repeated.js";
+
+const MOST_AT_ONCE = 600_000; // slices that are made when the page opens
 
 const begun = performance.now();
 
@@ -15,11 +18,17 @@ async function start() {
   const payload = await readPayload(text.textContent ?? "");
   text.remove();
   const model = new Model(payload);
-  const { slices, pairs } = payload.tables;
-  if (slices) model.slices = new Slices(slices, model.meta.tick_ns, pairs);
+  const { slices, pairs, turns, moved } = payload.tables;
+  const repeated = slices && turns ? new Repeated(model, { slices, turns, moved, pairs }) : null;
+  if (repeated && model.meta.num_slices <= MOST_AT_ONCE) model.slices = repeated.make(Array.from(model.ranks.rank));
+  else if (slices && !repeated) model.slices = new Slices(slices, model.meta.tick_ns, pairs);
   const app = new App(model);
   app.pairs = pairs;
   if (model.meta.slices_file) app.remote = new Remote(app);
+  else if (repeated && !model.slices) {
+    repeated.app = app;
+    app.remote = repeated;
+  }
   const search = new Search(app);
   listenToKeys(app, search);
   const { meta } = model;
