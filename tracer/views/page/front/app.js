@@ -34,12 +34,12 @@ export class App {
     /** @type {Uint8Array | null} leaves that pass the filter; null: to be found out */
     this.passing = null;
     this.whyNoSlices = "";
-    /** @type {import("./slices.js").Slices | null} those that the selection counts in */
-    this.held = null;
     /** @type {import("./remote.js").Remote | null} slices that lie beside the page */
     this.remote = null;
     /** @type {any} */
     this.pairs = null;
+    /** @type {import("./slices.js").Slices | null} those that the selection counts in */
+    this.held = null;
     /** @type {{ refresh: () => void }[]} */
     this.controls = [];
     /** @type {{ [name: string]: any }} */
