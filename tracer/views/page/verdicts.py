@@ -28,7 +28,7 @@ class Paths:
         steps: step, start_ns, end_ns, error_ns, is_estimated.
         pieces: step, start_ns, end_ns, spent, rank, node, leaf; what follows on one rank, leaf and kind is one piece.
         stragglers: node, leaf, label, group, phase, layer, rank, late_ns, waited_ns, held_spent, held_ns, held_rank,
-            held_node, held_label.
+            held_node, held_label; start_ns, end_ns, from the first arrival to the last end.
         num_stragglers: how many there are; of each step the first of them, the most waited for, are listed.
         why_not: why there is none; "" if there is.
     """
@@ -106,7 +106,12 @@ def _stragglers(path: CriticalPath, leaves: Leaves) -> pl.DataFrame:
     most = path.stragglers.head(_MOST_STRAGGLERS)
     columns = ("node", "label", "group", "phase", "layer", "rank", "late_ns", "waited_ns", "held_spent", "held_ns",
                "held_rank", "held_node", "held_label")  # fmt: skip
-    return most.select(columns).with_columns(leaf=pl.Series(leaves.leaf_of(most["node"])))
+    told = most.select(columns).with_columns(leaf=pl.Series(leaves.leaf_of(most["node"])))
+    met = leaves.parts.filter(pl.col("node").is_in(told["node"].implode()))
+    spans = met.group_by("node").agg(
+        start_ns=pl.min_horizontal("arrive_ns", "start_ns").min(), end_ns=pl.col("end_ns").max()
+    )
+    return told.join(spans, on="node", how="left", maintain_order="left")
 
 
 def _none(why: str) -> Paths:

@@ -210,6 +210,8 @@ def _add_paths(payload: Payload, paths: Paths, tree: Tree, origin: int) -> None:
         payload.add("stragglers", name, late[name].fill_null(-1).cast(pl.Int64).to_numpy())
     for name in ("late_ns", "waited_ns", "held_ns"):
         payload.add("stragglers", name, _floats(late[name].cast(pl.Float64)))
+    for name in ("start_ns", "end_ns"):
+        payload.add("stragglers", name, _floats((late[name] - origin).cast(pl.Float64)))
     for name in ("label", "phase", "held_spent", "held_label"):
         payload.add_strings("stragglers", name, late[name])
     payload.add("stragglers", "leaf", tree.order[late["leaf"].to_numpy()])

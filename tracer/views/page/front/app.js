@@ -10,7 +10,7 @@ import { Overview } from "./overview.js";
 import { PALETTES } from "./palette.js";
 import { PathView } from "./path.js";
 import { Filter, freshState, readLink, writeLink } from "./state.js";
-import { parseRuns, writeCount, writeRanks } from "./text.js";
+import { parseRuns, toRuns, writeCount, writeRanks, writeRuns } from "./text.js";
 import { TimeView } from "./time.js";
 import { TrafficView } from "./traffic.js";
 
@@ -38,6 +38,8 @@ export class App {
     this.remote = null;
     /** @type {any} */
     this.pairs = null;
+    /** @type {import("./slices.js").Slices | null} those that the selection counts in */
+    this.held = null;
     /** @type {{ refresh: () => void }[]} */
     this.controls = [];
     /** @type {{ [name: string]: any }} */
@@ -71,6 +73,7 @@ export class App {
 
   /** What follows from the state. */
   derive() {
+    this.keepSlice();
     this.filter = new Filter(this.state.filters);
     this.marks = this.model.marks(this.state.selection);
     this.passing = null;
@@ -200,15 +203,43 @@ export class App {
     if (name === "time" && this.marks.window) {
       const [from, to] = this.marks.window;
       const pad = Math.max((to - from) * 1.2, 2e5);
+      const some = this.fewRanks(selection);
       this.change((state) => {
+        if (some) state.filters.rank = some;
         state.lanes = this.views.time.canHaveLanes();
         state.window = this.views.time.clip(from - pad, to + pad);
         state.top = 0;
       }, { now: false });
-      this.showView();
+      this.renderNow();
       this.views.time.bring();
     }
     this.renderNow();
+  }
+
+  /**
+   * Ranks to show where the slices of all of them cannot be held: those of the selection, or of its group.
+   * @param {import("./state.js").Selection} selection
+   */
+  fewRanks(selection) {
+    const { meta, slices, stragglers, groups } = this.model;
+    const canRead = this.remote && (!meta.slices_file || location.protocol.startsWith("http"));
+    if (!canRead || slices || this.filter.ranks) return "";
+    const ranks = new Set(this.marks.ranks);
+    const group = selection.kind === "straggler" ? groups.group.indexOf(stragglers.group[selection.id]) : -1;
+    if (group >= 0) eachRun(this.model.runs(groups.ranks, group), (rank) => ranks.add(rank));
+    return writeRuns(toRuns(ranks), Infinity);
+  }
+
+  /** Slices of other ranks may be held now: the selected one has another place among them then, or none. */
+  keepSlice() {
+    const before = this.held;
+    const { slices } = this.model;
+    this.held = slices;
+    const { selection } = this.state;
+    if (!before || before === slices || selection?.kind !== "slice") return;
+    const [node, rank] = [before.node[selection.id], before.rank[selection.id]];
+    const at = slices?.ofNode(node).find((one) => slices.rank[one] === rank);
+    this.state.selection = at === undefined ? null : { kind: "slice", id: at };
   }
 
   /** The node to open for some leaves: the leaf itself, or what all of them are in. @param {boolean} several @param {number} low */

@@ -134,7 +134,7 @@ export function figureOf(model, node, metric) {
   if (!(mean >= 0)) return "time unknown";
   const most = isMeasured ? tree.max_ns[node] : tree.estimated_max_ns[node];
   const worst = isMeasured ? tree.worst_rank[node] : tree.estimated_rank[node];
-  const isEven = most <= 1.0005 * mean && countRuns(model.runs(tree.ranks, node)) > 1;
+  const isEven = writeTime(most) === writeTime(mean) && countRuns(model.runs(tree.ranks, node)) > 1;
   return `${isMeasured ? "" : "≈ "}${writeTime(mean)}${isEven ? " on each" : `, max ${writeTime(most)} (rank ${worst})`}`;
 }
 

@@ -182,7 +182,7 @@ export class Detail {
       bytes += model.collectives.bytes[at] || 0;
     }
     const num = [...kinds.values()].reduce((sum, one) => sum + one, 0);
-    this.facts([["Ranks", writeRuns(runs, 30)], ["Size", String(countRuns(runs))], ["Collectives", writeCount(num)], ["Bytes given", writeBytes(bytes)]]);
+    this.facts([["Ranks", writeRuns(runs, 30)], ["Size", String(countRuns(runs))], ["Collectives", num ? writeCount(num) : "none"], ...(num ? [["Bytes given", writeBytes(bytes)]] : [])]);
   }
 
   /** @param {number} id */

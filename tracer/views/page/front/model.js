@@ -202,7 +202,7 @@ export class Model {
       marks.ranks.add(this.stragglers.rank[id]);
       marks.nodes.add(this.stragglers.node[id]);
       if (this.stragglers.held_node[id] >= 0) marks.nodes.add(this.stragglers.held_node[id]);
-      marks.window = this._windowOf(this.stragglers.node[id]);
+      if (this.stragglers.end_ns[id] >= 0) marks.window = [this.stragglers.start_ns[id], this.stragglers.end_ns[id]];
     } else if (kind === "finding" && id < this.findings.length) {
       const finding = this.findings[id];
       for (const rank of finding.ranks) marks.ranks.add(rank);
@@ -217,23 +217,6 @@ export class Model {
       for (let leaf = 0; leaf < this.numLeaves; leaf++) if (!this.isEnd[leaf] && this.placeOf(this.leaves, leaf) === place) one(leaf);
     }
     return marks;
-  }
-
-  /**
-   * When a node of the graph ran, over all its ranks.
-   * @param {number} node
-   * @returns {[number, number] | null}
-   */
-  _windowOf(node) {
-    const found = this.slices?.ofNode(node) ?? [];
-    if (!this.slices || !found.length) return null;
-    let low = Infinity;
-    let high = 0;
-    for (const at of found) {
-      low = Math.min(low, (this.slices.start[at] - this.slices.wait[at]) * this.slices.tick);
-      high = Math.max(high, (this.slices.start[at] + this.slices.span[at]) * this.slices.tick);
-    }
-    return [low, high];
   }
 
   /** How much of the critical paths lies on leaves before each, on each rank, and in each cell of stages and layers. */

@@ -6,6 +6,7 @@ import { stripes } from "./palette.js";
 import { writeCount, writeTime } from "./text.js";
 
 const PAGE = 200; // rows at a time
+const MOST_ROWS = 16; // ranks that the strip has all of
 const LEFT = 92;
 const TOP = 30;
 const MOST_TOTALS = 40; // rows; the others are one
@@ -21,6 +22,8 @@ export class PathView {
     this.note = app.note(this.tools);
     this.shown = PAGE;
     this.shownLate = PAGE;
+    /** @type {number[] | null} */
+    this.onPath = null;
     this.key = "";
     const { pieces, meta } = app.model;
     if (!pieces) {
@@ -179,12 +182,21 @@ export class PathView {
     return { left: LEFT, top: TOP, width: Math.max(1, width - LEFT - 10), height: Math.max(1, height - TOP - 22), from, to };
   }
 
+  /** Ranks on the strip: all where they are few, else those that the path runs on. @returns {number[]} */
+  ranks() {
+    const { ranks, pieces } = this.app.model;
+    this.onPath ??= [...new Set(ranks.length > MOST_ROWS ? pieces.rank : ranks.rank)].sort((one, other) => one - other);
+    return this.onPath;
+  }
+
   drawStrip() {
     const { app } = this;
     const { context, width, height } = /** @type {Board} */ (this.board);
-    const { pieces, ranks } = app.model;
+    const { pieces } = app.model;
     const { colours, state, marks } = app;
     const sight = this.sight();
+    const ranks = this.ranks();
+    const rowOf = new Map(ranks.map((rank, row) => [rank, row]));
     const perNs = sight.width / (sight.to - sight.from);
     const line = sight.height / Math.max(1, ranks.length);
     drawAxis(context, sight, colours);
@@ -195,8 +207,8 @@ export class PathView {
     context.textAlign = "right";
     const every = Math.max(1, Math.ceil(13 / line));
     for (let row = 0; row < ranks.length; row += every) {
-      context.fillStyle = marks.ranks.has(ranks.rank[row]) ? colours.ink : colours.quiet;
-      context.fillText(`rank ${ranks.rank[row]}`, sight.left - 8, sight.top + (row + 0.5) * line);
+      context.fillStyle = marks.ranks.has(ranks[row]) ? colours.ink : colours.quiet;
+      context.fillText(`rank ${ranks[row]}`, sight.left - 8, sight.top + (row + 0.5) * line);
     }
     context.textAlign = "left";
     context.save();
@@ -205,7 +217,7 @@ export class PathView {
     context.clip();
     let before = -1;
     for (let at = 0; at < pieces.length; at++) {
-      const row = app.model.rowOfRank.get(pieces.rank[at]) ?? 0;
+      const row = rowOf.get(pieces.rank[at]) ?? 0;
       const last = before;
       before = row;
       if (pieces.end_ns[at] < sight.from || pieces.start_ns[at] > sight.to) continue;
@@ -239,7 +251,7 @@ export class PathView {
     }
     context.restore();
     context.fillStyle = colours.quiet;
-    context.fillText(fit(context, "Which rank the path runs on; it goes to another one where that was waited for. Wheel or + − zooms, dragging moves, 0 shows all of it.", width - LEFT), LEFT, height - 9);
+    context.fillText(fit(context, `${ranks.length < app.model.ranks.length ? "The ranks that the path runs on" : "Which rank the path runs on"}; it goes to another where that was waited for. Wheel or + − zooms, dragging moves, 0 shows all.`, width - LEFT), LEFT, height - 9);
   }
 
   /** @param {number} x @returns {number} */

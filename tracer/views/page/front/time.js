@@ -83,7 +83,9 @@ export class TimeView {
       return;
     }
     const sight = this.sight();
+    const held = model.slices;
     app.remote?.want(sight.ranks);
+    if (model.slices !== held) app.derive();
     if (this.hasLanes()) {
       this.timeline.draw(board.context, sight);
       tellScale(this.note, `${writeCount(this.timeline.numDrawn)} of ${writeCount(model.meta.num_slices)} slices in sight · ${writeTime(sight.to - sight.from)}`, null);
