@@ -1,11 +1,10 @@
 /** Slices that lie beside the page: the ranks on screen are fetched when a timeline is to be drawn. */
 
 import { readColumn, readFooter } from "./parquet.js";
-import { Slices } from "./slices.js";
+import { MOST_HELD, Slices } from "./slices.js";
 import { writeCount } from "./text.js";
 
 const COLUMNS = ["rank", "lane", "node", "leaf", "microbatch", "start", "span", "wait", "is_estimated"];
-const MOST_ROWS = 3_000_000; // held at a time
 
 export class Remote {
   /** @param {import("./app.js").App} app */
@@ -55,7 +54,7 @@ export class Remote {
       return !(chunk.high < low || chunk.low > high);
     });
     const rows = groups.reduce((sum, group) => sum + group.numRows, 0);
-    if (rows > MOST_ROWS) {
+    if (rows > MOST_HELD) {
       this.app.model.slices = null;
       this.app.whyNoSlices = `${writeCount(rows)} slices are too many to draw: filter by rank, 0-31 say`;
       return null;

@@ -3,6 +3,7 @@
 /** @typedef {{ rank: number, lane: number, begin: number, end: number }} Lane a stretch of the slices */
 
 export const COMMUNICATION_LANE = 2000;
+export const MOST_HELD = 3_000_000; // slices held at a time
 const STREAM_LANE = 1000;
 
 export class Slices {
