@@ -9,6 +9,7 @@ import { countRuns, eachRun } from "./model.js";
 import { Overview } from "./overview.js";
 import { PALETTES } from "./palette.js";
 import { PathView } from "./path.js";
+import { MOST_HELD } from "./slices.js";
 import { Filter, freshState, readLink, writeLink } from "./state.js";
 import { parseRuns, toRuns, writeCount, writeRanks, writeRuns } from "./text.js";
 import { TimeView } from "./time.js";
@@ -221,9 +222,9 @@ export class App {
    * @param {import("./state.js").Selection} selection
    */
   fewRanks(selection) {
-    const { meta, slices, stragglers, groups } = this.model;
+    const { meta, stragglers, groups } = this.model;
     const canRead = this.remote && (!meta.slices_file || location.protocol.startsWith("http"));
-    if (!canRead || slices || this.filter.ranks) return "";
+    if (!canRead || meta.num_slices <= MOST_HELD || this.filter.ranks) return "";
     const ranks = new Set(this.marks.ranks);
     const group = selection.kind === "straggler" ? groups.group.indexOf(stragglers.group[selection.id]) : -1;
     if (group >= 0) eachRun(this.model.runs(groups.ranks, group), (rank) => ranks.add(rank));
