@@ -300,9 +300,14 @@ def test_slices_beside_the_page_are_read_by_byte_ranges(browser: Chromium, serve
         assert browser.evaluate(f"Array.from(truedag.model.slices.{name})") == table[name].to_list(), name
     assert number_of_colours(browser, "#view-time canvas") > 4
     assert {one.rsplit("/", 1)[1].split("#")[0] for one in browser.requests} == {"index.html", "slices.parquet"}
-    go(browser, "#view=time&lanes=1&f.rank=1")
+    own = table.filter(pl.col("rank") == 1)
+    go(browser, f"#view=time&lanes=1&select=slice.{table['rank'].to_list().index(1) + 3}")
+    browser.evaluate("truedag.app.change((state) => { state.filters.rank = '1'; })")
     browser.wait_for("truedag.model.slices.lanes.every((lane) => lane.rank === 1)")
-    assert browser.evaluate("truedag.model.slices.length") == len(table.filter(pl.col("rank") == 1))
+    browser.settle()
+    assert browser.evaluate("truedag.model.slices.length") == len(own)
+    assert state(browser)["selection"] == {"kind": "slice", "id": 3}  # the same one, in its new place
+    assert facts(browser)["Node"] == str(own["node"][3])
 
 
 def test_from_disk_the_page_says_where_its_slices_are(browser: Chromium, served) -> None:
