@@ -78,14 +78,20 @@ def test_boxes_open_from_stage_to_operator_and_still_stand_for_every_node(page: 
     go(page, "#view=graph")
     whole = page.evaluate("truedag.app.views.graph.shown")
     for name in ("forward · stage 0", "layer 0", "mlp", "router", "experts"):
+        page.press("0")  # all of it is in sight
         page.click(*box_of(page, name), times=2)
         assert page.evaluate("truedag.app.views.graph.shown") == whole, name
-    names = page.evaluate("truedag.app.views.graph.layout.boxes.map((box) => truedag.app.views.graph.nameOf(box.node))")
-    assert {"topk", "all-to-all ep"} & set(names)
-    told = facts(page)
-    router = graph.nodes.filter(pl.col("module").str.ends_with("layers.0.mlp.experts.local_experts.0.linear_fc1"))
-    assert router.collect().height > 0
-    assert told["Stands for"].endswith("on 1 rank")
+    for name in ("router", "experts"):
+        inside = f"""truedag.model.children[truedag.app.views.graph.layout.boxes.find(
+            ({{ node }}) => truedag.model.title(node) === {name!r} && truedag.app.state.open.has(node)).node]"""
+        boxes = page.evaluate(f"{inside}.map((node) => truedag.model.title(node))")
+        module = f"decoder.layers.0.mlp.{name}"
+        own = (pl.col("phase") == "forward") & pl.col("module").str.starts_with(module)
+        ran = graph.nodes.filter(own).select("module", "label").unique().collect()
+        # A module that ran one operator is one box with it.
+        assert {*boxes} == {" / ".join((*at[len(module) + 1 :].split("."), op)).lstrip(" /") for at, op in ran.rows()}
+        assert {"router": "topk", "experts": "linear_fc1 / _grouped_mm"}[name] in boxes
+    assert facts(page)["Stands for"].endswith("on 1 rank")
 
 
 def test_a_module_stands_for_its_nodes_with_their_times(page: Chromium, graph: Graph) -> None:
@@ -169,6 +175,15 @@ def test_the_keyboard_is_enough(page: Chromium) -> None:
     assert told["lanes"]
     assert told["window"] is not None
     assert told["selection"]["kind"] == "slice"
+    page.press("1")
+    page.press("Escape")
+    page.evaluate("document.querySelector('#view-overview .matrix canvas').focus()")
+    page.press("ArrowRight")
+    page.press("ArrowRight")
+    cell = state(page)["selection"]
+    assert cell == {"kind": "cell", "id": page.evaluate("truedag.app.views.overview.grid[1]")}
+    page.press("Enter")
+    assert (state(page)["view"], state(page)["selection"]) == ("graph", cell)
     page.press("/")
     assert page.evaluate("document.activeElement.id") == "search"
     for letter in "router":
@@ -191,13 +206,23 @@ def test_filters_leave_what_passes_and_count_it(page: Chromium, graph: Graph) ->
     nodes = graph.nodes.filter((pl.col("phase") == "forward") & (pl.col("layer") == 0)).collect()
     assert f"stand for {len(nodes):,} of" in note(page, "graph")
     go(page, "#view=graph&f.rank=1")
-    layers = page.evaluate("[...new Set(truedag.app.views.graph.layout.boxes.map((box) => box.node))].length")
-    assert layers > 0
+    ends = ["parameter", "input", "output"]
+    own = graph.nodes.filter((pl.col("rank") == 1) & ~pl.col("kind").is_in(ends)).select("node").collect()["node"]
+    met = graph.participants.filter(pl.col("rank") == 1).select("node").collect()["node"]
+    assert f"stand for {len({*own, *met}):,} of" in note(page, "graph")
     assert "forward · stage 0" not in page.evaluate(
         "truedag.app.views.graph.layout.boxes.map((box) => truedag.app.views.graph.nameOf(box.node)).join()"
     )
     go(page, "#view=graph&f.rank=55")
     assert "0 boxes stand for 0 of" in note(page, "graph")
+    go(page, "#view=traffic&f.rank=0&f.layer=0")
+    sent = graph.participants.filter(pl.col("rank") == 0).join(
+        graph.nodes.filter(pl.col("kind") == "collective").select("node"), on="node"
+    )
+    number = sent.select(pl.col("send_bytes").sum()).collect().item()
+    kinds = "truedag.app.views.traffic.kinds.filter((one) => !one.isMessage)"
+    assert page.evaluate(f"{kinds}.reduce((sum, one) => sum + one.bytes, 0)") == number > 0
+    assert note(page, "traffic").endswith("given by these ranks · only ranks are filtered here")
     go(page, "#view=time&lanes=1&f.microbatch=0")
     slices = graph.nodes.filter((pl.col("microbatch") == 0) & (pl.col("timing") == "measured")).select("node")
     compute = slices.join(graph.nodes.filter(pl.col("kind") == "compute"), on="node").collect()
@@ -214,8 +239,9 @@ def test_a_communication_shows_all_its_parts(page: Chromium, graph: Graph) -> No
         "truedag.model.slices.node[part]])"
     )
     sender = graph.edges.filter((pl.col("kind") == "p2p") & (pl.col("dst") == node)).collect()["src"][0]
-    assert sorted(parts) == sorted([[0, sender], [1, node]]) or sorted(parts) == sorted([[1, sender], [0, node]])
-    assert facts(page)["Takes part"] == "2 ranks"
+    ranks = dict(graph.nodes.filter(pl.col("node").is_in([node, sender])).select("node", "rank").collect().iter_rows())
+    assert sorted(parts) == sorted([[ranks[node], node], [ranks[sender], sender]])
+    assert facts(page)["Participants"] == "2 ranks"
 
 
 def test_what_is_selected_is_marked_in_every_view(page: Chromium) -> None:
@@ -232,6 +258,32 @@ def test_what_is_selected_is_marked_in_every_view(page: Chromium) -> None:
         plain = page.evaluate(f"document.querySelector('#view-{view} canvas').toDataURL()")
         go(page, f"#view={view}&select=piece.{piece['id']}")
         assert page.evaluate(f"document.querySelector('#view-{view} canvas').toDataURL()") != plain, view
+
+
+def test_time_on_the_critical_path_is_a_colour_that_adds_up_to_the_steps(page: Chromium) -> None:
+    go(page, "#view=overview&metric=path")
+    assert number_of_colours(page, "#view-overview .matrix canvas") > 4
+    spans = page.evaluate("truedag.model.steps.map((step) => step.end_ns - step.start_ns)")
+    boxes = "truedag.model.children[truedag.model.numNodes].map((node) => truedag.model.amount(node, 'path').value)"
+    for amounts in (boxes, "[...truedag.model.pathOfRank]", "[...truedag.model.pathOfCell]"):
+        assert sum(page.evaluate(amounts)) == pytest.approx(sum(spans)), amounts
+
+
+def test_the_strip_of_the_path_shows_the_time_that_the_view_of_time_shows(page: Chromium) -> None:
+    go(page, "#view=path")
+    whole = page.evaluate("[truedag.app.views.path.sight().from, truedag.app.views.path.sight().to]")
+    page.press("+")
+    window = state(page)["window"]
+    assert whole[0] < window[0] < window[1] < whole[1]
+    assert page.evaluate("[truedag.app.views.time.sight().from, truedag.app.views.time.sight().to]") == window
+    page.press("n")
+    piece = state(page)["selection"]["id"]
+    begin, end = page.evaluate(f"[truedag.model.pieces.start_ns[{piece}], truedag.model.pieces.end_ns[{piece}]]")
+    low, high = state(page)["window"]
+    assert begin <= high
+    assert end >= low
+    page.press("0")
+    assert state(page)["window"] is None
 
 
 def test_a_piece_of_the_path_leads_to_its_time(page: Chromium) -> None:

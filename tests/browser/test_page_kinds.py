@@ -66,7 +66,14 @@ def test_without_times_ranks_stand_over_the_order_and_nothing_is_claimed(browser
     for row in (*dag.nodes, *dag.participants):
         row.update({name: None for name in ("start_ns", "end_ns", "arrive_ns") if name in row})
     open_page(browser, dag, tmp_path)
-    assert facts(browser)["Time"] == "none was measured"
+    told = facts(browser)
+    assert told["Time"] == "none was measured"
+    assert "Measured" not in told
+    off = "[...document.querySelectorAll('#view-overview select option')].filter((one) => one.disabled)"
+    unknown = browser.evaluate(f"{off}.map((one) => one.textContent)")
+    assert unknown == [f"{name} (unknown)" for name in ("time", "waiting", "imbalance", "critical path")]
+    go(browser, "#select=rank.0")
+    assert facts(browser)["Its time"] == "unknown"
     go(browser, "#view=graph")
     browser.click(*box_of(browser, "forward · stage 0"))
     assert facts(browser)["Time on a rank, mean"] == "unknown"
@@ -76,7 +83,21 @@ def test_without_times_ranks_stand_over_the_order_and_nothing_is_claimed(browser
     for key in ("+", "-", "t", "ArrowLeft", "n", "0"):
         browser.press(key)
     go(browser, "#view=path")
-    assert "No critical path" in browser.evaluate("document.querySelector('#view-path').textContent")
+    why = browser.evaluate("document.querySelector('#view-path').textContent")
+    assert why == "No critical path: no operator and no communication has a time."
+    go(browser, "#view=time&select=node.2")
+    x, y = browser.evaluate("""(() => {
+      const { app, model } = truedag, sight = app.views.time.sight(), place = app.views.time.board.canvas;
+      const box = place.getBoundingClientRect(), at = app.orderedLeaves().indexOf(model.tree.low[2]) + 0.5;
+      return [box.left + sight.left + (at / app.orderedLeaves().length) * sight.width, box.top + sight.top + 5];
+    })()""")
+    browser.click(x, y, times=2)
+    found = state(browser)
+    assert found["view"] == "graph"
+    assert found["selection"] == {
+        "kind": "node",
+        "id": browser.evaluate("truedag.model.nodeOfLeaf(truedag.model.tree.low[2])"),
+    }
 
 
 def test_names_are_text_whatever_they_hold(browser: Chromium, tmp_path: Path) -> None:
@@ -116,6 +137,82 @@ def meetings(num: int, *, is_missing: bool = False) -> SmallDag:
                 dag.meet(meeting, group, rank, (arrive, begin + 300, begin + 400))
             last[rank] = meeting
     return dag
+
+
+def crowd(num_ranks: int) -> SmallDag:
+    """Ranks in groups of two, every eighth apart, of which the last comes late; parts of a model but no layers."""
+    dag = SmallDag(num_ranks=num_ranks)
+    half = num_ranks // 2
+    groups = [dag.group("dp", [rank, rank + half]) for rank in range(half)]
+    dag.group("tp", list(range(0, num_ranks, 8)))
+    for rank in range(half):
+        ends = []
+        for one, spent in ((rank, 500), (rank + half, 900 + 100 * rank)):
+            first = dag.node(rank=one, time=(0, 100), module="GPT.body.wte", label="embedding")
+            ends.append(dag.node(rank=one, after=[first], time=(100, spent), module="GPT.body.h.3.mlp", label="mm"))
+        meeting = dag.node("collective", -1, ends, time=(500, 3000 + 100 * rank), label="all-reduce dp")
+        for one, arrive in ((rank, 500), (rank + half, 900 + 100 * rank)):
+            dag.meet(meeting, groups[rank], one, (arrive, 900 + 100 * rank, 3000 + 100 * rank))
+    return dag
+
+
+def test_what_is_far_down_is_brought_into_sight_and_ranks_can_be_left_alone(browser: Chromium, tmp_path: Path) -> None:
+    open_page(browser, crowd(64), tmp_path)
+    late = browser.evaluate("truedag.model.stragglers.rank[0]")
+    assert late == 63
+    browser.evaluate("truedag.app.goTo({ kind: 'straggler', id: 0 }, 'time')")
+    browser.settle()
+    row, sight = browser.evaluate("""(() => {
+      const { time } = truedag.app.views;
+      return [time.timeline.rows.find(({ lane }) => lane.rank === 63), time.sight()];
+    })()""")
+    assert sight["top"] <= row["y"] <= sight["top"] + sight["height"] - 20
+    assert state(browser)["top"] > 0
+    begin, end = browser.evaluate("[truedag.model.stragglers.start_ns[0], truedag.model.stragglers.end_ns[0]]")
+    assert [begin, end] == [500, 6100]
+    assert state(browser)["window"] == [0, 6100]  # no less than there is
+    browser.evaluate("[...document.querySelectorAll('#detail .groups button')][0].click()")
+    browser.settle()
+    assert browser.evaluate("[...truedag.app.marks.ranks]") == [31, 63]
+    buttons = "[...document.querySelectorAll('#detail .places button')]"
+    assert "Show in time" not in browser.evaluate(f"{buttons}.map((one) => one.textContent)")
+    browser.evaluate(f"{buttons}.find((one) => one.textContent === 'Only its 2 ranks').click()")
+    browser.settle()
+    assert state(browser)["filters"]["rank"] == "31,63"
+    assert browser.evaluate("truedag.app.views.time.ranks()") == [31, 63]
+    go(browser, "#view=overview&select=group.32")
+    assert facts(browser)["Ranks"] == "0-56 step 8"
+    assert "Show in time" in browser.evaluate(f"{buttons}.map((one) => one.textContent)")
+    browser.evaluate(f"{buttons}.find((one) => one.textContent === 'Only its 8 ranks').click()")
+    browser.settle()
+    assert browser.evaluate("truedag.app.views.time.ranks()") == list(range(0, 64, 8))
+    assert browser.evaluate("document.getElementById('filter-rank').getAttribute('aria-invalid')") == "false"
+
+
+def test_where_no_layer_was_told_the_matrix_has_the_parts_of_the_model(browser: Chromium, tmp_path: Path) -> None:
+    open_page(browser, crowd(4), tmp_path)
+    columns = browser.evaluate("truedag.app.views.overview.columns.map((one) => one.part)")
+    assert columns == ["", "wte", "h 3"]
+    assert "parts of the model" in browser.evaluate("document.querySelector('#view-overview .matrix h2').textContent")
+    cell = browser.evaluate(
+        "truedag.app.views.overview.grid.find((one) => truedag.model.word(truedag.model.cells.part, one) === 'h 3')"
+    )
+    go(browser, f"#view=overview&select=cell.{cell}")
+    leaves = browser.evaluate(
+        "truedag.app.marks.leaves.map(([leaf]) => truedag.model.word(truedag.model.leaves.label, leaf))"
+    )
+    assert leaves == ["mm"]
+
+
+def test_a_node_is_found_by_its_number(browser: Chromium, tmp_path: Path) -> None:
+    open_page(browser, crowd(4), tmp_path)
+    browser.press("/")
+    browser.press("7")
+    assert browser.evaluate("document.getElementById('results').firstChild.textContent").startswith("node 7: embedding")
+    browser.press("Enter")
+    found = state(browser)
+    assert (found["view"], found["selection"]["kind"]) == ("time", "slice")
+    assert facts(browser)["Node"] == "7"
 
 
 def test_what_a_list_leaves_out_is_counted(browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +300,14 @@ def test_slices_beside_the_page_are_read_by_byte_ranges(browser: Chromium, serve
         assert browser.evaluate(f"Array.from(truedag.model.slices.{name})") == table[name].to_list(), name
     assert number_of_colours(browser, "#view-time canvas") > 4
     assert {one.rsplit("/", 1)[1].split("#")[0] for one in browser.requests} == {"index.html", "slices.parquet"}
-    go(browser, "#view=time&lanes=1&f.rank=1")
+    own = table.filter(pl.col("rank") == 1)
+    go(browser, f"#view=time&lanes=1&select=slice.{table['rank'].to_list().index(1) + 3}")
+    browser.evaluate("truedag.app.change((state) => { state.filters.rank = '1'; })")
     browser.wait_for("truedag.model.slices.lanes.every((lane) => lane.rank === 1)")
-    assert browser.evaluate("truedag.model.slices.length") == len(table.filter(pl.col("rank") == 1))
+    browser.settle()
+    assert browser.evaluate("truedag.model.slices.length") == len(own)
+    assert state(browser)["selection"] == {"kind": "slice", "id": 3}  # the same one, in its new place
+    assert facts(browser)["Node"] == str(own["node"][3])
 
 
 def test_from_disk_the_page_says_where_its_slices_are(browser: Chromium, served) -> None:

@@ -41,11 +41,11 @@ def test_the_page_is_written_beside_the_graph(run: Path) -> None:
 
 
 def test_an_audit_is_shown_with_the_very_graph_that_it_is_of(run: Path) -> None:
-    audit = Audit(subject="run", against="x", passed=[Passed(check="told.before", what="all")])
+    audit = Audit(subject="run", against="x", passed=[Passed(check="structure.cycle", what="told before")])
 
     def is_shown(name: str) -> bool:
         page = make_page(run, run / name, progress=lambda _: None)
-        return b"told.before" in payload(page.html)
+        return b"told before" in payload(page.html)
 
     write_review(audit, run, dag=run / "dag")
     assert is_shown("its own")

@@ -17,8 +17,8 @@ from truedag.tracer.views.page.clock import occupy
 from truedag.tracer.views.page.figures import measure, on_ranks
 from truedag.tracer.views.page.leaves import find_leaves
 from truedag.tracer.views.page.slices import cut_slices
-from truedag.tracer.views.page.traffic import collective_traffic, message_traffic
-from truedag.tracer.views.page.tree import Tree, build_tree
+from truedag.tracer.views.page.traffic import collective_traffic, message_traffic, stage_matrix
+from truedag.tracer.views.page.tree import Tree, build_tree, name_parts
 from truedag.tracer.views.page.verdicts import find_paths, place_findings
 from truedag.tracer.views.page.writing import write_page
 
@@ -79,6 +79,48 @@ def test_a_name_that_would_make_a_circle_is_split(tmp_path: Path) -> None:
     tree = build_tree(find_leaves(Graph.open(dag.write(tmp_path))))
     named = [tree.name[node] for node in range(len(tree.name)) if tree.depth[node] == 1]
     assert sorted(name.split(" / ")[0] for name in named) == ["a", "a", "b"]
+
+
+def grow(*places: tuple[int, str]) -> SmallDag:
+    """One operator after the other, each in a layer and a module."""
+    dag = SmallDag(num_ranks=1)
+    last: tuple[int, ...] = ()
+    for layer, module in places:
+        for label in ("one", "two"):
+            last = (dag.node(module=module, layer=layer, label=label, phase="forward", after=last),)
+    return dag
+
+
+def test_a_told_layer_is_one_level_whatever_its_list_is_called(tmp_path: Path) -> None:
+    places = [
+        (0, "gpt.h.0.attn"),
+        (1, "gpt.h.1.attn"),
+        (5, "gpt.stages.1.blocks.5.mlp"),
+        (2, "gpt.layers.9.experts.2.up"),
+    ]
+    leaves = find_leaves(Graph.open(grow(*places, (-1, "gpt.head")).write(tmp_path)))
+    tree = build_tree(leaves)
+    inside = {
+        tree.name[int(up)]: tree.name[node] for node, up in enumerate(tree.parent.tolist()) if tree.depth[node] == 2
+    }
+    assert inside == {
+        "layer 0": "attn",
+        "layer 1": "attn",
+        "layer 5": "mlp",
+        "layer 2": "experts 2 / up",
+        "head": "two",
+    }
+    assert set(name_parts(leaves.table)) == {""}
+
+
+def test_without_a_layer_parts_are_numbered_modules_and_what_all_are_in_is_no_level(tmp_path: Path) -> None:
+    modules = ("GPT.net.wte", "GPT.net.h.0.attn", "GPT.net.h.0.mlp.2", "GPT.net.h.1", "GPT.head.proj")
+    leaves = find_leaves(Graph.open(grow(*((-1, module) for module in modules)).write(tmp_path)))
+    assert name_parts(leaves.table).to_list()[::2] == ["net", "net / h 0", "net / h 0", "net / h 1", "head"]
+    tree = build_tree(leaves)
+    assert [tree.name[node] for node in range(len(tree.name)) if tree.depth[node] == 1] == ["net", "head"]
+    cells = stage_matrix(leaves, on_ranks(leaves))
+    assert dict(cells.select("part", "num_nodes").iter_rows()) == {"net": 2, "net / h 0": 4, "net / h 1": 2, "head": 2}
 
 
 @pytest.mark.parametrize(("num_steps", "num_leaves"), [(16, 48), (17, 3)])

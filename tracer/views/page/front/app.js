@@ -178,10 +178,10 @@ export class App {
     }
   }
 
-  /** Views that have something to show of a selection. @param {import("./state.js").Selection} selection */
-  viewsFor(selection) {
+  /** Views that have something to show of a selection. @param {import("./state.js").Selection} selection @param {string} from the view that it is shown in */
+  viewsFor(selection, from) {
     const marks = this.model.marks(selection);
-    return VIEWS.filter((view) => view.name !== this.state.view && (
+    return VIEWS.filter((view) => view.name !== from && (
       (view.name === "overview" && (marks.ranks.size || marks.leaves.length)) || (view.name === "graph" && marks.leaves.length) ||
       (view.name === "time" && (marks.ranks.size || marks.window)) || (view.name === "traffic" && marks.ranks.size && selection.kind !== "node")));
   }
@@ -195,7 +195,7 @@ export class App {
     this.change((state) => { state.selection = selection; state.view = name; }, { now: false });
     if (name === "graph" && this.marks.leaves.length) {
       const [low, high] = this.marks.leaves[0];
-      const node = selection.kind === "node" ? selection.id : this.holder(this.marks.leaves.length > 1 || high - low > 1, low);
+      const node = selection.kind === "node" ? selection.id : this.holder(this.marks.leaves.length > 1 || high - low > 1);
       const kept = selection;
       this.views.graph.reveal(node);
       if (kept.kind !== "node") this.select(kept);
@@ -243,15 +243,16 @@ export class App {
     this.state.selection = at === undefined ? null : { kind: "slice", id: at };
   }
 
-  /** The node to open for some leaves: the leaf itself, or what all of them are in. @param {boolean} several @param {number} low */
-  holder(several, low) {
+  /** The node to open for the marked leaves: what all of them are in, else the first of them. @param {boolean} several */
+  holder(several) {
     const { tree } = this.model;
-    let node = this.model.nodeOfLeaf(low);
-    if (!several) return node;
-    const last = Math.max(...this.marks.leaves.map(([, high]) => high));
-    const first = Math.min(...this.marks.leaves.map(([from]) => from));
-    while (tree.parent[node] >= 0 && (tree.high[node] < last || tree.low[node] > first)) node = tree.parent[node];
-    return node;
+    const last = this.marks.leaves.reduce((most, [, high]) => Math.max(most, high), 0);
+    const first = this.marks.leaves.reduce((least, [low]) => Math.min(least, low), Infinity);
+    const own = this.model.nodeOfLeaf(first);
+    if (!several) return own;
+    let node = own;
+    while (node >= 0 && (tree.high[node] < last || tree.low[node] > first)) node = tree.parent[node];
+    return node < 0 ? own : node;
   }
 
   /** Groups of a rank with others in them, each set of ranks once. @param {number} rank */

@@ -1,5 +1,6 @@
 /** The panel beside the views: everything that is known of what is selected, and the ways to it in each view. */
 
+import { placeOf } from "./findings.js";
 import { laneName } from "./slices.js";
 import { countRuns } from "./model.js";
 import { toRuns, writeBytes, writeCount, writeEither, writeError, writeFlops, writeRanks, writeRuns, writeTime } from "./text.js";
@@ -264,7 +265,7 @@ export class Detail {
     const finding = this.app.model.findings[id];
     if (!finding) return;
     this.head(finding.title, `${finding.severity} · ${finding.check}`);
-    this.facts([["Expected", finding.expected], ["Found", finding.found], ["Do", finding.fix]]);
+    this.facts([["Expected", finding.expected], ["Found", finding.found], ["Do", finding.fix], ["Where", placeOf(finding) || "unknown"]]);
   }
 
   /** Ways to the same thing in other views. @param {import("./state.js").Selection} selection */
@@ -272,7 +273,7 @@ export class Detail {
     const { app } = this;
     const row = document.createElement("div");
     row.className = "places";
-    for (const view of app.viewsFor(selection)) row.append(app.button(`Show in ${view.title.toLowerCase()}`, "", () => app.goTo(selection, view.name)));
+    for (const view of app.viewsFor(selection, app.state.view)) row.append(app.button(`Show in ${view.title.toLowerCase()}`, "", () => app.goTo(selection, view.name)));
     const { ranks } = app.marks;
     const told = writeRuns(toRuns(ranks), Infinity);
     if (ranks.size && ranks.size < app.model.ranks.length && told !== app.state.filters.rank) {

@@ -9,6 +9,13 @@ export class FindingsView {
    */
   constructor(place, app) {
     this.app = app;
+    this.place = place;
+    this.isFilled = false;
+  }
+
+  /** Made when it is first looked at. */
+  fill() {
+    const { app, place } = this;
     const { audit, unmatched, num_unmatched: numUnmatched } = app.model.meta;
     const list = document.createElement("div");
     list.className = "findings";
@@ -38,27 +45,23 @@ export class FindingsView {
     head.append(Object.assign(document.createElement("span"), { className: "badge", textContent: finding.severity }), ` ${finding.title}`);
     card.append(head);
     const list = document.createElement("dl");
-    for (const [name, text] of [["expected", finding.expected], ["found", finding.found], ["do", finding.fix]]) {
+    for (const [name, text] of [["expected", finding.expected], ["found", finding.found], ["do", finding.fix], ["where", placeOf(finding)]]) {
+      if (!text) continue;
       list.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: text }));
     }
-    const where = [];
-    if (finding.layers.length) where.push(`layers ${writeRuns(toRuns(finding.layers))}`);
-    if (finding.ranks.length) where.push(`ranks ${writeRuns(toRuns(finding.ranks))}`);
-    if (finding.num_nodes) where.push(`${writeCount(finding.num_nodes)} nodes`);
-    if (where.length) list.append(Object.assign(document.createElement("dt"), { textContent: "where" }), Object.assign(document.createElement("dd"), { textContent: where.join("; ") }));
     card.append(list);
     const row = document.createElement("div");
     row.className = "places";
     const selection = { kind: "finding", id: at };
-    if (finding.leaves.length || finding.layers.length) row.append(app.button("Show in the graph", "", () => app.goTo(selection, "graph")));
-    if (finding.ranks.length || finding.layers.length) row.append(app.button("Show in the overview", "", () => app.goTo(selection, "overview")));
-    if (finding.nodes.length && app.model.slices) row.append(app.button("Show in time", "", () => app.goTo(selection, "time")));
+    for (const view of app.viewsFor(selection, "findings")) row.append(app.button(`Show in ${view.title.toLowerCase()}`, "", () => app.goTo(selection, view.name)));
     if (row.children.length) card.append(row);
     card.addEventListener("click", (event) => { if (!(event.target instanceof HTMLButtonElement)) app.select(selection); });
     return card;
   }
 
   draw() {
+    if (!this.isFilled) this.fill();
+    this.isFilled = true;
     const { selection } = this.app.state;
     for (const card of document.querySelectorAll(".finding")) {
       card.classList.toggle("chosen", selection?.kind === "finding" && /** @type {HTMLElement} */ (card).dataset.finding === String(selection.id));
@@ -81,6 +84,15 @@ export class FindingsView {
     document.querySelector(`.finding[data-finding="${next}"]`)?.scrollIntoView({ block: "nearest" });
     return true;
   }
+}
+
+/** Where a finding is: layers, ranks, and how many nodes. @param {any} finding */
+export function placeOf(finding) {
+  const where = [];
+  if (finding.layers.length) where.push(`layers ${writeRuns(toRuns(finding.layers))}`);
+  if (finding.ranks.length) where.push(`ranks ${writeRuns(toRuns(finding.ranks))}`);
+  if (finding.num_nodes) where.push(`${writeCount(finding.num_nodes)} nodes`);
+  return where.join("; ");
 }
 
 /** @param {any[]} some */

@@ -2,7 +2,7 @@
 
 const TOLD = [
   ["1 … 6", "the views"], ["/", "search"], ["Esc", "select nothing, close"], ["D", "light or dark"], ["?", "these keys"],
-  ["← ↑ → ↓", "go from box to box, rank to rank, along time"], ["Enter", "open or close a box; show a slice in the graph, a piece in time"],
+  ["← ↑ → ↓", "go from box to box, rank to rank, cell to cell, along time"], ["Enter", "open or close a box; show a slice in the graph, a piece in time"],
   ["Backspace", "close what a box is in"], ["+ −", "larger, smaller"], ["0", "all of it"], ["T", "heat map or timeline"],
   ["N P", "next, previous: slice, piece, finding"],
 ];

@@ -208,6 +208,7 @@ export class Model {
       for (const rank of finding.ranks) marks.ranks.add(rank);
       for (const leaf of finding.leaves) one(leaf);
       for (const node of finding.nodes) marks.nodes.add(node);
+      marks.window = this._windowOf(finding.nodes[0] ?? -1);
       if (!finding.leaves.length && finding.layers.length) {
         const layers = new Set(finding.layers);
         for (let leaf = 0; leaf < this.numLeaves; leaf++) if (layers.has(this.leaves.layer[leaf])) one(leaf);
@@ -217,6 +218,15 @@ export class Model {
       for (let leaf = 0; leaf < this.numLeaves; leaf++) if (!this.isEnd[leaf] && this.placeOf(this.leaves, leaf) === place) one(leaf);
     }
     return marks;
+  }
+
+  /** When a node of the graph ran, over all its ranks, if that is known here. @param {number} node @returns {[number, number] | null} */
+  _windowOf(node) {
+    const { slices } = this;
+    const found = slices?.ofNode(node) ?? [];
+    if (!slices || !found.length) return null;
+    const begins = found.map((at) => (slices.start[at] - slices.wait[at]) * slices.tick);
+    return [Math.min(...begins), Math.max(...found.map((at) => (slices.start[at] + slices.span[at]) * slices.tick))];
   }
 
   /** How much of the critical paths lies on leaves before each, on each rank, and in each cell of stages and layers. */

@@ -4,6 +4,8 @@ import { countRuns } from "./model.js";
 import { writeRuns } from "./text.js";
 
 const MOST = 40;
+const MOST_SORTED = 4000; // places in the graph that are put in order
+const PHASES = ["forward", "prefill", "decode", "backward", "optimizer"];
 
 /** @typedef {{ title: string, under: string, selection: import("./state.js").Selection, view: string }} Hit */
 
@@ -16,6 +18,7 @@ export class Search {
     /** @type {Hit[]} */
     this.hits = [];
     this.at = 0;
+    this.numFound = 0;
     this.input.addEventListener("input", () => this.show());
     this.input.addEventListener("focus", () => this.show());
     this.input.addEventListener("blur", () => setTimeout(() => { this.list.hidden = true; }, 150));
@@ -55,8 +58,10 @@ export class Search {
       if (fits(`${finding.title} ${finding.check}`.toLowerCase())) hits.push({ title: finding.title, under: `finding · ${finding.check}`, selection: { kind: "finding", id: at }, view: "findings" });
     });
     const { tree, leaves } = model;
+    /** @type {{ hit: Hit, keys: number[] }[]} */
+    const found = [];
     for (const wantGroups of [true, false]) {
-      for (let node = 0; node < model.numNodes && hits.length < MOST; node++) {
+      for (let node = 0; node < model.numNodes && found.length < MOST_SORTED; node++) {
         if ((model.isLeaf[node] === 1) === wantGroups) continue;
         const names = model.path(node);
         const leaf = tree.low[node];
@@ -64,11 +69,15 @@ export class Search {
         const whole = names.join(" ").toLowerCase();
         // The last word must be in the name itself: its whole inside would be found otherwise.
         if (fits(`${whole} ${own.toLowerCase()}`) && own.toLowerCase().includes(words[words.length - 1])) {
-          hits.push({ title: names[names.length - 1], under: names.slice(0, -1).join(" / "), selection: { kind: "node", id: node }, view: "graph" });
+          const hit = { title: names[names.length - 1], under: names.slice(0, -1).join(" / "), selection: { kind: "node", id: node }, view: "graph" };
+          const phase = PHASES.findIndex((one) => names[0].includes(one));
+          found.push({ hit, keys: [own.toLowerCase() === text.trim().toLowerCase() ? 0 : 1, wantGroups ? 0 : 1, names.length, phase < 0 ? PHASES.length : phase, leaves.layer[leaf], node] });
         }
       }
     }
-    return hits;
+    found.sort((one, other) => { const at = one.keys.findIndex((key, place) => key !== other.keys[place]); return one.keys[at] - other.keys[at]; });
+    this.numFound = hits.length + found.length;
+    return [...hits, ...found.map(({ hit }) => hit)].slice(0, MOST);
   }
 
   show() {
@@ -83,7 +92,7 @@ export class Search {
       item.addEventListener("mousedown", (event) => { event.preventDefault(); this.take(at); });
       this.list.append(item);
     });
-    if (this.hits.length >= MOST) this.list.append(Object.assign(document.createElement("li"), { textContent: `the first ${this.hits.length}: another word finds fewer`, className: "none" }));
+    if (this.numFound > MOST) this.list.append(Object.assign(document.createElement("li"), { textContent: `the first ${this.hits.length} of ${this.numFound}: another word finds fewer`, className: "none" }));
     if (!this.hits.length) this.list.append(Object.assign(document.createElement("li"), { textContent: "nothing has such a name", className: "none" }));
     this.highlight();
   }

@@ -250,7 +250,8 @@ export class TrafficView {
     const all = this.cells?.[at] ?? 0;
     const sure = this.observed?.[at] ?? 0;
     const shared = (this.fold ?? 1) > 1 ? ` (and the next ${(this.fold ?? 1) - 1})` : "";
-    return `rank ${from} to rank ${to}${shared}\n${writeBytes(sure)} in messages\n≈ ${writeBytes(all - sure)} in collectives, shared out evenly`;
+    const parts = [sure > 0 ? `${writeBytes(sure)} in messages` : "", all > sure ? `≈ ${writeBytes(all - sure)} in collectives, shared out evenly` : ""].filter(Boolean);
+    return [`rank ${from} to rank ${to}${shared}`, ...(parts.length ? parts : ["nothing"])].join("\n");
   }
 
   /** @param {KeyboardEvent} event */
