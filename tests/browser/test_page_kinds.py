@@ -50,9 +50,18 @@ def test_estimates_look_different_in_every_view(browser: Chromium, tmp_path: Pat
             go(browser, f"#view={view}")
             canvas = f"document.querySelector('#view-{view.split('&')[0]} canvas').toDataURL()"
             pictures[timing, view] = browser.evaluate(canvas)
+        for metric in ("time", "waiting", "imbalance", "path"):
+            go(browser, f"#view=overview&metric={metric}")
+            amounts = browser.evaluate(f"""[truedag.model.amount(0, {metric!r}),
+                ...Array.from(truedag.app.views.overview.grid).filter((cell) => cell >= 0).map(
+                    (cell) => truedag.app.views.overview.amount(cell))]""")
+            known = [one["isEstimated"] for one in amounts if one["value"] is not None]
+            assert set(known) == {timing == "estimated"}, metric
+            assert len(known) > 2, metric
         go(browser, "#view=graph")
         browser.click(*box_of(browser, "forward · stage 0"))
         told = facts(browser)
+        assert told["Waiting on a rank, mean"].startswith("≈") == (timing == "estimated")
         assert told["Time on a rank, mean"].startswith("≈") == (timing == "estimated")
         assert ("estimated" in told["Times are"]) == (timing == "estimated")
         go(browser, "#view=path")

@@ -26,8 +26,9 @@ class Figures:
     Attributes:
         table: num_nodes, num_measured, num_estimated, num_communications, flops, bytes_read, bytes_written, sent_bytes;
             ranks, microbatches (lists); mean_ns, max_ns, worst_rank of measured times on a rank, and wait_mean_ns,
-            wait_max_ns, wait_rank; call_mean_ns, call_max_ns, call_rank of single calls; estimated_mean_ns,
-            estimated_max_ns. Null is unknown.
+            wait_max_ns, wait_rank; call_mean_ns, call_max_ns, call_rank of single calls; of estimated times
+            estimated_mean_ns, estimated_max_ns, estimated_rank and estimated_wait_mean_ns, estimated_wait_max_ns,
+            estimated_wait_rank. Null is unknown.
     """
 
     table: pl.DataFrame
@@ -38,14 +39,15 @@ def on_ranks(leaves: Leaves) -> pl.DataFrame:
     duration = pl.col("end_ns") - pl.col("start_ns")
     measured = duration.filter(pl.col("timing") == "measured")
     estimated = duration.filter(pl.col("timing") == "estimated")
-    waited = (pl.col("start_ns") - pl.col("arrive_ns")).filter(pl.col("timing") == "measured")
+    waited = pl.col("start_ns") - pl.col("arrive_ns")
     return leaves.parts.group_by("leaf", "rank").agg(
         calls=pl.len().cast(pl.Int64),
         timed=measured.count().cast(pl.Int64),
         time_ns=_known_sum(measured),
         call_max_ns=measured.max(),
         estimated_ns=_known_sum(estimated),
-        wait_ns=_known_sum(waited),
+        wait_ns=_known_sum(waited.filter(pl.col("timing") == "measured")),
+        estimated_wait_ns=_known_sum(waited.filter(pl.col("timing") == "estimated")),
         sent_bytes=pl.col("bytes").sum(),
     )
 
@@ -57,7 +59,7 @@ def measure(leaves: Leaves, tree: Tree, spent: pl.DataFrame) -> Figures:
     wide = spent.join(ancestors, on="leaf").drop("leaf")
     by_rank = wide.group_by("at", "rank").agg(
         pl.col("calls", "timed", "sent_bytes").sum(),
-        *(_known_sum(pl.col(name)).alias(name) for name in ("time_ns", "estimated_ns", "wait_ns")),
+        *(_known_sum(pl.col(name)).alias(name) for name in ("time_ns", "estimated_ns", "wait_ns", "estimated_wait_ns")),
         pl.col("call_max_ns").max(),
     )
     alike = leaves.ranks.sort("rank").group_by("alike").agg(others="rank")
@@ -68,6 +70,7 @@ def measure(leaves: Leaves, tree: Tree, spent: pl.DataFrame) -> Figures:
         *_over_ranks("time_ns", "mean_ns", "max_ns", "worst_rank"),
         *_over_ranks("wait_ns", "wait_mean_ns", "wait_max_ns", "wait_rank"),
         *_over_ranks("estimated_ns", "estimated_mean_ns", "estimated_max_ns", "estimated_rank"),
+        *_over_ranks("estimated_wait_ns", "estimated_wait_mean_ns", "estimated_wait_max_ns", "estimated_wait_rank"),
         alike=pl.col("rank"),
         call_mean_ns=(pl.col("time_ns") * pl.col("weight")).sum() / (pl.col("timed") * pl.col("weight")).sum(),
         call_max_ns=pl.col("call_max_ns").max(),

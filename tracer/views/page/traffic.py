@@ -83,7 +83,7 @@ def stage_matrix(leaves: Leaves, spent: pl.DataFrame) -> pl.DataFrame:
     told = leaves.table.with_columns(name_parts(leaves.table)).filter(~pl.col("kind").is_in(_ENDS))
     cells = told.select("leaf", *PLACES, "num_nodes", "flops")
     by_rank = spent.join(cells, on="leaf").group_by(*PLACES, "rank").agg(
-        time_ns=_known_sum("time_ns"), estimated_ns=_known_sum("estimated_ns"), wait_ns=_known_sum("wait_ns"),
+        *(_known_sum(name) for name in ("time_ns", "estimated_ns", "wait_ns", "estimated_wait_ns")),
         sent_bytes=pl.col("sent_bytes").sum(),
     ).with_columns(pl.col("rank").cast(pl.Int64)).join(
         leaves.ranks.group_by(rank="alike").agg(weight=pl.len().cast(pl.Int64)), on="rank"
@@ -96,7 +96,9 @@ def stage_matrix(leaves: Leaves, spent: pl.DataFrame) -> pl.DataFrame:
             max_ns=pl.col("time_ns").max(),
             worst_rank=rank_of_most("time_ns"),
             estimated_ns=weighted_mean("estimated_ns"),
+            estimated_max_ns=pl.col("estimated_ns").max(),
             wait_ns=weighted_mean("wait_ns"),
+            estimated_wait_ns=weighted_mean("estimated_wait_ns"),
             sent_bytes=(pl.col("sent_bytes") * pl.col("weight")).sum(),
             num_ranks=pl.col("weight").sum(),
         )

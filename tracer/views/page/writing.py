@@ -115,10 +115,10 @@ def _add_tree(payload: Payload, leaves: Leaves, tree: Tree, spent: pl.DataFrame)
         payload.add("tree", name, figures[name].fill_null(0).to_numpy())
     for name in ("flops", "bytes_read", "bytes_written", "sent_bytes"):
         payload.add("tree", name, _floats(figures[name].cast(pl.Float64)))
-    for name in ("mean_ns", "max_ns", "wait_mean_ns", "wait_max_ns", "call_mean_ns", "call_max_ns",
-                 "estimated_mean_ns", "estimated_max_ns"):  # fmt: skip
+    for name in ("mean_ns", "max_ns", "wait_mean_ns", "wait_max_ns", "call_mean_ns", "call_max_ns", "estimated_mean_ns",
+                 "estimated_max_ns", "estimated_wait_mean_ns", "estimated_wait_max_ns"):  # fmt: skip
         payload.add("tree", name, _floats(figures[name].cast(pl.Float32)))
-    for name in ("worst_rank", "wait_rank", "call_rank", "estimated_rank"):
+    for name in ("worst_rank", "wait_rank", "call_rank", "estimated_rank", "estimated_wait_rank"):
         payload.add("tree", name, figures[name].fill_null(-1).cast(pl.Int64).to_numpy())
     for name in ("ranks", "microbatches"):
         payload.add_lists("tree", name, [one if one is not None else [] for one in figures[name].to_list()])
@@ -188,7 +188,8 @@ def _add_traffic(payload: Payload, graph: Graph, leaves: Leaves, spent: pl.DataF
     for name in ("stage", "layer", "num_ranks", "num_nodes"):
         payload.add("cells", name, cells[name].fill_null(-1).cast(pl.Int64).to_numpy())
     payload.add("cells", "worst_rank", cells["worst_rank"].fill_null(-1).cast(pl.Int64).to_numpy())
-    for name in ("mean_ns", "max_ns", "estimated_ns", "wait_ns", "sent_bytes", "flops"):
+    for name in ("mean_ns", "max_ns", "estimated_ns", "estimated_max_ns", "wait_ns", "estimated_wait_ns", "sent_bytes",
+                 "flops"):  # fmt: skip
         payload.add("cells", name, _floats(cells[name].cast(pl.Float64)))
 
 

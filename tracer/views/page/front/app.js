@@ -10,7 +10,7 @@ import { Overview } from "./overview.js";
 import { PALETTES } from "./palette.js";
 import { PathView } from "./path.js";
 import { MOST_HELD } from "./slices.js";
-import { Filter, freshState, readLink, writeLink } from "./state.js";
+import { Filter, NO_PHASE, freshState, readLink, writeLink } from "./state.js";
 import { parseRuns, toRuns, writeCount, writeRanks, writeRuns } from "./text.js";
 import { TimeView } from "./time.js";
 import { TrafficView } from "./traffic.js";
@@ -109,7 +109,10 @@ export class App {
     const { leaves } = this.model;
     const names = [...new Set(Array.from(/** @type {Iterable<number>} */ (leaves?.phase ?? [])))].map((code) => leaves.phase.names[code]).filter(Boolean);
     const phase = /** @type {HTMLSelectElement} */ (document.getElementById("filter-phase"));
-    for (const name of ["", ...names]) phase.append(Object.assign(document.createElement("option"), { value: name, textContent: name || "all" }));
+    const runsIn = Array.from({ length: this.model.numLeaves }, (_, leaf) => leaf).filter((leaf) => !this.model.isEnd[leaf]);
+    const isOpen = runsIn.some((leaf) => !this.model.word(leaves.phase, leaf));
+    const options = [["", "all"], ...names.map((name) => [name, name]), ...(isOpen ? [[NO_PHASE, "no phase"]] : [])];
+    for (const [value, textContent] of options) phase.append(Object.assign(document.createElement("option"), { value, textContent }));
     for (const name of /** @type {const} */ (["rank", "layer", "phase", "microbatch"])) {
       const field = /** @type {HTMLInputElement} */ (document.getElementById(`filter-${name}`));
       const take = () => { if (this.state.filters[name] !== field.value) this.change((state) => { state.filters[name] = field.value; }); };
@@ -297,8 +300,8 @@ export class App {
   /** @param {number} cell */
   passesCell(cell) {
     const { cells } = this.model;
-    const { layers, phase } = this.filter;
-    return (!layers || layers.has(cells.layer[cell])) && (!phase || this.model.word(cells.phase, cell) === phase);
+    const { layers } = this.filter;
+    return (!layers || layers.has(cells.layer[cell])) && this.filter.passesPhase(this.model.word(cells.phase, cell));
   }
 
   /** Leaves that run, in the order of the walk. */

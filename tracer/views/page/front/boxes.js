@@ -126,8 +126,11 @@ export function figureOf(model, node, metric) {
     return value >= 0 ? `${isEstimated ? "≈ " : ""}+${Math.round(100 * value)} % above the mean (rank ${isEstimated ? tree.estimated_rank[node] : tree.worst_rank[node]})` : "time unknown";
   }
   if (metric === "waiting") {
-    return tree.wait_mean_ns[node] >= 0
-      ? `waits ${writeTime(tree.wait_mean_ns[node])}, max ${writeTime(tree.wait_max_ns[node])} (rank ${tree.wait_rank[node]})` : "no waiting known";
+    const isSure = tree.wait_mean_ns[node] >= 0;
+    const mean = isSure ? tree.wait_mean_ns[node] : tree.estimated_wait_mean_ns[node];
+    if (!(mean >= 0)) return model.tree.num_communications[node] ? "waiting unknown" : "nothing to wait for";
+    const most = isSure ? tree.wait_max_ns[node] : tree.estimated_wait_max_ns[node];
+    return `waits ${isSure ? "" : "≈ "}${writeTime(mean)}, max ${writeTime(most)} (rank ${isSure ? tree.wait_rank[node] : tree.estimated_wait_rank[node]})`;
   }
   const isMeasured = tree.mean_ns[node] >= 0;
   const mean = isMeasured ? tree.mean_ns[node] : tree.estimated_mean_ns[node];

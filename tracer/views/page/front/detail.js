@@ -90,8 +90,10 @@ export class Detail {
     if (tree.call_mean_ns[id] >= 0) {
       rows.push(["One call, mean", writeTime(tree.call_mean_ns[id])], ["longest", `${writeTime(tree.call_max_ns[id])} (rank ${tree.call_rank[id]})`]);
     }
-    if (tree.wait_mean_ns[id] >= 0) {
-      rows.push(["Waiting on a rank, mean", writeTime(tree.wait_mean_ns[id])], ["maximum", `${writeTime(tree.wait_max_ns[id])} (rank ${tree.wait_rank[id]})`]);
+    const waiter = tree.wait_mean_ns[id] >= 0 ? tree.wait_rank[id] : tree.estimated_wait_rank[id];
+    if (waiter >= 0) {
+      rows.push(["Waiting on a rank, mean", writeEither(tree.wait_mean_ns[id], tree.estimated_wait_mean_ns[id])]);
+      rows.push(["maximum", `${writeEither(tree.wait_max_ns[id], tree.estimated_wait_max_ns[id])} (rank ${waiter})`]);
     }
     if (tree.num_communications[id]) rows.push(["Communications", `${writeCount(tree.num_communications[id])}, ${writeBytes(tree.sent_bytes[id])} given`]);
     if (tree.flops[id] > 0) rows.push(["Arithmetic", writeFlops(tree.flops[id])]);

@@ -127,7 +127,11 @@ export class Model {
    */
   amount(node, metric) {
     const { tree } = this;
-    if (metric === "waiting") return { value: tree.wait_mean_ns[node], isEstimated: false };
+    if (metric === "waiting") {
+      const isSure = tree.wait_mean_ns[node] >= 0;
+      const value = isSure ? tree.wait_mean_ns[node] : tree.estimated_wait_mean_ns[node];
+      return { value, isEstimated: !isSure && value >= 0 };
+    }
     if (metric === "bytes") return { value: tree.sent_bytes[node], isEstimated: false };
     if (metric === "nodes") return { value: tree.num_nodes[node], isEstimated: false };
     if (metric === "path") return { value: this.pathBefore ? this.pathBefore[tree.high[node]] - this.pathBefore[tree.low[node]] : NaN, isEstimated: this.meta.is_estimated };
@@ -153,7 +157,7 @@ export class Model {
         (withEnds || !this.isEnd[leaf]) &&
         rankOk[this.tree.ranks[node]] && batchOk[this.tree.microbatches[node]] &&
         (!filter.layers || filter.layers.has(this.leaves.layer[leaf])) &&
-        (!filter.phase || this.word(this.leaves.phase, leaf) === filter.phase));
+        filter.passesPhase(this.word(this.leaves.phase, leaf)));
     }
     return passing;
   }

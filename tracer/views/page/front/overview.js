@@ -5,7 +5,7 @@ import { tellScale } from "./controls.js";
 import { RankMap } from "./rankmap.js";
 import { Shares } from "./shares.js";
 import { amountColour, inkOn, stripes } from "./palette.js";
-import { writeBytes, writeCount, writeFlops, writeRanks, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeEither, writeFlops, writeRanks, writeTime } from "./text.js";
 
 const PHASES = ["forward", "prefill", "decode", "backward", "optimizer", ""];
 
@@ -77,9 +77,14 @@ export class Overview {
     if (metric === "bytes") return { value: cells.sent_bytes[cell], isEstimated: false };
     if (metric === "nodes") return { value: cells.num_nodes[cell], isEstimated: false };
     if (metric === "path") return { value: this.app.model.pieces ? this.app.model.pathOfCell[cell] : NaN, isEstimated: this.app.model.meta.is_estimated };
-    if (metric === "waiting") return { value: cells.wait_ns[cell], isEstimated: false };
+    if (metric === "waiting") {
+      const isSure = cells.wait_ns[cell] >= 0;
+      const value = isSure ? cells.wait_ns[cell] : cells.estimated_wait_ns[cell];
+      return { value, isEstimated: !isSure && value >= 0 };
+    }
     if (metric === "imbalance") {
-      return { value: cells.mean_ns[cell] > 0 ? cells.max_ns[cell] / cells.mean_ns[cell] - 1 : NaN, isEstimated: false };
+      const [mean, most] = isMeasured ? [cells.mean_ns[cell], cells.max_ns[cell]] : [cells.estimated_ns[cell], cells.estimated_max_ns[cell]];
+      return { value: mean > 0 ? most / mean - 1 : NaN, isEstimated: !isMeasured };
     }
     return { value: isMeasured ? cells.mean_ns[cell] : cells.estimated_ns[cell], isEstimated: !isMeasured };
   }
@@ -232,13 +237,12 @@ export class Overview {
     const { cells } = this.app.model;
     const stage = cells.stage[cell] >= 0 ? `stage ${cells.stage[cell]}` : this.rows.some((row) => row.stage >= 0) ? "across stages" : "";
     const layer = cells.layer[cell] < 0 ? this.app.model.word(cells.part, cell) || "no layer" : `layer ${cells.layer[cell]}`;
-    const { value, isEstimated } = this.amount(cell);
+    const guess = cells.estimated_ns[cell] >= 0 ? `mean ≈ ${writeTime(cells.estimated_ns[cell])}, max ≈ ${writeTime(cells.estimated_max_ns[cell])}` : "time unknown";
     const time = cells.mean_ns[cell] >= 0
-      ? `mean ${writeTime(cells.mean_ns[cell])}, max ${writeTime(cells.max_ns[cell])} on rank ${cells.worst_rank[cell]}`
-      : isEstimated && value >= 0 ? `≈ ${writeTime(value)} (estimated)` : "time unknown";
+      ? `mean ${writeTime(cells.mean_ns[cell])}, max ${writeTime(cells.max_ns[cell])} on rank ${cells.worst_rank[cell]}` : guess;
     const mark = this.app.model.meta.is_estimated ? "≈ " : "";
     const more = [
-      cells.wait_ns[cell] >= 0 ? `waiting for others ${mark}${writeTime(cells.wait_ns[cell])}` : "",
+      cells.wait_ns[cell] >= 0 || cells.estimated_wait_ns[cell] >= 0 ? `waiting for others ${writeEither(cells.wait_ns[cell], cells.estimated_wait_ns[cell])}` : "",
       this.app.model.pathOfCell[cell] > 0 ? `${mark}${writeTime(this.app.model.pathOfCell[cell])} on the critical path` : "",
       cells.sent_bytes[cell] > 0 ? `${writeBytes(cells.sent_bytes[cell])} given to communications` : "",
       cells.flops[cell] > 0 ? writeFlops(cells.flops[cell]) : "",

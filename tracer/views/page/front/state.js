@@ -84,14 +84,21 @@ function numbers(text, count) {
   return values.length === count && values.every(Number.isFinite) ? values : null;
 }
 
+export const NO_PHASE = "-";
+
 /** Filters as sets; null lets everything through. */
 export class Filter {
   /** @param {State["filters"]} filters */
   constructor(filters) {
     this.ranks = parseRuns(filters.rank);
     this.layers = parseRuns(filters.layer);
-    this.phase = filters.phase;
+    this.phase = filters.phase; // NO_PHASE: what no phase was told of
     this.microbatches = parseRuns(filters.microbatch);
     this.isOn = Boolean(this.ranks || this.layers || this.phase || this.microbatches);
+  }
+
+  /** @param {string} phase "" if none was told */
+  passesPhase(phase) {
+    return !this.phase || (phase || NO_PHASE) === this.phase;
   }
 }
