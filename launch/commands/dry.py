@@ -185,7 +185,7 @@ def _print_estimate(found: Estimate) -> None:
         f"  MFU {found.model_flops_utilization:.1%} ({found.flops_utilization:.1%} with what is computed again); GPUs "
         f"compute {found.compute_share:.0%} of the time, only communicate {found.exposed_communication_share:.0%}, are "
         f"in the pipeline's bubble {found.bubble_share:.0%} and wait for others "
-        f"{found.idle_share - found.bubble_share:.0%}"
+        f"{max(found.idle_share - found.bubble_share, 0):.0%}"
     )
     for line in found.assumptions:
         print_result(f"  assumed: {line}")

@@ -23,7 +23,8 @@ _ALL_TO_ALL = frozenset({"alltoall_", "alltoall_base_"})
 ASSUMPTIONS = (
     "an operator takes the longest of its counted products at the device's reachable rate, its bytes moved once, and "
     "the smallest kernel; one runs at a time on a GPU, in program order; the host is never late",
-    "nothing is fused that is an operator of its own in the graph",
+    "operators are those that ran on the CPU: what a GPU has one kernel for and the CPU several operators (norms, "
+    "optimizers), or a compiler would fuse, is as many kernels here",
     "a communication begins when its last participant has arrived; those of one group follow each other, those of "
     "several groups and computation do not slow each other down",
     "communications take a base, a time for each hop and the bytes at the slowest link: rings, for all-reduce rings or "

@@ -237,7 +237,7 @@ def _describe(
     meta = graph.meta
     kinds = leaves.table.group_by("kind").agg(pl.col("num_nodes").sum()).sort("num_nodes", descending=True)
     told = ("deployment", "strategy", "world_size", "steps", "torch", "truedag", "recorder", "num_unmatched",
-            "missing_ranks", "dry")  # fmt: skip
+            "missing_ranks", "dry", "estimate")  # fmt: skip
     return {name: meta.get(name) for name in told} | {
         "unmatched": [str(one) for one in meta.get("unmatched") or []][:200],
         "note": note,

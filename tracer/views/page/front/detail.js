@@ -56,7 +56,12 @@ export class Detail {
     if (meta.num_decode_steps) rows.push(["Decode", `${writeCount(meta.num_decode_steps)} steps are one in the graph; ${writeCount(meta.num_carried_edges)} edges lead from one of them to another`]);
     if (meta.missing_ranks?.length) rows.push(["Missing ranks", meta.missing_ranks.join(", ")]);
     if (meta.dry) rows.push(["Dry run", "executed without data: no time was measured"]);
+    if (meta.estimate) {
+      const { device, gpus_per_node: gpus, step_ns: step, model_flops_utilization: used } = meta.estimate;
+      rows.push(["Estimated for", `${device}, ${writeCount(gpus)} a node`], ["Step", `≈ ${writeTime(step)}`], ["MFU", `≈ ${(100 * used).toFixed(1)} %`]);
+    }
     this.facts(/** @type {[string, string][]} */ (rows));
+    if (meta.estimate) this.text(`Estimates assume: ${[...meta.estimate.assumptions, ...(meta.dry?.assumed ?? [])].join("; ")}.`);
     this.text("Click anything. Double-click opens it, ? lists the keys. The link in the address bar brings back what you see.");
   }
 
@@ -186,7 +191,7 @@ export class Detail {
     /** @type {[string, string][]} */
     const rows = [
       ["Node", String(slices.node[id])], ["Rank", `${slices.rank[id]}, ${laneName(slices.lane[id])}`], ["Operator", model.word(leaves.op, leaf)],
-      ["Starts at", writeTime(slices.start[id] * slices.tick)], [mark ? "Takes, estimated" : "Takes", mark + writeTime(slices.span[id] * slices.tick)],
+      ["Starts at", mark + writeTime(slices.start[id] * slices.tick)], [mark ? "Takes, estimated" : "Takes", mark + writeTime(slices.span[id] * slices.tick)],
     ];
     if (slices.microbatch[id] >= 0) rows.push(["Microbatch", String(slices.microbatch[id])]);
     rows.push(["In", model.word(leaves.inputs, leaf) || "–"], ["Out", model.word(leaves.outputs, leaf) || "–"]);
@@ -204,7 +209,7 @@ export class Detail {
         const track = Object.assign(document.createElement("span"), { className: "track" });
         track.append(bar("wait", (100 * slices.wait[part]) / most, slices.isEstimated[part] === 1), bar("move", (100 * slices.span[part]) / most, slices.isEstimated[part] === 1));
         row.append(Object.assign(document.createElement("span"), { textContent: `rank ${slices.rank[part]}`, className: "name" }), track,
-          Object.assign(document.createElement("span"), { textContent: writeTime((slices.wait[part] + slices.span[part]) * slices.tick), className: "value" }));
+          Object.assign(document.createElement("span"), { textContent: mark + writeTime((slices.wait[part] + slices.span[part]) * slices.tick), className: "value" }));
         row.addEventListener("click", () => this.app.select({ kind: "slice", id: part }));
         list.append(row);
       }
@@ -219,9 +224,10 @@ export class Detail {
     if (!pieces || id >= pieces.length) return;
     const leaf = pieces.leaf[id];
     const spent = model.word(pieces.spent, id);
+    const mark = model.meta.is_estimated ? "≈ " : "";
     this.head(`${spent === "host" ? "Host, before " : ""}${model.word(leaves.label, leaf)}`, `on the critical path, piece ${id + 1} of ${writeCount(pieces.length)}`);
-    this.facts([["Spent on", spent], ["Rank", String(pieces.rank[id])], ["Starts at", writeTime(pieces.start_ns[id])],
-      ["Takes", (model.meta.is_estimated ? "≈ " : "") + writeTime(pieces.end_ns[id] - pieces.start_ns[id])], ["Node", String(pieces.node[id])], ["In", model.path(leaves.node[leaf]).slice(0, -1).join(" / ")]]);
+    this.facts([["Spent on", spent], ["Rank", String(pieces.rank[id])], ["Starts at", mark + writeTime(pieces.start_ns[id])],
+      ["Takes", mark + writeTime(pieces.end_ns[id] - pieces.start_ns[id])], ["Node", String(pieces.node[id])], ["In", model.path(leaves.node[leaf]).slice(0, -1).join(" / ")]]);
   }
 
   /** @param {number} id */
@@ -230,10 +236,11 @@ export class Detail {
     const { stragglers } = model;
     if (!stragglers || id >= stragglers.length) return;
     this.head(`Rank ${stragglers.rank[id]} came last`, `to ${model.word(stragglers.label, id)}`);
+    const mark = model.meta.is_estimated ? "≈ " : "";
     /** @type {[string, string][]} */
-    const rows = [["Behind the last but one", writeTime(stragglers.late_ns[id])], ["All others waited", writeTime(stragglers.waited_ns[id])], ["Node", String(stragglers.node[id])]];
+    const rows = [["Behind the last but one", mark + writeTime(stragglers.late_ns[id])], ["All others waited", mark + writeTime(stragglers.waited_ns[id])], ["Node", String(stragglers.node[id])]];
     if (stragglers.held_rank[id] >= 0) {
-      rows.push(["Held up by", `${model.word(stragglers.held_spent, id)}: ${model.word(stragglers.held_label, id)} on rank ${stragglers.held_rank[id]}, ${writeTime(stragglers.held_ns[id])}`]);
+      rows.push(["Held up by", `${model.word(stragglers.held_spent, id)}: ${model.word(stragglers.held_label, id)} on rank ${stragglers.held_rank[id]}, ${mark}${writeTime(stragglers.held_ns[id])}`]);
     }
     rows.push(["In", model.path(model.leaves.node[stragglers.leaf[id]]).slice(0, -1).join(" / ")]);
     this.facts(rows);

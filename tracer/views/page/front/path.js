@@ -100,7 +100,7 @@ export class PathView {
     table.append(app.row(["At", "Rank", "What", "Time"], "th"));
     for (const at of order.slice(0, this.shown)) {
       const row = app.row([
-        writeTime(pieces.start_ns[at]), String(pieces.rank[at]),
+        this.mark() + writeTime(pieces.start_ns[at]), String(pieces.rank[at]),
         `${app.model.word(pieces.spent, at) === "host" ? "host, before " : ""}${app.model.word(leaves.label, pieces.leaf[at])} · ${app.shortPlace(pieces.leaf[at])}`,
         this.mark() + writeTime(pieces.end_ns[at] - pieces.start_ns[at]),
       ], "td", 2);
@@ -125,11 +125,11 @@ export class PathView {
     const passing = Array.from({ length: stragglers?.length ?? 0 }, (_, at) => at).filter((at) => this.passes(stragglers.leaf[at], stragglers.rank[at]));
     for (const at of passing.slice(0, this.shownLate)) {
       const held = stragglers.held_rank[at] >= 0
-        ? `${app.model.word(stragglers.held_spent, at)} ${app.model.word(stragglers.held_label, at)}${stragglers.held_rank[at] === stragglers.rank[at] ? "" : ` on rank ${stragglers.held_rank[at]}`}, ${writeTime(stragglers.held_ns[at])}`
+        ? `${app.model.word(stragglers.held_spent, at)} ${app.model.word(stragglers.held_label, at)}${stragglers.held_rank[at] === stragglers.rank[at] ? "" : ` on rank ${stragglers.held_rank[at]}`}, ${this.mark()}${writeTime(stragglers.held_ns[at])}`
         : "–";
       const row = app.row([
         `rank ${stragglers.rank[at]}`, `${app.model.word(stragglers.label, at)} · ${app.shortPlace(stragglers.leaf[at])}`,
-        writeTime(stragglers.waited_ns[at]), held,
+        this.mark() + writeTime(stragglers.waited_ns[at]), held,
       ], "td", 1);
       row.cells[3].className = "words";
       row.dataset.straggler = String(at);

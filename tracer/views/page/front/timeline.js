@@ -106,7 +106,7 @@ export class Timeline {
       const isMarked = marks.nodes.has(slices.node[at]);
       if (slices.wait[at]) {
         const from = sight.left + (arrive - sight.from) * perNs;
-        context.fillStyle = colours.kinds.waiting;
+        context.fillStyle = slices.isEstimated[at] ? stripes(context, colours.kinds.waiting, colours.open) : colours.kinds.waiting;
         context.globalAlpha = 0.55;
         context.fillRect(Math.max(from, sight.left), y + 6, Math.max(0.5, Math.min(x, right) - Math.max(from, sight.left)), LANE - 14);
         context.globalAlpha = 1;
