@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
-from truedag.launch.dry import DryResult, run_dry
+from truedag.launch.dry import ASSUMED, DryResult, run_dry
 from truedag.launch.typed_numbers import natural, positive
 from truedag.tracer.analysis.device_fit import NOT_COUNTED
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
@@ -187,7 +187,7 @@ def _print_estimate(found: Estimate) -> None:
         f"in the pipeline's bubble {found.bubble_share:.0%} and wait for others "
         f"{max(found.idle_share - found.bubble_share, 0):.0%}"
     )
-    for line in found.assumptions:
+    for line in (*found.assumptions, *ASSUMED):
         print_result(f"  assumed: {line}")
 
 

@@ -13,7 +13,14 @@ import polars as pl
 import pytest
 from command_line import Ran, truedag, write_small_deployment
 from graph_comparison import list_differences
-from hand_arithmetic import expect_gradients, expect_layer
+from hand_arithmetic import (
+    count_layer_flops,
+    count_step_flops,
+    expect_gradients,
+    expect_kept,
+    expect_layer,
+    expect_transfer_s,
+)
 from polars.testing import assert_frame_equal
 
 from truedag.launch.deployment_file import load_deployment
@@ -34,7 +41,7 @@ UNEVEN = ("--routing", "zipf:0.5", "workload.sequence_length=256", "model.max_se
 
 def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_path: Path) -> None:
     done = truedag("dry", "moe-30b-ep64-tp8-pp2-dp2", "--verify", "1", "--no-views", "--json", "--out", "out",
-                   cwd=tmp_path)  # fmt: skip
+                   "--device", "h100", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["world_size"] == 2048
@@ -64,6 +71,7 @@ def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_pa
     spans = spans.join(graph.groups.select("group", "ranks").collect(), on="group").filter(pl.col("len") > 1)
     assert len(spans) == graph.meta["num_collectives"]
     _check_arithmetic(graph)
+    _check_estimate(graph, result)
     assert (spans["rank"].cast(pl.List(pl.Int64)) == spans["ranks"].list.sort()).all(), (
         "all ranks of the group meet in it"
     )
@@ -96,6 +104,29 @@ def _check_arithmetic(graph: Graph) -> None:
     assert {
         (label, size): number for label, size, number in reduced.select("label", "send_bytes", "len").rows()
     } == wanted
+
+
+def _check_estimate(graph: Graph, result: dict[str, Any]) -> None:
+    """Hold FLOPs, memory and estimated communication of the largest deployment against what follows from it."""
+    _, deployment = load_deployment("moe-30b-ep64-tp8-pp2-dp2", ())
+    model, strategy = deployment.model, deployment.strategy
+    estimate = result["estimate"]
+    flops = count_step_flops(model, strategy, num_tokens=1024, num_microbatches=1)
+    assert make_report(graph).throughput.flops == estimate["flops"] == flops
+    step_s, peak = estimate["step_ns"] / 1e9, 989.4e12
+    assert flops / 2048 / peak / step_s == pytest.approx(estimate["model_flops_utilization"], rel=0.05), (
+        "some in float32"
+    )
+    kept = {one["ranks"][0]: one for one in result["memory"]}
+    for first, (parameters, gradients, state) in zip((0, 1024), expect_kept(model, strategy), strict=True):
+        assert (kept[first]["parameter_bytes"], kept[first]["gradient_bytes"]) == (parameters, gradients)
+        assert state <= kept[first]["state_bytes"] < state + 4096, "and the optimizer counts its steps"
+    assert [fit["fits"] for fit in result["fits"]] == [True, True]
+    transfer_s = find_critical_path(graph).total()["transfer_ns"].item() / 1e9
+    by_hand = expect_transfer_s(model, strategy, num_tokens=1024, gpus_per_node=8)
+    assert transfer_s == pytest.approx(by_hand, rel=0.03), "of one microbatch little is hidden, and little was left out"
+    layer_s = count_layer_flops(model, strategy, num_tokens=1024) / (0.7 * peak)
+    assert transfer_s + 3 * model.num_layers * layer_s < step_s < 1.5 * (transfer_s + 3 * model.num_layers * layer_s)
 
 
 def _estimate(folder: Path) -> Any:
