@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from command_line import Ran, truedag, write_small_deployment
 from graph_comparison import list_differences
 from hand_arithmetic import (
@@ -24,6 +26,7 @@ from hand_arithmetic import (
 from polars.testing import assert_frame_equal
 
 from truedag.launch.deployment_file import load_deployment
+from truedag.launch.device_file import load_device
 from truedag.tracer.analysis.critical_path import find_critical_path
 from truedag.tracer.analysis.report import make_report
 from truedag.tracer.graph import Graph
@@ -220,6 +223,11 @@ def _check_page(graph: Graph) -> None:
     assert (spent[0].start_ns, spent[0].end_ns) == (spent[1].start_ns, spent[1].end_ns)
     np.testing.assert_array_equal(spent[0].bins, spent[1].bins)
     np.testing.assert_array_equal(spent[0].spent_ns, spent[1].spent_ns)
+    shares = spent[0].spent_ns[:4].sum(axis=1) / (len(graph.ranks.collect()) * graph.meta["estimate"]["step_ns"])
+    told = graph.meta["estimate"]
+    waiting = told["idle_share"] - told["bubble_share"]
+    by_simulation = (told["compute_share"], told["exposed_communication_share"], waiting, told["bubble_share"])
+    assert shares.tolist() == pytest.approx(by_simulation, abs=1e-4), "the same moments, counted twice over"
     repeated, listed = (
         cut_slices(leaves, build_tree(leaves), spent[0].start_ns, spent[0].end_ns) for leaves in (lazy, read)
     )
@@ -250,8 +258,16 @@ def test_the_graph_of_classes_is_that_of_all_ranks_for_any_strategy(
 
 def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
     path = write_small_deployment(tmp_path)
-    done = truedag("dry", str(path), "--expand", "--device", "h100", "--no-views", "--out", "out", cwd=tmp_path)
+    small = load_device("h100").model_dump()
+    small["memory_bytes"]["value"] = 100_000
+    (tmp_path / "device.yaml").write_text(yaml.safe_dump(small))
+    done = truedag("dry", str(path), "--expand", "--device", "device.yaml", "--no-views", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if "DOES NOT FIT" in line]
+    assert done.stdout.splitlines()[1] == told[0], "what does not fit is said before all else"
+    assert re.match(
+        r"ranks? [\d,-]+ DOES NOT FIT: \d+\.\d% of h100's 97.7 KiB, \d+.* too much at the peak \(not", told[0]
+    )
     assert "Estimated, not measured, on h100 with 8 GPUs a node:" in done.stdout
     lazy, written = Graph.open(tmp_path / "out" / "classes"), Graph.open(tmp_path / "out")
     assert "form" not in written.meta
