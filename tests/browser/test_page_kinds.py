@@ -52,7 +52,7 @@ def test_estimates_look_different_in_every_view(browser: Chromium, tmp_path: Pat
     pictures = {}
     for timing in ("measured", "estimated"):
         open_page(browser, timed(pipeline(), timing), tmp_path / timing)
-        for view in ("overview", "graph", "time", "time&lanes=1"):
+        for view in ("overview", "graph", "time", "time&lanes=1", "path"):
             go(browser, f"#view={view}")
             canvas = f"document.querySelector('#view-{view.split('&')[0]} canvas').toDataURL()"
             pictures[timing, view] = browser.evaluate(canvas)
@@ -63,7 +63,7 @@ def test_estimates_look_different_in_every_view(browser: Chromium, tmp_path: Pat
         assert ("estimated" in told["Times are"]) == (timing == "estimated")
         go(browser, "#view=path")
         assert ("≈" in browser.evaluate("document.querySelector('#view-path').textContent")) == (timing == "estimated")
-    for view in ("overview", "graph", "time", "time&lanes=1"):
+    for view in ("overview", "graph", "time", "time&lanes=1", "path"):
         assert pictures["measured", view] != pictures["estimated", view], view
 
 

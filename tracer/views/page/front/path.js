@@ -1,6 +1,7 @@
 /** The critical path and the stragglers, as lists that lead to their places. */
 
 import { Board, FONT, fit } from "./board.js";
+import { stripes } from "./palette.js";
 import { writeCount, writeTime } from "./text.js";
 
 const PAGE = 200; // rows at a time
@@ -199,7 +200,8 @@ export class PathView {
         context.globalAlpha = 1;
       }
       before = row;
-      context.fillStyle = colours.kinds[app.model.word(pieces.spent, at)] ?? colours.quiet;
+      const colour = colours.kinds[app.model.word(pieces.spent, at)] ?? colours.quiet;
+      context.fillStyle = meta.is_estimated ? stripes(context, colour, colours.open) : colour;
       context.fillRect(x, 6 + row * line + Math.min(2, line * 0.15), w, Math.max(1.5, line * 0.7));
       if (state.selection?.kind === "piece" && state.selection.id === at) {
         context.strokeStyle = colours.accent;

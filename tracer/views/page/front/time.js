@@ -78,7 +78,7 @@ export class TimeView {
     app.remote?.want(sight.ranks);
     if (this.hasLanes()) {
       this.timeline.draw(board.context, sight);
-      this.note.textContent = `${writeCount(this.timeline.numDrawn)} of ${writeCount(model.meta.num_slices)} slices in sight · ${writeTime(sight.to - sight.from)}`;
+      this.note.textContent = `${writeCount(this.timeline.numDrawn)} of ${writeCount(model.meta.num_slices)} slices in sight · ${writeTime(sight.to - sight.from)}${model.meta.is_estimated ? " · times are estimates" : ""}`;
     } else {
       drawHeat(board.context, sight, app);
       const why = state.lanes ? ` · ${app.whyNoSlices}` : "";
