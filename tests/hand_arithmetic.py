@@ -109,7 +109,7 @@ def expect_transfer_s(model: ModelConfig, strategy: Strategy, *, num_tokens: int
 
     Those of all layers, which stages run in turn, and of one stage's gradients; what is small beside them is left out.
     """
-    base, hop_inside, hop_across = 6.6e-6, 0.6e-6, 2.7e-6
+    base, hop_inside, hop_overhead, hop_across, hop_exposed = 6.6e-6, 0.6e-6, 1e-6, 2.7e-6, 5e-6
     inside, across = 0.8 * 450e9, 0.8 * 50e9
     assert strategy.tp == strategy.etp == gpus_per_node, (
         "a tensor-parallel group fills a node, others have one rank there"
@@ -118,11 +118,13 @@ def expect_transfer_s(model: ModelConfig, strategy: Strategy, *, num_tokens: int
     def ring(size: int, num_bytes: float, *, nodes: int) -> float:
         """The time of all-gather and reduce-scatter: a hop to every other rank, and all bytes but the own."""
         link = inside if nodes == 1 else min(inside, across * size / nodes)
-        return base + (size - nodes) * hop_inside + (nodes - 1) * hop_across + (size - 1) / size * num_bytes / link
+        across_nodes = (nodes - 1) * (hop_exposed if size == nodes else hop_across)
+        in_nodes = (size - nodes) * (hop_inside if nodes == 1 else hop_overhead)
+        return base + in_nodes + across_nodes + (size - 1) / size * num_bytes / link
 
     def reduced(size: int, num_bytes: float) -> float:
         """The time of an all-reduce across as many nodes as ranks: a ring twice around, or up and down a tree."""
-        tree = base + 2 * ceil(log2(size)) * hop_across + 2 * num_bytes / across
+        tree = base + 2 * ceil(log2(size)) * hop_exposed + 2 * num_bytes / across
         return min(2 * ring(size, num_bytes, nodes=size) - base, tree)
 
     total = 0.0
@@ -132,7 +134,7 @@ def expect_transfer_s(model: ModelConfig, strategy: Strategy, *, num_tokens: int
             if axis in ("tp", "etp"):
                 total += ring(strategy.tp, size * (strategy.tp if kind == "all-gather" else 1), nodes=1)
             elif kind == "all-to-all":
-                total += base + hop_across + (strategy.ep - 1) / strategy.ep * size / across
+                total += base + hop_exposed + (strategy.ep - 1) / strategy.ep * size / across
             else:  # the counts of tokens go to all ranks that share experts
                 ranks = strategy.ep * strategy.etp
                 total += ring(ranks, size * ranks, nodes=strategy.ep)
