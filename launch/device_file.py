@@ -42,7 +42,9 @@ class DeviceFile(BaseModel):
     link_fraction: Quantity
     base_ns: Quantity
     inside_ns: Quantity
+    overhead_ns: Quantity
     across_ns: Quantity
+    exposed_ns: Quantity
 
     def device(self) -> Device:
         """Return the numbers alone."""

@@ -7,7 +7,8 @@ processes had. `--expand` also writes all nodes and edges of all ranks. A deploy
 `moe-30b-ep64-tp8-pp2-dp2,strategy=EP64-TP8-PP2-DP32,workload.global_batch_size=2048`: the largest one on 32,768 ranks.
 
 Bytes are what all participants give; inside means that all ranks of the group are in one node, across that they are
-not. Memory is by storage lifetime, without allocators' rounding and communications' buffers.
+not, alone that there is but one, so that nothing moves. Memory is by storage lifetime, without allocators' rounding and
+communications' buffers.
 """
 
 from __future__ import annotations
@@ -96,7 +97,11 @@ def communications(classes: Path, gpus_per_node: int) -> pl.DataFrame:
     names = ("nodes", "participants", "groups", "ranks")
     tables = {name: pl.read_parquet(classes / f"{name}.parquet") for name in names}
     spread = pl.col("ranks").list.eval(pl.element() // gpus_per_node).list.n_unique() > 1
-    teams = tables["groups"].group_by("team").agg(pl.col("axis").first(), groups=pl.len(), is_across=spread.any())
+    teams = (
+        tables["groups"]
+        .group_by("team")
+        .agg(pl.col("axis").first(), groups=pl.len(), is_across=spread.any(), size=pl.col("ranks").list.len().first())
+    )
     sizes = tables["ranks"].group_by("rank_class").agg(ranks=pl.len())
     parts = tables["participants"].with_row_index("row").join(sizes, on="rank_class", maintain_order="left")
     parts = parts.with_columns(pl.col("row").cast(pl.Int64), bytes=pl.col("send_bytes") * pl.col("ranks"))
@@ -111,6 +116,7 @@ def communications(classes: Path, gpus_per_node: int) -> pl.DataFrame:
     found = nodes.select("node", "num", "label").join(sent, on="node").join(teams, on="team")
     what = pl.col("label").str.split(" ").list.first()
     link = pl.when("is_across").then(pl.lit("across")).otherwise(pl.lit("inside"))
+    link = pl.when(pl.col("size") == 1).then(pl.lit("alone")).otherwise(link)
     keys = ["axis", "what", "link"]
     counted = (
         found.with_columns(what=what, link=link)

@@ -20,7 +20,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
-from truedag.launch.dry import DryResult, run_dry
+from truedag.launch.dry import ASSUMED, DryResult, run_dry
 from truedag.launch.typed_numbers import natural, positive
 from truedag.tracer.analysis.device_fit import NOT_COUNTED
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
@@ -185,9 +185,9 @@ def _print_estimate(found: Estimate) -> None:
         f"  MFU {found.model_flops_utilization:.1%} ({found.flops_utilization:.1%} with what is computed again); GPUs "
         f"compute {found.compute_share:.0%} of the time, only communicate {found.exposed_communication_share:.0%}, are "
         f"in the pipeline's bubble {found.bubble_share:.0%} and wait for others "
-        f"{found.idle_share - found.bubble_share:.0%}"
+        f"{max(found.idle_share - found.bubble_share, 0):.0%}"
     )
-    for line in found.assumptions:
+    for line in (*found.assumptions, *ASSUMED):
         print_result(f"  assumed: {line}")
 
 

@@ -7,16 +7,22 @@ import sys
 import threading
 from pathlib import Path
 
+import polars as pl
 import pytest
 from chromium import Chromium
 from page_probe import box_of, facts, go, number_of_colours, state
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from small_classes import write_classes
 from small_dag import SmallDag, pipeline
 
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page import write_page
+from truedag.tracer.views.page.clock import occupy
+from truedag.tracer.views.page.leaves import find_leaves
 from truedag.tracer.views.page.server import PageServer
+from truedag.tracer.views.page.slices import cut_slices
+from truedag.tracer.views.page.tree import build_tree
 
 HOSTILE = '</script><img src=x onerror="document.title=1"><b>&amp;'
 FINDING = {
@@ -46,7 +52,7 @@ def test_estimates_look_different_in_every_view(browser: Chromium, tmp_path: Pat
     pictures = {}
     for timing in ("measured", "estimated"):
         open_page(browser, timed(pipeline(), timing), tmp_path / timing)
-        for view in ("overview", "graph", "time", "time&lanes=1"):
+        for view in ("overview", "graph", "time", "time&lanes=1", "path"):
             go(browser, f"#view={view}")
             canvas = f"document.querySelector('#view-{view.split('&')[0]} canvas').toDataURL()"
             pictures[timing, view] = browser.evaluate(canvas)
@@ -66,8 +72,35 @@ def test_estimates_look_different_in_every_view(browser: Chromium, tmp_path: Pat
         assert ("estimated" in told["Times are"]) == (timing == "estimated")
         go(browser, "#view=path")
         assert ("≈" in browser.evaluate("document.querySelector('#view-path').textContent")) == (timing == "estimated")
-    for view in ("overview", "graph", "time", "time&lanes=1"):
+    for view in ("overview", "graph", "time", "time&lanes=1", "path"):
         assert pictures["measured", view] != pictures["estimated", view], view
+
+
+@pytest.mark.parametrize(("most_slices", "link", "ranks"), [(24, "", (0, 1, 2, 3)), (12, "&f.rank=1,3", (1, 3))])
+def test_slices_of_ranks_that_are_alike_are_made_when_they_are_shown(
+    browser: Chromium, tmp_path: Path, most_slices: int, link: str, ranks: tuple[int, ...]
+) -> None:
+    graph = Graph.open(write_classes(tmp_path / "dag"))
+    page = write_page(graph, tmp_path / "views", most_slices=most_slices)
+    assert page.slices is None, "those of one rank of each class are in the page"
+    browser.open(page.html.as_uri())
+    assert browser.evaluate("truedag.model.slices !== null") == (not link)
+    go(browser, f"#view=time&lanes=1{link}")
+    assert f"{6 * len(ranks)} of 24 slices" in browser.evaluate(
+        "document.querySelector('#view-time .note').textContent"
+    )
+    names = ("rank", "lane", "node", "leaf", "start", "span", "wait", "isEstimated")
+    columns = browser.evaluate(f"{list(names)}.map((name) => [...truedag.model.slices[name]])")
+    leaves = find_leaves(graph)
+    spent = occupy(graph, leaves)
+    assert spent is not None
+    table = cut_slices(leaves, build_tree(leaves), spent.start_ns, spent.end_ns).spread()
+    told = table.filter(pl.col("rank").is_in(ranks)).rename({"is_estimated": "isEstimated"})
+    assert columns == [told[name].to_list() for name in names]
+    said = facts(browser)
+    assert said["Estimated for"] == "h100, 8 a node"
+    assert said["MFU"].startswith("≈ 25")
+    assert "links are free; nothing is computed." in browser.evaluate("document.querySelector('#detail').textContent")
 
 
 def test_without_times_ranks_stand_over_the_order_and_nothing_is_claimed(browser: Chromium, tmp_path: Path) -> None:

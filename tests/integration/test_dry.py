@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +12,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from command_line import Ran, truedag, write_small_deployment
 from graph_comparison import list_differences
-from hand_arithmetic import expect_gradients, expect_layer
+from hand_arithmetic import (
+    count_layer_flops,
+    count_step_flops,
+    expect_gradients,
+    expect_kept,
+    expect_layer,
+    expect_transfer_s,
+)
 from polars.testing import assert_frame_equal
 
 from truedag.launch.deployment_file import load_deployment
+from truedag.launch.device_file import load_device
 from truedag.tracer.analysis.critical_path import find_critical_path
 from truedag.tracer.analysis.report import make_report
 from truedag.tracer.graph import Graph
@@ -34,7 +44,7 @@ UNEVEN = ("--routing", "zipf:0.5", "workload.sequence_length=256", "model.max_se
 
 def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_path: Path) -> None:
     done = truedag("dry", "moe-30b-ep64-tp8-pp2-dp2", "--verify", "1", "--no-views", "--json", "--out", "out",
-                   cwd=tmp_path)  # fmt: skip
+                   "--device", "h100", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["world_size"] == 2048
@@ -64,6 +74,7 @@ def test_the_largest_deployment_is_four_programs_that_other_ranks_run_too(tmp_pa
     spans = spans.join(graph.groups.select("group", "ranks").collect(), on="group").filter(pl.col("len") > 1)
     assert len(spans) == graph.meta["num_collectives"]
     _check_arithmetic(graph)
+    _check_estimate(graph, result)
     assert (spans["rank"].cast(pl.List(pl.Int64)) == spans["ranks"].list.sort()).all(), (
         "all ranks of the group meet in it"
     )
@@ -96,6 +107,29 @@ def _check_arithmetic(graph: Graph) -> None:
     assert {
         (label, size): number for label, size, number in reduced.select("label", "send_bytes", "len").rows()
     } == wanted
+
+
+def _check_estimate(graph: Graph, result: dict[str, Any]) -> None:
+    """Hold FLOPs, memory and estimated communication of the largest deployment against what follows from it."""
+    _, deployment = load_deployment("moe-30b-ep64-tp8-pp2-dp2", ())
+    model, strategy = deployment.model, deployment.strategy
+    estimate = result["estimate"]
+    flops = count_step_flops(model, strategy, num_tokens=1024, num_microbatches=1)
+    assert make_report(graph).throughput.flops == estimate["flops"] == flops
+    step_s, peak = estimate["step_ns"] / 1e9, 989.4e12
+    assert flops / 2048 / peak / step_s == pytest.approx(estimate["model_flops_utilization"], rel=0.05), (
+        "some in float32"
+    )
+    kept = {one["ranks"][0]: one for one in result["memory"]}
+    for first, (parameters, gradients, state) in zip((0, 1024), expect_kept(model, strategy), strict=True):
+        assert (kept[first]["parameter_bytes"], kept[first]["gradient_bytes"]) == (parameters, gradients)
+        assert state <= kept[first]["state_bytes"] < state + 4096, "and the optimizer counts its steps"
+    assert [fit["fits"] for fit in result["fits"]] == [True, True]
+    transfer_s = find_critical_path(graph).total()["transfer_ns"].item() / 1e9
+    by_hand = expect_transfer_s(model, strategy, num_tokens=1024, gpus_per_node=8)
+    assert transfer_s == pytest.approx(by_hand, rel=0.03), "of one microbatch little is hidden, and little was left out"
+    layer_s = count_layer_flops(model, strategy, num_tokens=1024) / (0.7 * peak)
+    assert transfer_s + 3 * model.num_layers * layer_s < step_s < 1.5 * (transfer_s + 3 * model.num_layers * layer_s)
 
 
 def _estimate(folder: Path) -> Any:
@@ -154,7 +188,7 @@ def test_the_graph_made_of_classes_is_the_graph_of_all_ranks(tmp_path: Path) -> 
     assert lazy.is_of_classes > read.is_of_classes
     assert lazy.error_ns is read.error_ns is None, "estimates have no clocks"
     assert lazy.total().equals(read.total())
-    alike = read.stragglers.select("node", "group", "rank", "waited_ns", "late_ns")
+    alike = read.stragglers.select("node", "group", "waited_ns", "late_ns")
     assert lazy.stragglers.select(alike.columns).join(alike, on=alike.columns, how="anti").is_empty()
 
 
@@ -189,6 +223,11 @@ def _check_page(graph: Graph) -> None:
     assert (spent[0].start_ns, spent[0].end_ns) == (spent[1].start_ns, spent[1].end_ns)
     np.testing.assert_array_equal(spent[0].bins, spent[1].bins)
     np.testing.assert_array_equal(spent[0].spent_ns, spent[1].spent_ns)
+    shares = spent[0].spent_ns[:4].sum(axis=1) / (len(graph.ranks.collect()) * graph.meta["estimate"]["step_ns"])
+    told = graph.meta["estimate"]
+    waiting = told["idle_share"] - told["bubble_share"]
+    by_simulation = (told["compute_share"], told["exposed_communication_share"], waiting, told["bubble_share"])
+    assert shares.tolist() == pytest.approx(by_simulation, abs=1e-4), "the same moments, counted twice over"
     repeated, listed = (
         cut_slices(leaves, build_tree(leaves), spent[0].start_ns, spent[0].end_ns) for leaves in (lazy, read)
     )
@@ -219,8 +258,16 @@ def test_the_graph_of_classes_is_that_of_all_ranks_for_any_strategy(
 
 def test_the_whole_graph_is_written_out(tmp_path: Path) -> None:
     path = write_small_deployment(tmp_path)
-    done = truedag("dry", str(path), "--expand", "--device", "h100", "--no-views", "--out", "out", cwd=tmp_path)
+    small = load_device("h100").model_dump()
+    small["memory_bytes"]["value"] = 100_000
+    (tmp_path / "device.yaml").write_text(yaml.safe_dump(small))
+    done = truedag("dry", str(path), "--expand", "--device", "device.yaml", "--no-views", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if "DOES NOT FIT" in line]
+    assert done.stdout.splitlines()[1] == told[0], "what does not fit is said before all else"
+    assert re.match(
+        r"ranks? [\d,-]+ DOES NOT FIT: \d+\.\d% of h100's 97.7 KiB, \d+.* too much at the peak \(not", told[0]
+    )
     assert "Estimated, not measured, on h100 with 8 GPUs a node:" in done.stdout
     lazy, written = Graph.open(tmp_path / "out" / "classes"), Graph.open(tmp_path / "out")
     assert "form" not in written.meta

@@ -416,6 +416,21 @@ def test_programs_that_told_nothing_are_drawn_in_all_views(tmp_path):
         assert len(drawings) == len(VIEWS)
 
 
+def test_estimates_are_in_no_drawing_unmarked(tmp_path):
+    shown = {}
+    for timing in ("measured", "estimated"):
+        dag = pipeline()
+        for node in dag.nodes:
+            node["timing"] = timing
+        for drawing in draw(dag.write(tmp_path / timing / "dag"), tmp_path / timing / "views"):
+            lines = [line for sheet in drawing.sheets for line, _ in overhangs(sheet)]
+            shown[drawing.view, timing] = {line for line in lines if re.search(r"\d (ns|µs|ms|s)\b", line)}
+    for view in VIEWS:
+        assert shown[view, "measured"]
+        assert {line for line in shown[view, "estimated"] if "est. " not in line} == set(), view
+    assert any(line.startswith("est. wait ") for line in shown["detailed", "estimated"])
+
+
 def test_what_an_audit_found_is_marked_and_leads_to_the_page(tmp_path):
     path = replicas().write(tmp_path / "dag")
     graph = Graph.open(path)

@@ -24,9 +24,9 @@ from truedag.tracer.graph.source import FORMAT_VERSION
 DEVICE = Device(
     name="round", peak_flops={"bfloat16": 100e9}, product_fraction=0.5, memory_bytes=1e9, memory_bandwidth=10e9,
     memory_fraction=1.0, kernel_ns=7, inside_bandwidth=4e9, across_bandwidth=1e9, link_fraction=1.0, base_ns=100,
-    inside_ns=10, across_ns=50,
+    inside_ns=10, overhead_ns=20, across_ns=50, exposed_ns=70,
 )  # fmt: skip
-NODE, TWO_NODES = Placement(size=4, num_nodes=1), Placement(size=4, num_nodes=2)
+NODE, TWO_NODES, APART = (Placement(size=4, num_nodes=nodes) for nodes in (1, 2, 4))
 
 
 def test_an_operator_takes_the_longer_of_computing_and_moving() -> None:
@@ -46,16 +46,19 @@ def test_an_operator_takes_the_longer_of_computing_and_moving() -> None:
         # Three hops; three of four parts at 4 bytes a ns.
         ("_allgather_base_", 1_000, 4_000, NODE, 100 + 3 * 10 + 3_000 / 4),
         ("_reduce_scatter_base_", 4_000, 1_000, NODE, 100 + 3 * 10 + 3_000 / 4),
-        # Two ranks in each node leave it by two network links: 2 bytes a ns.
-        ("_allgather_base_", 1_000, 4_000, TWO_NODES, 100 + 2 * 10 + 50 + 3_000 / 2),
-        # A long one goes around twice; a short one climbs a tree of depth two and comes down.
+        # Two ranks in each node leave it by two network links: 2 bytes a ns; a hop inside is one of a ring over nodes.
+        ("_allgather_base_", 1_000, 4_000, TWO_NODES, 100 + 2 * 20 + 50 + 3_000 / 2),
+        # Alone in its node a rank hides no hop of the ring.
+        ("_allgather_base_", 1_000, 4_000, APART, 100 + 3 * 70 + 3_000 / 1),
+        # A long one goes around twice; a short one climbs a tree, to the other rank and the other node, and comes down.
         ("allreduce_", 400_000, 400_000, NODE, 100 + 2 * 30 + 2 * 300_000 / 4),
-        ("allreduce_", 4, 4, NODE, 100 + 2 * 20 + 2 * 4 / 4),
+        ("allreduce_", 400_000, 400_000, TWO_NODES, 100 + 2 * 90 + 2 * 300_000 / 2),
+        ("allreduce_", 4, 4, TWO_NODES, 100 + 2 * 80 + 2 * 4 / 2),
         # All pairs at once: a quarter of the bytes to the other rank in the node, half of them to the other node.
-        ("alltoall_base_", 4_000, 4_000, TWO_NODES, 100 + 50 + 2_000 / 1),
+        ("alltoall_base_", 4_000, 4_000, TWO_NODES, 100 + 70 + 2_000 / 1),
         ("alltoall_base_", 4_000, 4_000, NODE, 100 + 10 + 3_000 / 4),
-        ("send", 4_000, 0, Placement(size=2, num_nodes=2), 100 + 50 + 4_000 / 1),
-        ("broadcast_", 4_000, 0, NODE, 100 + 2 * 10 + 4_000 / 4),
+        ("send", 4_000, 0, Placement(size=2, num_nodes=2), 100 + 70 + 4_000 / 1),
+        ("broadcast_", 4_000, 0, NODE, 100 + 3 * 10 + 4_000 / 4),
         ("allreduce_", 4_000, 4_000, Placement(size=1, num_nodes=1), 7),
     ],
 )

@@ -248,8 +248,8 @@ def _stragglers(graph: Graph, activities: Activities) -> pl.DataFrame:
         met.group_by("meet")
         .agg(
             pl.col("group").first(),
-            pl.col("rank").sort_by("arrive_ns").last(),
-            pl.col("node").sort_by("arrive_ns").last().alias("came"),
+            pl.col("rank").sort_by("arrive_ns", "rank", descending=[False, True]).last(),
+            pl.col("node").sort_by("arrive_ns", "rank", descending=[False, True]).last().alias("came"),
             late_ns=pl.col("arrive_ns").max() - before,
             waited_ns=pl.col("waited").sum(),
         )

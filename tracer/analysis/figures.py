@@ -8,6 +8,8 @@ from types import ModuleType
 from truedag.tracer.analysis import (
     communications,
     critical_path,
+    device_fit,
+    estimates,
     experts,
     held_memory,
     memory,
@@ -27,6 +29,8 @@ _MODULES: dict[str, tuple[ModuleType, type | None]] = {
     "critical-path": (critical_path, critical_path.CriticalPath),
     "throughput": (throughput, throughput.Throughput),
     "mfu": (throughput, throughput.Throughput),
+    "estimates": (estimates, estimates.Estimates),
+    "fit": (device_fit, device_fit.Fit),
     "generation": (throughput, throughput.Generation),
     "memory": (memory, memory.RankMemory),
     "held-memory": (held_memory, held_memory.HeldMemory),

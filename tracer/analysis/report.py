@@ -18,6 +18,7 @@ from rich.console import RenderableType
 from truedag.tracer.analysis.communications import CommunicationTotals, total_communications
 from truedag.tracer.analysis.critical_path import CriticalPath, find_critical_path
 from truedag.tracer.analysis.device_fit import Fit, find_fits
+from truedag.tracer.analysis.estimates import Estimates, forget_estimates, read_estimates
 from truedag.tracer.analysis.experts import ExpertLoad, ExpertPlace, measure_loads, place_experts
 from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
 from truedag.tracer.analysis.memory import RankMemory
@@ -63,7 +64,7 @@ class Report:
         steps_ns: for each recorded step the time from the first start to the last end over all ranks; a step without a
             measurement is not in it.
         is_estimated: whether times are estimates, not measurements; num_estimated says of how many nodes. None of them
-            enters a figure.
+            enters a figure but `estimates`.
         step_spread: of those; None without any.
         ranks: each rank's time in all steps.
         ranks_by_step: the same, step by step.
@@ -96,6 +97,7 @@ class Report:
     memory: tuple[RankMemory, ...]
     held_memory: tuple[HeldMemory, ...]
     fits: tuple[Fit, ...]
+    estimates: Estimates | None
 
     def render(self) -> RenderableType:
         """Return what the terminal shows."""
@@ -120,7 +122,8 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
     """
     graph = source if isinstance(source, Graph) else Graph.open(source)
     tables = read_tables(graph)
-    nodes, participants, num_estimated = _leave_out_estimates(tables.nodes, tables.participants)
+    num_estimated = int(tables.nodes.filter(pl.col("timing") == "estimated")["num"].sum())
+    nodes, participants = (forget_estimates(frame, tables.nodes) for frame in (tables.nodes, tables.participants))
     groups, ranks, messages = tables.groups, tables.ranks, tables.messages
     meta = graph.meta
     windows = measure_steps(nodes, participants)
@@ -171,6 +174,7 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
         memory=tables.memory,
         held_memory=tuple(memory),
         fits=find_fits(memory, meta),
+        estimates=read_estimates(meta),
     )
 
 
@@ -196,20 +200,6 @@ def _count_kinds(frame: pl.DataFrame) -> dict[str, int]:
 
 def _sort_counts(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _leave_out_estimates(nodes: pl.DataFrame, participants: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, int]:
-    """Return nodes and participants without the times that are estimates, and of how many nodes these are."""
-    estimated = nodes.filter(pl.col("timing") == "estimated").select("node", "num", is_estimated=True)
-    if estimated.is_empty():
-        return nodes, participants, 0
-    left = []
-    for frame in (nodes, participants):
-        told = frame.join(estimated.drop("num"), on="node", how="left", maintain_order="left")
-        names = [name for name in ("arrive_ns", "start_ns", "end_ns") if name in frame.columns]
-        known = (pl.when(pl.col("is_estimated").is_null()).then(name).alias(name) for name in names)
-        left.append(told.with_columns(known).drop("is_estimated"))
-    return left[0], left[1], int(estimated["num"].sum())
 
 
 def _find_paths(graph: Graph, steps: list[int], num_estimated: int) -> tuple[list[CriticalPath] | None, str | None]:

@@ -68,8 +68,8 @@ def list_facts(report: Report) -> list[str]:
         facts.append(f"over {len(report.steps_ns)} steps: {_spread(report.step_spread)}")
     if report.num_estimated:
         facts.append(
-            f"ESTIMATED: the times of {report.num_estimated:,} nodes are estimates, and enter no figure here; truedag "
-            "critical-path shows what they come to"
+            f"ESTIMATED: the times of {report.num_estimated:,} nodes are estimates, and enter no figure but those that "
+            "are said to be; truedag critical-path has more"
         )
     return facts
 
@@ -78,8 +78,8 @@ def list_sections(report: Report) -> list[Section]:
     """Return the sections that have something to say, in order."""
     found = [
         _shares(report), *_steps(report), _communications(report), _stragglers(report), _path(report),
-        _path_operators(report), _throughput(report), *_generations(report), _memory(report), _held(report),
-        _experts(report), _loads(report),
+        _path_operators(report), _throughput(report), _estimates(report), *_generations(report), _memory(report),
+        _held(report), _experts(report), _loads(report),
     ]  # fmt: skip
     return [section for section in found if section.rows]
 
@@ -223,6 +223,33 @@ def _throughput(report: Report) -> Section:
     return Section(
         name="throughput", title="Throughput", columns=("", "value"), rows=rows, right=(1,),
         note="A multiplication and an addition are two FLOPs; model FLOPs leave out what is computed again.",
+    )  # fmt: skip
+
+
+def _estimates(report: Report) -> Section:
+    told = report.estimates
+    rows: list[list[str]] = []
+    if told is not None:
+        shares = {
+            "GPUs compute": told.compute_share,
+            "only communicate": told.exposed_communication_share,
+            "are in the pipeline's bubble": told.bubble_share,
+            "wait for others": told.waiting_share,
+        }
+        rows += [["time of a step", write_time(told.step_ns)]] if told.prefill_ns is None else [
+            ["time to first token", write_time(told.prefill_ns)], ["all tokens", write_time(told.step_ns)]
+        ]  # fmt: skip
+        rows += [
+            ["tokens/s, all ranks", f"{told.tokens_per_s:,.1f}"],
+            ["MFU", f"{100 * told.mfu:.2f} %"],
+            ["hardware utilisation", f"{100 * told.hfu:.2f} %"],
+            *([name, f"{100 * share:.1f} %"] for name, share in shares.items()),
+            *(["assumed", line] for line in told.assumptions),
+        ]
+    where = "" if told is None else f" on {told.device}, {told.gpus_per_node} of them a node"
+    return Section(
+        name="estimates", title=f"Estimated{where}, not measured", columns=("", "estimate"), rows=rows,
+        note="What operators and communications would take, simulated on the ranks. No other figure has it in it.",
     )  # fmt: skip
 
 

@@ -71,16 +71,14 @@ def _weigh(tables: ReportTables, one: OneOfEach) -> ReportTables:
     told = [(team, len(ranks), ranks.shape[1]) for team, ranks in enumerate(world.ranks)]
     schema: dict[str, Any] = {"group": tables.groups.schema["group"], "num": pl.Int64, "size": pl.Int64}
     teams = pl.DataFrame(told, schema=schema, orient="row")
-    of_rank = {known.rank: known for known in tables.memory}
-    memory = []
-    for rank, rank_class in enumerate(world.rank_class.tolist()):
-        like = of_rank.get(world.lowest[rank_class])
-        if like is None:
-            continue  # the class ran nothing
-        peak = like.peak_node
-        if peak is not None:
-            peak = int(one.in_whole(np.array([peak]), np.array([rank]))[0])
-        memory.append(replace(like, rank=rank, peak_node=peak))
+    of_class = {world.rank_class[known.rank]: known for known in tables.memory}
+    alike = [(rank, of_class[number]) for rank, number in enumerate(world.rank_class) if number in of_class]
+    peaks = np.array([0 if known.peak_node is None else known.peak_node for _, known in alike], np.int64)
+    moved = one.in_whole(peaks, np.array([rank for rank, _ in alike], np.int64)).tolist()
+    memory = [
+        replace(known, rank=rank, peak_node=None if known.peak_node is None else peak)
+        for (rank, known), peak in zip(alike, moved, strict=True)
+    ]
     return replace(
         tables,
         nodes=tables.nodes.drop("num").join(nodes, on="node", maintain_order="left"),

@@ -23,13 +23,14 @@ _ALL_TO_ALL = frozenset({"alltoall_", "alltoall_base_"})
 ASSUMPTIONS = (
     "an operator takes the longest of its counted products at the device's reachable rate, its bytes moved once, and "
     "the smallest kernel; one runs at a time on a GPU, in program order; the host is never late",
-    "nothing is fused that is an operator of its own in the graph",
+    "operators are those that ran on the CPU: what a GPU has one kernel for and the CPU several operators (norms, "
+    "optimizers), or a compiler would fuse, is as many kernels here",
     "a communication begins when its last participant has arrived; those of one group follow each other, those of "
     "several groups and computation do not slow each other down",
     "communications take a base, a time for each hop and the bytes at the slowest link: rings, for all-reduce rings or "
     "trees, whichever is faster; every pair at once in all-to-all",
     "where ranks of a class have sizes of their own, each takes as long as the largest; --all-ranks tells them apart",
-    "hops take what those of short messages do, whatever is sent",
+    "hops take what those of short messages do, whatever is sent: long messages over many nodes come out too fast",
     "ranks fill nodes in order; messages of a group that is in several nodes go from one to another; links are never "
     "shared with other jobs",
 )
@@ -86,7 +87,8 @@ def communication_ns(device: Device, op: str, sent: int, received: int, placemen
         received: most bytes that one gets.
         placement: of its group.
 
-    Source: Thakur, Rabenseifner, Gropp 2005, "Optimization of Collective Communication Operations in MPICH".
+    Source: Thakur, Rabenseifner, Gropp 2005, "Optimization of Collective Communication Operations in MPICH"; the hops
+    of rings and trees as NCCL 2.28 counts them in src/graph/tuning.cc.
     """
     size, nodes = placement.size, placement.num_nodes
     name = op.removeprefix("c10d::")
@@ -96,9 +98,7 @@ def communication_ns(device: Device, op: str, sent: int, received: int, placemen
     across = device.across_bandwidth * device.link_fraction
     # Rings leave a node by as many network links as the group has ranks there.
     ring = inside if nodes == 1 else min(inside, across * placement.per_node)
-    hops = _hops_ns(device, size, nodes)
-    depth_ns = ceil(log2(placement.per_node)) * device.inside_ns if placement.per_node > 1 else 0.0
-    depth_ns += ceil(log2(nodes)) * device.across_ns if nodes > 1 else 0.0
+    hops, depth_ns = _ring_ns(device, placement), _tree_ns(device, placement)
     share = (size - 1) / size
     if name in _ALL_REDUCE:
         by_ring = 2 * hops + 2 * share * sent / ring * 1e9
@@ -110,15 +110,24 @@ def communication_ns(device: Device, op: str, sent: int, received: int, placemen
         moved = max(sent, received)
         near = moved * (placement.per_node - 1) / size / inside
         far = moved * (size - placement.per_node) / size / across
-        latency = device.inside_ns if nodes == 1 else device.across_ns
+        latency = device.inside_ns if nodes == 1 else device.exposed_ns
         return device.base_ns + latency + max(near, far) * 1e9
     if name in ("send", "recv_", "recv_any_source_"):
-        near_ns, link = (device.inside_ns, inside) if nodes == 1 else (device.across_ns, across)
+        near_ns, link = (device.inside_ns, inside) if nodes == 1 else (device.exposed_ns, across)
         return device.base_ns + near_ns + max(sent, received) / link * 1e9
     return device.base_ns + depth_ns + max(sent, received) / ring * 1e9
 
 
-def _hops_ns(device: Device, size: int, nodes: int) -> float:
+def _ring_ns(device: Device, placement: Placement) -> float:
     """A ring's hops: one to each other rank, of which one for each other node leads to it."""
-    across = nodes - 1
-    return across * device.across_ns + (size - 1 - across) * device.inside_ns
+    size, nodes = placement.size, placement.num_nodes
+    if nodes == 1:
+        return (size - 1) * device.inside_ns
+    across = device.exposed_ns if size == nodes else device.across_ns
+    return (size - nodes) * max(device.inside_ns, device.overhead_ns) + (nodes - 1) * across
+
+
+def _tree_ns(device: Device, placement: Placement) -> float:
+    """A tree's hops, one way: from node to node as deep as it is, and along the ranks of a node."""
+    depth = ceil(log2(placement.num_nodes))
+    return max(placement.per_node - 1, 0.0) * device.inside_ns + depth * device.exposed_ns

@@ -45,5 +45,11 @@ class Device:
     inside_ns: float
     """And what each hop in the node adds."""
 
+    overhead_ns: float
+    """What each hop of a ring over several nodes adds at least."""
+
     across_ns: float
-    """And each hop to another node."""
+    """What a ring's hop to another node adds, where several ranks of a node are in it."""
+
+    exposed_ns: float
+    """What a hop to another node adds that nothing hides: in trees, of messages, in rings of one rank a node."""

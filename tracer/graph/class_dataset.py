@@ -103,7 +103,7 @@ class ClassDataset:
         num = pl.col("rank_class").replace_strict(sizes, return_dtype=pl.Int64)
         counts = dict(told.group_by("kind").agg(num.sum()).iter_rows())
         counts["order"] = int(self.meta["num_edges"]) - sum(counts.values())
-        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+        return {kind: count for kind, count in sorted(counts.items(), key=lambda item: -item[1]) if count}
 
     def edges_of(self, ranks: AbstractSet[int]) -> Iterator[pl.DataFrame]:
         """Give the edges that belong to some ranks, each to one: a message's to its receiver, of several the lowest."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
+from truedag.tracer.analysis.estimates import forget_estimates
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph.fold import COMMUNICATIONS, ENDS, Fold, coarsen, fold
 from truedag.tracer.views.alike import find_alike, fold_alike
@@ -112,7 +113,7 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
         fine, repeats = fold_alike(fine, layers)
         folded, coarse, later = _coarsen(fine)
     weights = weigh(scope, nodes, participants)
-    times = _communication_times(coarse, participants, scope)
+    times = _communication_times(coarse, forget_estimates(participants, nodes), scope)
     coarse = replace(coarse, nodes=coarse.nodes.join(times, on="fold", how="left").sort("fold"))
     num, num_unlike = _compare_microbatches(nodes, edges, coarse) if "microbatches" in folded else (0, 0)
     return Blocks(

@@ -149,7 +149,8 @@ def _describe(one: Operator, parameters: Sequence[str]) -> list[str]:
         text.append(f"{_groups(one)} · {write_bytes(one.num_bytes)} · {calls}")
         text.append(_time(one))
         if one.wait_ns is not None:
-            text.append(f"wait {write_time(one.wait_ns)}, max {write_time(one.max_wait_ns)}")
+            mark = "est. " if one.is_estimated else ""
+            text.append(f"{mark}wait {write_time(one.wait_ns)}, max {write_time(one.max_wait_ns)}")
         return text
     where = "" if one.expert >= 0 else f"{write_gpus(one.ranks)} · "
     if one.expert >= 0:

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from truedag.tracer.analysis.estimates import forget_estimates
 from truedag.tracer.graph.fold import COMMUNICATIONS
 from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.views import captions
@@ -119,7 +120,7 @@ def read_world(scope: Scope) -> World:
         "outputs",
     )
     nodes = graph.nodes.select(*names).collect()
-    participants = graph.participants.collect()
+    participants = forget_estimates(graph.participants.collect(), nodes)
     weights = weigh(scope, nodes, participants)
     traffic, places = _traffic(scope, nodes, participants, weights)
     edges = graph.edges.filter(pl.col("kind") != "order").select("src", "dst", "kind", "bytes").collect()

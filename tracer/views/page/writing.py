@@ -69,7 +69,8 @@ def write_page(
         audit: what an audit found, as `audit.report.to_json` has it; None: none was made.
         why_no_audit: why there is none.
         note: what the page says of itself on top, "synthetic" say.
-        most_slices: as many slices go into the page.
+        most_slices: as many slices go into the page; of ranks that are alike those of one, and as many are made of them
+            when it opens.
         progress: is told what goes on.
 
     Raises:
@@ -101,7 +102,8 @@ def write_page(
     ]
     payload.add_document("findings", findings)
     payload.add_document("why_no_audit", why_no_audit)
-    payload.add_document("meta", _describe(graph, leaves, occupation, slices, paths, audit, note, is_apart=is_apart))
+    meta = _describe(graph, leaves, occupation, slices, paths, audit, note, is_apart=is_apart)
+    payload.add_document("meta", meta | {"most_slices": most_slices})
     progress("writing the page")
     return _write(out, payload, slices if is_apart else None, leaves.num_nodes, len(leaves.table), _title(graph))
 

@@ -9,8 +9,6 @@ import { Slices } from "./slices.js";
 import { Remote } from "./remote.js";
 import { Repeated } from "./repeated.js";
 
-const MOST_AT_ONCE = 600_000; // slices that are made when the page opens
-
 const begun = performance.now();
 
 async function start() {
@@ -20,7 +18,7 @@ async function start() {
   const model = new Model(payload);
   const { slices, pairs, turns, moved } = payload.tables;
   const repeated = slices && turns ? new Repeated(model, { slices, turns, moved, pairs }) : null;
-  if (repeated && model.meta.num_slices <= MOST_AT_ONCE) model.slices = repeated.make(Array.from(model.ranks.rank));
+  if (repeated && model.meta.num_slices <= model.meta.most_slices) model.slices = repeated.make(Array.from(model.ranks.rank));
   else if (slices && !repeated) model.slices = new Slices(slices, model.meta.tick_ns, pairs);
   const app = new App(model);
   app.pairs = pairs;
