@@ -58,9 +58,13 @@ export class Detail {
     if (meta.missing_ranks?.length) rows.push(["Missing ranks", meta.missing_ranks.join(", ")]);
     if (meta.dry) rows.push(["Dry run", "executed on tensors without memory: nothing was computed or measured"]);
     const { estimate } = meta;
-    if (estimate) rows.push(["Times", `≈ estimated for ${writeCount(meta.world_size)} × ${estimate.device}, ${estimate.gpus_per_node} in a node`]);
+    if (estimate) {
+      const used = estimate.model_flops_utilization ?? estimate.flops_utilization;
+      rows.push(["Estimated for", `${estimate.device}, ${writeCount(estimate.gpus_per_node)} a node`], ["Step", `≈ ${writeTime(estimate.step_ns)}`]);
+      if (used >= 0) rows.push(["Of the peak FLOP/s", `≈ ${(100 * used).toPrecision(2)} %`]);
+    }
     this.facts(/** @type {[string, string][]} */ (rows));
-    if (estimate) this.notes("What the estimate assumes", estimate.assumptions);
+    if (estimate) this.notes("What the estimate assumes", [...estimate.assumptions, ...(meta.dry?.assumed ?? [])]);
     this.text("Click anything. Double-click opens it, ? lists the keys. The link in the address bar brings back what you see.");
   }
 
@@ -199,7 +203,7 @@ export class Detail {
     /** @type {[string, string][]} */
     const rows = [
       ["Node", String(slices.node[id])], ["Rank", `${slices.rank[id]}, ${laneName(slices.lane[id])}`], ["Operator", model.word(leaves.op, leaf)],
-      ["Starts at", writeTime(slices.start[id] * slices.tick)], [mark ? "Takes, estimated" : "Takes", mark + writeTime(slices.span[id] * slices.tick)],
+      ["Starts at", mark + writeTime(slices.start[id] * slices.tick)], [mark ? "Takes, estimated" : "Takes", mark + writeTime(slices.span[id] * slices.tick)],
     ];
     if (slices.microbatch[id] >= 0) rows.push(["Microbatch", String(slices.microbatch[id])]);
     rows.push(["In", model.word(leaves.inputs, leaf) || "–"], ["Out", model.word(leaves.outputs, leaf) || "–"]);
@@ -217,7 +221,7 @@ export class Detail {
         const track = Object.assign(document.createElement("span"), { className: "track" });
         track.append(bar("wait", (100 * slices.wait[part]) / most, slices.isEstimated[part] === 1), bar("move", (100 * slices.span[part]) / most, slices.isEstimated[part] === 1));
         row.append(Object.assign(document.createElement("span"), { textContent: `rank ${slices.rank[part]}`, className: "name" }), track,
-          Object.assign(document.createElement("span"), { textContent: writeTime((slices.wait[part] + slices.span[part]) * slices.tick), className: "value" }));
+          Object.assign(document.createElement("span"), { textContent: mark + writeTime((slices.wait[part] + slices.span[part]) * slices.tick), className: "value" }));
         row.addEventListener("click", () => this.app.select({ kind: "slice", id: part }));
         list.append(row);
       }
@@ -232,9 +236,10 @@ export class Detail {
     if (!pieces || id >= pieces.length) return;
     const leaf = pieces.leaf[id];
     const spent = model.word(pieces.spent, id);
+    const mark = model.meta.is_estimated ? "≈ " : "";
     this.head(`${spent === "host" ? "Host, before " : ""}${model.word(leaves.label, leaf)}`, `on the critical path, piece ${id + 1} of ${writeCount(pieces.length)}`);
-    this.facts([["Spent on", spent], ["Rank", String(pieces.rank[id])], ["Starts at", writeTime(pieces.start_ns[id])],
-      ["Takes", (model.meta.is_estimated ? "≈ " : "") + writeTime(pieces.end_ns[id] - pieces.start_ns[id])], ["Node", String(pieces.node[id])], ["In", model.path(leaves.node[leaf]).slice(0, -1).join(" / ")]]);
+    this.facts([["Spent on", spent], ["Rank", String(pieces.rank[id])], ["Starts at", mark + writeTime(pieces.start_ns[id])],
+      ["Takes", mark + writeTime(pieces.end_ns[id] - pieces.start_ns[id])], ["Node", String(pieces.node[id])], ["In", model.path(leaves.node[leaf]).slice(0, -1).join(" / ")]]);
   }
 
   /** @param {number} id */

@@ -111,7 +111,7 @@ export class PathView {
     table.append(app.row(["At", "Rank", "What", "Time"], "th"));
     for (const at of order.slice(0, this.shown)) {
       const what = `${app.model.word(pieces.spent, at) === "host" ? "host, before " : ""}${app.model.word(leaves.label, pieces.leaf[at])}`;
-      const row = app.row([pieces.start_ns[at] ? writeTime(pieces.start_ns[at]) : "0", String(pieces.rank[at]), soften(what), this.mark() + writeTime(pieces.end_ns[at] - pieces.start_ns[at])], "td", 2);
+      const row = app.row([pieces.start_ns[at] ? this.mark() + writeTime(pieces.start_ns[at]) : "0", String(pieces.rank[at]), soften(what), this.mark() + writeTime(pieces.end_ns[at] - pieces.start_ns[at])], "td", 2);
       row.cells[2].append(below(app.shortPlace(pieces.leaf[at])));
       row.cells[2].prepend(app.swatch(app.model.word(pieces.spent, at)));
       row.dataset.piece = String(at);

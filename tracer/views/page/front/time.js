@@ -88,7 +88,7 @@ export class TimeView {
     if (model.slices !== held) app.derive();
     if (this.hasLanes()) {
       this.timeline.draw(board.context, sight);
-      tellScale(this.note, `${writeCount(this.timeline.numDrawn)} of ${writeCount(model.meta.num_slices)} slices in sight · ${writeTime(sight.to - sight.from)}`, null);
+      tellScale(this.note, `${writeCount(this.timeline.numDrawn)} of ${writeCount(model.meta.num_slices)} slices in sight · ${writeTime(sight.to - sight.from)}${model.meta.is_estimated ? " · times are estimates" : ""}`, null);
     } else {
       drawHeat(board.context, sight, app);
       const parts = [writeRanks(sight.ranks.length), writeTime(sight.to - sight.from), model.meta.is_estimated ? "times are estimates" : "", app.onlyRanks(), state.lanes ? app.whyNoSlices : ""];
