@@ -61,7 +61,7 @@ export class Detail {
     if (estimate) {
       const used = estimate.model_flops_utilization ?? estimate.flops_utilization;
       rows.push(["Estimated for", `${estimate.device}, ${writeCount(estimate.gpus_per_node)} a node`], ["Step", `≈ ${writeTime(estimate.step_ns)}`]);
-      if (used >= 0) rows.push(["Of the peak FLOP/s", `≈ ${(100 * used).toPrecision(2)} %`]);
+      if (used >= 0) rows.push(["MFU", `≈ ${(100 * used).toPrecision(3)} % of the peak FLOP/s`]);
     }
     this.facts(/** @type {[string, string][]} */ (rows));
     if (estimate) this.notes("What the estimate assumes", [...estimate.assumptions, ...(meta.dry?.assumed ?? [])]);
@@ -301,7 +301,7 @@ export class Detail {
   notes(title, texts) {
     const box = document.createElement("details");
     const list = document.createElement("ul");
-    list.append(...texts.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+    list.append(...texts.map((text, at) => Object.assign(document.createElement("li"), { textContent: `${text}${at < texts.length - 1 ? "; " : "."}` })));
     box.append(Object.assign(document.createElement("summary"), { textContent: title }), list);
     this.place.append(box);
   }
