@@ -3,7 +3,7 @@
 import { FONT, fit } from "./board.js";
 import { countRuns } from "./model.js";
 import { stripes } from "./palette.js";
-import { writeBytes, writeCount, writeFlops, writeRanks, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeExcess, writeFlops, writeRanks, writeTime } from "./text.js";
 
 const LEGIBLE = 0.33; // scale from which boxes have text
 
@@ -71,7 +71,8 @@ export function drawBox(context, app, box, scale, look, most) {
   outline(context, box, isLeaf ? category : "group");
   context.strokeStyle = isSelected || isMarked ? colours.accent : kindColour;
   context.lineWidth = (isSelected ? 3 : isMarked ? 2.2 : 1.2) / Math.min(1, Math.max(scale, 0.35));
-  context.setLineDash(value >= 0 || !model.hasTimes ? [] : [4, 3]);
+  const isKnown = value >= 0 || !model.hasTimes || (state.metric === "waiting" && !model.tree.num_communications[box.node]);
+  context.setLineDash(isKnown ? [] : [4, 3]);
   context.stroke();
   context.setLineDash([]);
   if (scale < LEGIBLE) {
@@ -123,21 +124,34 @@ export function figureOf(model, node, metric) {
   }
   if (metric === "imbalance") {
     const { value, isEstimated } = model.amount(node, metric);
-    return value >= 0 ? `${isEstimated ? "≈ " : ""}+${Math.round(100 * value)} % above the mean (rank ${isEstimated ? tree.estimated_rank[node] : tree.worst_rank[node]})` : "time unknown";
+    return value >= 0 ? `${isEstimated ? "≈ " : ""}${writeExcess(value)} above the mean (rank ${isEstimated ? tree.estimated_rank[node] : tree.worst_rank[node]})` : "time unknown";
   }
   if (metric === "waiting") {
     const isSure = tree.wait_mean_ns[node] >= 0;
     const mean = isSure ? tree.wait_mean_ns[node] : tree.estimated_wait_mean_ns[node];
     if (!(mean >= 0)) return model.tree.num_communications[node] ? "waiting unknown" : "nothing to wait for";
     const most = isSure ? tree.wait_max_ns[node] : tree.estimated_wait_max_ns[node];
-    return `waits ${isSure ? "" : "≈ "}${writeTime(mean)}, max ${writeTime(most)} (rank ${isSure ? tree.wait_rank[node] : tree.estimated_wait_rank[node]})`;
+    return most > 0 ? `waits ${spread(model, node, mean, most, isSure ? tree.wait_rank[node] : tree.estimated_wait_rank[node], isSure)}` : "nobody waits";
   }
   const isMeasured = tree.mean_ns[node] >= 0;
   const mean = isMeasured ? tree.mean_ns[node] : tree.estimated_mean_ns[node];
   if (!(mean >= 0)) return "time unknown";
   const most = isMeasured ? tree.max_ns[node] : tree.estimated_max_ns[node];
   const worst = isMeasured ? tree.worst_rank[node] : tree.estimated_rank[node];
-  const isEven = writeTime(most) === writeTime(mean) && countRuns(model.runs(tree.ranks, node)) > 1;
+  return spread(model, node, mean, most, worst, isMeasured);
+}
+
+/**
+ * Mean, maximum and the worst rank, or that all ranks are alike.
+ * @param {import("./model.js").Model} model
+ * @param {number} node
+ * @param {number} mean
+ * @param {number} most
+ * @param {number} worst
+ * @param {boolean} isMeasured
+ */
+function spread(model, node, mean, most, worst, isMeasured) {
+  const isEven = writeTime(most) === writeTime(mean) && countRuns(model.runs(model.tree.ranks, node)) > 1;
   return `${isMeasured ? "" : "≈ "}${writeTime(mean)}${isEven ? " on each" : `, max ${writeTime(most)} (rank ${worst})`}`;
 }
 

@@ -5,7 +5,7 @@ import { tellScale } from "./controls.js";
 import { RankMap } from "./rankmap.js";
 import { Shares } from "./shares.js";
 import { amountColour, inkOn, stripes } from "./palette.js";
-import { writeBytes, writeCount, writeEither, writeFlops, writeRanks, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeEither, writeExcess, writeFlops, writeRanks, writeTime } from "./text.js";
 
 const PHASES = ["forward", "prefill", "decode", "backward", "optimizer", ""];
 
@@ -114,6 +114,7 @@ export class Overview {
       most = Math.max(most, value || 0);
       if (isEstimated && value >= 0) mark = "≈ ";
     }
+    if (app.state.metric === "imbalance" && most > 0) most = Math.max(most, 0.01);
     const text = mark + this.wordOf(most);
     const dashes = this.columns.some(({ layer, part }) => layer < 0 && !part) ? ` · –: in no ${this.columns.some(({ part }) => part) ? "module" : "layer"}` : "";
     if (most) tellScale(this.scale, this.describe(), ["0", text], { isEstimated: mark !== "", after: ` (root scale)${dashes}` });
@@ -145,7 +146,7 @@ export class Overview {
             this.writeIn(this.wordOf(value), x + 4, y + height / 2, width - 6, height);
             context.font = `11px ${FONT}`;
           }
-        } else {
+        } else if (app.state.metric !== "waiting" || app.model.cells.sent_bytes[cell] > 0) {
           context.strokeStyle = colours.quiet;
           context.setLineDash([2, 2]);
           context.strokeRect(x + 1.5, y + 1.5, width - 3, height - 3);
@@ -202,7 +203,7 @@ export class Overview {
     const { metric } = this.app.state;
     if (metric === "bytes") return writeBytes(value);
     if (metric === "nodes") return writeCount(value);
-    return metric === "imbalance" ? `+${Math.round(100 * value)} %` : writeTime(value);
+    return metric === "imbalance" ? writeExcess(value) : writeTime(value);
   }
 
   describe() {

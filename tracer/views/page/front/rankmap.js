@@ -3,7 +3,7 @@
 import { Board, FONT } from "./board.js";
 import { tellScale } from "./controls.js";
 import { TURNS, amountColour, inkOn, stripes } from "./palette.js";
-import { writeBytes, writeCount, writeRanks, writeRuns, writeTime } from "./text.js";
+import { writeBytes, writeCount, writeExcess, writeRanks, writeRuns, writeTime } from "./text.js";
 import { countRuns, eachRun } from "./model.js";
 
 const AXES = ["tp", "ep", "etp", "pp", "dp", "edp", "cp"];
@@ -138,7 +138,7 @@ export class RankMap {
     context.globalAlpha = 1;
     this.drawMarks(size);
     const told = /** @type {{ [metric: string]: string }} */ ({ time: "compute", waiting: "waiting for others", bytes: "bytes given", imbalance: "compute above the mean", nodes: "nodes with a part here", path: "time on the critical path" })[state.metric];
-    const text = state.metric === "nodes" ? writeCount(most) : state.metric === "bytes" ? writeBytes(most) : state.metric === "imbalance" ? `+${Math.round(100 * most)} %` : writeTime(most);
+    const text = state.metric === "nodes" ? writeCount(most) : state.metric === "bytes" ? writeBytes(most) : state.metric === "imbalance" ? writeExcess(most) : writeTime(most);
     const legend = state.selection?.kind === "rank" && size < NAMED
       ? ` · shares ${[...new Set([...this.sharing(state.selection.id).values()].map((axes) => axes[0]))].map((name) => `${name} (${TURN_NAMES[AXES.indexOf(name)]})`).join(", ")}` : "";
     if (axis) tellScale(this.note, `place on ${axis}`, null, { after: legend });

@@ -39,6 +39,11 @@ export function writeBytes(count) {
   return `${Math.round(count)} B`;
 }
 
+/** How much one is above another. @param {number} share */
+export function writeExcess(share) {
+  return `+${share < 0.0995 ? (100 * share).toFixed(1) : Math.round(100 * share)} %`;
+}
+
 /** @param {number} count */
 export function writeCount(count) {
   return Math.round(count).toLocaleString("en-US");
