@@ -244,6 +244,11 @@ def test_where_no_layer_was_told_the_matrix_has_the_parts_of_the_model(browser: 
         "truedag.app.marks.leaves.map(([leaf]) => truedag.model.word(truedag.model.leaves.label, leaf))"
     )
     assert leaves == ["mm"]
+    phases = "[...document.querySelectorAll('#filter-phase option')].map((one) => one.textContent)"
+    assert browser.evaluate(phases) == ["all", "no phase"]
+    for phase, shown in (("-", 10), ("forward", 0)):
+        go(browser, f"#view=graph&f.phase={phase}")
+        assert browser.evaluate("truedag.app.views.graph.shown") == shown
 
 
 def test_a_node_is_found_by_its_number(browser: Chromium, tmp_path: Path) -> None:

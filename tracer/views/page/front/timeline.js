@@ -141,7 +141,8 @@ export class Timeline {
         context.lineWidth = 1;
       }
       if (width > 26) {
-        context.fillStyle = slices.isEstimated[at] ? colours.ink : app.isDark ? "#111111" : category === "transfer" ? "#111111" : "#ffffff";
+        context.globalAlpha = isOn ? 1 : 0.7;
+        context.fillStyle = !isOn || slices.isEstimated[at] ? colours.ink : app.isDark ? "#111111" : category === "transfer" ? "#111111" : "#ffffff";
         const begin = Math.max(x, sight.left) + 4;
         context.fillText(fit(context, model.word(model.leaves.label, slices.leaf[at]), Math.min(x + width, right) - begin - 3), begin, y + this.lane / 2 - 1);
       }
