@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import ASSUMED, DryResult, run_dry
 from truedag.launch.typed_numbers import natural, positive
-from truedag.tracer.analysis.device_fit import NOT_COUNTED
+from truedag.tracer.analysis.device_fit import NOT_COUNTED, describe_unfit
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.estimate.estimate import Estimate
 
@@ -95,9 +95,8 @@ _SHOWN_HELD = 8
 
 def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
-    for fit in result.fits:
-        if not fit.fits:
-            print_result(f"{fit.describe_ranks()} {fit.describe()} at the peak ({NOT_COUNTED})")
+    for line in describe_unfit(result.fits):
+        print_result(line)
     print_result(f"  not run: executed without memory, so that nothing was timed; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
     num_classes = len(result.classes)
