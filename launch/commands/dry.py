@@ -6,7 +6,7 @@ real run. Ranks that must run the same program are executed once; --verify N als
 that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
 part of it is made when it is read; --expand writes it out. It is drawn whole, and audited from its classes; expanded or
 where routing gives ranks of a class own sizes, up to a million nodes are audited: truedag audit takes more. --device
-estimates what it would take on a GPU, and says so.
+estimates what it would take on a GPU, and says so, and whether each rank fits into its memory.
 """
 
 from __future__ import annotations
@@ -180,9 +180,10 @@ def _print_estimate(found: Estimate) -> None:
             f"  time to first token {found.prefill_ns / 1e6:,.1f} ms, all tokens {found.step_ns / 1e6:,.1f} ms, "
             f"{found.tokens_per_s:,.0f} tokens/s"
         )
+    used = f"{found.flops_utilization:.1%}"
+    again = f" ({used} with what is computed again)" if used != f"{found.model_flops_utilization:.1%}" else ""
     print_result(
-        f"  MFU {found.model_flops_utilization:.1%} ({found.flops_utilization:.1%} with what is computed again); GPUs "
-        f"compute {found.compute_share:.0%} of the time, only communicate {found.exposed_communication_share:.0%}, are "
+        f"  MFU {found.model_flops_utilization:.1%}{again}; GPUs compute {found.compute_share:.0%} of the time, only communicate {found.exposed_communication_share:.0%}, are "
         f"in the pipeline's bubble {found.bubble_share:.0%} and wait for others "
         f"{max(found.idle_share - found.bubble_share, 0):.0%}"
     )
