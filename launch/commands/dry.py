@@ -183,9 +183,9 @@ def _print_estimate(found: Estimate) -> None:
     used = f"{found.flops_utilization:.1%}"
     again = f" ({used} with what is computed again)" if used != f"{found.model_flops_utilization:.1%}" else ""
     print_result(
-        f"  MFU {found.model_flops_utilization:.1%}{again}; GPUs compute {found.compute_share:.0%} of the time, only communicate {found.exposed_communication_share:.0%}, are "
-        f"in the pipeline's bubble {found.bubble_share:.0%} and wait for others "
-        f"{max(found.idle_share - found.bubble_share, 0):.0%}"
+        f"  MFU {found.model_flops_utilization:.1%}{again}; GPUs compute {found.compute_share:.0%} of the time, only "
+        f"communicate {found.exposed_communication_share:.0%}, are in the pipeline's bubble {found.bubble_share:.0%} "
+        f"and wait for others {max(found.idle_share - found.bubble_share, 0):.0%}"
     )
     for line in (*found.assumptions, *ASSUMED):
         print_result(f"  assumed: {line}")
