@@ -2,7 +2,8 @@
 
 RUN is a run's folder, or a dataset that truedag merge wrote. The critical path leads back from the last end of the
 step, and over to another rank wherever one waited for it, so its length is the time of the step, and nothing that is
-not on it made the step longer. Then: which rank came last to the communications, and what it came late for.
+not on it made the step longer. Then: which rank came last to the communications, and what it came late for. Of a dry
+run with --device it is that of the estimated times, and each rank stands for all that run as it does.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ real run. Ranks that must run the same program are executed once; --verify N als
 that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
 part of it is made when it is read; --expand writes it out. It is drawn whole, and audited from its classes; expanded or
 where routing gives ranks of a class own sizes, up to a million nodes are audited: truedag audit takes more. --device
-estimates what it would take on a GPU, and says so.
+estimates what it would take on a GPU, and says so, and whether each rank fits into its memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from truedag.launch.console import Progress, print_audited, print_json, print_result, shorten
 from truedag.launch.dry import ASSUMED, DryResult, run_dry
 from truedag.launch.typed_numbers import natural, positive
-from truedag.tracer.analysis.device_fit import NOT_COUNTED
+from truedag.tracer.analysis.device_fit import NOT_COUNTED, describe_unfit
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.estimate.estimate import Estimate
 
@@ -95,9 +95,8 @@ _SHOWN_HELD = 8
 
 def _print_result(result: DryResult) -> None:
     print_result(f"{result.deployment} · {result.strategy}")
-    for fit in result.fits:
-        if not fit.fits:
-            print_result(f"{fit.describe_ranks()} {fit.describe()} at the peak ({NOT_COUNTED})")
+    for line in describe_unfit(result.fits):
+        print_result(line)
     print_result(f"  not run: executed without memory, so that nothing was timed; {_say_routing(result)}")
     events = {rank.rank: rank for rank in result.ranks}
     num_classes = len(result.classes)
@@ -181,11 +180,12 @@ def _print_estimate(found: Estimate) -> None:
             f"  time to first token {found.prefill_ns / 1e6:,.1f} ms, all tokens {found.step_ns / 1e6:,.1f} ms, "
             f"{found.tokens_per_s:,.0f} tokens/s"
         )
+    used = f"{found.flops_utilization:.1%}"
+    again = f" ({used} with what is computed again)" if used != f"{found.model_flops_utilization:.1%}" else ""
     print_result(
-        f"  MFU {found.model_flops_utilization:.1%} ({found.flops_utilization:.1%} with what is computed again); GPUs "
-        f"compute {found.compute_share:.0%} of the time, only communicate {found.exposed_communication_share:.0%}, are "
-        f"in the pipeline's bubble {found.bubble_share:.0%} and wait for others "
-        f"{max(found.idle_share - found.bubble_share, 0):.0%}"
+        f"  MFU {found.model_flops_utilization:.1%}{again}; GPUs compute {found.compute_share:.0%} of the time, only "
+        f"communicate {found.exposed_communication_share:.0%}, are in the pipeline's bubble {found.bubble_share:.0%} "
+        f"and wait for others {max(found.idle_share - found.bubble_share, 0):.0%}"
     )
     for line in (*found.assumptions, *ASSUMED):
         print_result(f"  assumed: {line}")

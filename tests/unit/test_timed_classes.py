@@ -108,7 +108,7 @@ def test_a_rank_that_does_not_fit_is_told_first(graphs: tuple[Graph, Graph]) -> 
     text = write_markdown(report)
     facts = [line for line in text.splitlines() if line.startswith("- ")]
     assert facts[0].startswith(
-        "- ranks 2,3 DOES NOT FIT: 110.0% of h100's 1000 B, 100 B too much at the peak; not coun"
+        "- ranks 2,3: DOES NOT FIT: 110.0% of h100's 1000 B, 100 B too much at the peak; not coun"
     )
     assert "(90.0% of h100's 1000 B, 100 B left)" in text
     estimates = text.partition("## Estimated on h100, 8 of them a node, not measured")[2].partition("##")[0]

@@ -45,9 +45,16 @@ class Fit:
             return f"DOES NOT FIT: {share}, {write_bytes(self.peak_bytes - self.memory_bytes)} too much"
         return f"{share}, {write_bytes(self.memory_bytes - self.peak_bytes)} left"
 
-    def describe_ranks(self) -> str:
-        """Say whose it is."""
-        return f"{'rank' if len(self.ranks) == 1 else 'ranks'} {write_runs(self.ranks)}"
+
+def describe_unfit(fits: Sequence[Fit]) -> list[str]:
+    """Return a line on all ranks that do not fit, which is said before all else; none where all do."""
+    unfit = [one for one in fits if not one.fits]
+    if not unfit:
+        return []
+    ranks = sorted(rank for one in unfit for rank in one.ranks)
+    who = f"{'rank' if len(ranks) == 1 else 'ranks'} {write_runs(ranks)}"
+    most = "" if len(unfit) == 1 else " (the most)"
+    return [f"{who}: {unfit[0].describe()}{most} at the peak; {NOT_COUNTED}"]
 
 
 def find_fits(memory: Sequence[HeldMemory], meta: Mapping[str, Any]) -> tuple[Fit, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from truedag.tracer.analysis.device_fit import NOT_COUNTED
+from truedag.tracer.analysis.device_fit import describe_unfit
 from truedag.tracer.analysis.quantities import write_bytes, write_rate, write_runs, write_time
 from truedag.tracer.analysis.shares import PARTS, RankShares
 from truedag.tracer.analysis.spread import Spread
@@ -55,9 +55,7 @@ def list_facts(report: Report) -> list[str]:
         steps = f"{min(report.steps_ns)} to {max(report.steps_ns)}: {_spread(report.step_spread)}"
     missing = report.world_size - report.num_ranks
     facts = [
-        f"{one.describe_ranks()} {one.describe()} at the peak; {NOT_COUNTED}" for one in report.fits if not one.fits
-    ]
-    facts += [
+        *describe_unfit(report.fits),
         f"{sum(report.nodes.values()):,} nodes: {_counts(report.nodes)}; {report.num_views_dropped:,} views dropped",
         f"{sum(report.edges.values()):,} edges: {_counts(report.edges)}",
         f"unmatched communications: {report.num_unmatched:,}"

@@ -37,6 +37,7 @@ export class Repeated {
     this.model.slices = count > MOST_HELD ? null : this.make(ranks);
     app.whyNoSlices = `${writeCount(count)} slices are too many to draw: filter by rank, 0-31 say`;
     app.passing = null;
+    app.render(); // what stands beside this view says more of slices that are here
   }
 
   /** How many slices some ranks have. @param {number[]} ranks */
