@@ -143,8 +143,8 @@ def _select_step(nodes: pl.DataFrame, parts: pl.DataFrame, step: int | None) -> 
     if spans.is_empty():
         what = "this graph" if step is None else f"step {step}"
         raise GraphError(
-            f"nothing in {what} has a time: only what was recorded with times, or by truedag dry with a --device, has a "
-            "critical path"
+            f"nothing in {what} has a time: only what was recorded with times, or by truedag dry with a --device, has "
+            "a critical path"
         )
     low, high = spans.select(pl.col("start_ns").min(), pl.col("end_ns").max()).row(0)
     if step is not None:
