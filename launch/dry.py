@@ -41,6 +41,8 @@ ASSUMED = (
     "operators are those that run on the CPU, communications those of the deployment's backend",
 )
 
+_PAGE_RANKS = 4096  # the page lists the ranks of each of its boxes, which of more takes gigabytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryResult:
@@ -175,6 +177,7 @@ def run_dry(
         is_light = is_audited_unasked(graph)
         audited = _audit(deployment, folder, show) if is_light else None
         pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
+        is_light = is_light and deployment.world_size <= _PAGE_RANKS
         page = _write_page(folder, show) if views and is_light else None
     finally:
         folder.node(nodes.node).write_text(ENDED)

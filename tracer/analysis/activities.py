@@ -142,7 +142,10 @@ def _select_step(nodes: pl.DataFrame, parts: pl.DataFrame, step: int | None) -> 
     spans = pl.concat([timed, met.drop_nulls(), *(frame.drop_nulls() for frame in host)])
     if spans.is_empty():
         what = "this graph" if step is None else f"step {step}"
-        raise GraphError(f"nothing in {what} has a time: only what was recorded with times has a critical path")
+        raise GraphError(
+            f"nothing in {what} has a time: only what was recorded with times, or by truedag dry with a --device, has "
+            "a critical path"
+        )
     low, high = spans.select(pl.col("start_ns").min(), pl.col("end_ns").max()).row(0)
     if step is not None:
         within = (pl.col("step") < 0) & (pl.col("start_ns") >= low) & (pl.col("end_ns") <= high)

@@ -22,7 +22,7 @@ from truedag.tracer.graph.class_dataset import ClassDataset
 from truedag.tracer.graph.class_world import Ints
 from truedag.tracer.graph.source import TABLES
 
-_TIMES = ("seq", "arrive_ns", "start_ns", "end_ns", "send_bytes", "recv_bytes")
+_SAID = ("seq", "arrive_ns", "start_ns", "end_ns", "send_bytes", "recv_bytes")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class OneOfEach:
             self._num_alike().lazy(), on=["team", "rank_class"], maintain_order="left"
         )
         num = pl.when("is_joint").then("num_alike").otherwise(1).alias("num_alike")
-        return met.select("node", rank.alias("rank"), pl.col("team").alias("group"), *_TIMES, num).with_columns(
+        return met.select("node", rank.alias("rank"), pl.col("team").alias("group"), *_SAID, num).with_columns(
             waited_ns=pl.lit(None, pl.Int64)
         )
 
@@ -78,7 +78,7 @@ class OneOfEach:
 
         Args:
             node: numbers in this graph.
-            rank: on which of its ranks.
+            rank: of the class whose lowest rank it is of.
         """
         told = self.classes.scan_classes("nodes").select("node", "team").collect()
         place = np.searchsorted(told["node"].to_numpy(), node)

@@ -100,6 +100,8 @@ def _find_moved(table: pl.DataFrame, of_class: pl.DataFrame, ranks: pl.DataFrame
     schema = {"alike": pl.Int64, "place": pl.Int64, "leaf": pl.Int64}
     others = ranks.filter(pl.col("alike") != pl.col("like")).select("alike", "like").unique().sort("alike")
     found = [pl.DataFrame(schema=schema)]
+    if others.is_empty():
+        return found[0]
     own = {rank: part["leaf"].to_numpy() for (rank,), part in table.partition_by("rank", as_dict=True).items()}
     first = {rank: part["leaf"].to_numpy() for (rank,), part in of_class.partition_by("rank", as_dict=True).items()}
     for alike, like in others.iter_rows():
