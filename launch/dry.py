@@ -30,6 +30,7 @@ from truedag.parallel.rank_classes import RankClass, find_rank_classes
 from truedag.parallel.routing import parse_routing
 from truedag.parallel.training import TrainingConfig
 from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
+from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.estimate.estimate import Estimate, estimate
 from truedag.tracer.graph import Graph
 
@@ -154,15 +155,20 @@ def run_dry(
             verified = sorted(draw.sample(others, min(num_verified, len(others))))
             done.execute([(rank,) for rank in verified])
         said = None if chosen is None else chosen.describe()
-        told = {"routing": said, "assumed": ASSUMED, "num_executed_ranks": len(done.ranks)}
+        told = {
+            "routing": said,
+            "assumed": ASSUMED,
+            "num_executed_ranks": len(done.ranks),
+            **_tell_derived(classes, done),
+        }
         (folder.root / "classes.json").write_text(_describe_classes(deployment, classes, told))
         if verified:
             show(f"verifying {len(verified)} ranks")
-            verify_ranks(deployment, classes, verified, folder)
+            verify_ranks(deployment, classes, verified, folder, done)
         if all_ranks:
             merged = _merge(deployment, folder, told, show)
         else:
-            merged = _build_classes(deployment, classes, done.groups, folder, told, show)
+            merged = _build_classes(deployment, classes, done, folder, told, show)
         if hardware is not None:
             show("estimating times")
             estimated = estimate(
@@ -236,7 +242,7 @@ def _merge(
 def _build_classes(
     deployment: Deployment,
     classes: Sequence[RankClass],
-    groups: Sequence[tuple[str, str, tuple[int, ...]]],
+    done: Runs,
     folder: RunFolder,
     told: Mapping[str, Any],
     show: Callable[[str], None],
@@ -245,13 +251,23 @@ def _build_classes(
 
     show("building the class graph")
     return build_class_graph(
-        {ranks[0]: folder.trace(ranks[0]) for one in classes for ranks in one.alike},
-        describe_world(deployment, classes, groups),
+        {rank: folder.trace(rank) for one in classes for rank, *_ in one.alike if rank not in done.derived},
+        describe_world(deployment, classes, done.groups),
         folder.dag,
         deployment=deployment.name,
         strategy=deployment.strategy.describe(),
         told=told,
+        derived=done.derive,
     )
+
+
+def _tell_derived(classes: Sequence[RankClass], done: Runs) -> dict[str, Any]:
+    """Say which ranks' sizes nobody saw; nothing where all are of ranks that were executed."""
+    ranks = sorted(rank for one in classes for ranks in one.alike if ranks[0] in done.derived for rank in ranks)
+    if not ranks:
+        return {}
+    how = "linear forms of their numbers of tokens, which hold exactly on all executed ranks of the same program"
+    return {"derived_sizes": {"num_ranks": len(ranks), "ranks": write_runs(ranks), "how": how}}
 
 
 def _read_memory(folder: RunFolder) -> tuple[HeldMemory, ...]:

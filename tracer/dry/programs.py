@@ -19,7 +19,11 @@ from truedag.tracer.dry.world import Groups, Ints
 from truedag.tracer.errors import MergeError
 from truedag.tracer.merge.labels import NUMBERS, TEXTS, UNKNOWN
 from truedag.tracer.merge.making import Workers, make_parts
+from truedag.tracer.merge.nodes import RankNodes
 from truedag.tracer.merge.part import INPUT, PARAMETER, Part
+from truedag.tracer.merge.rank_graph import build_rank_graph
+from truedag.tracer.merge.rank_part import make_part
+from truedag.tracer.record.trace import read_trace
 
 _EXPERT = re.compile(r"(\.local_experts\.)(\d+)")
 _SIZES = re.compile(r"\d+(?=[,\]])")
@@ -37,6 +41,16 @@ def read_part(trace: Path) -> Part:
     if not isinstance(made.part, Part):
         raise MergeError(made.said)
     return _in_order(made.part)
+
+
+def read_rank(trace: Path) -> tuple[Part, RankNodes]:
+    """Return what `read_part` does, and the operators that it was made of; of a rank that recorded something.
+
+    Raises:
+        TraceError: the trace is broken.
+    """
+    graph = build_rank_graph(read_trace(trace))
+    return _in_order(make_part(graph)), graph.nodes
 
 
 def _in_order(part: Part) -> Part:
