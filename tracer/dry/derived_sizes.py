@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from truedag.tracer.dry.fans import Side, Spread, find_fans
 from truedag.tracer.dry.forms import Bools, Evaluated, evaluate_forms
 from truedag.tracer.dry.programs import read_rank
 from truedag.tracer.dry.sizes import Names, Sizes, column_of, moved_bytes
@@ -27,7 +28,7 @@ from truedag.tracer.dry.tensor_texts import TensorText
 from truedag.tracer.dry.world import Ints
 from truedag.tracer.merge.lifetimes import LifeName, Lives, find_lives, name_life, sum_up
 from truedag.tracer.merge.nodes import RankNodes
-from truedag.tracer.merge.part import DATA, Part
+from truedag.tracer.merge.part import Part
 
 _SIDES = (("inputs", "bytes_read"), ("outputs", "bytes_written"))
 
@@ -97,20 +98,11 @@ class _Book:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Side:
-    """What goes in, or comes out, of nodes of a shape."""
-
-    text: TensorText
-    dimensions: Ints  # numbers of the book
-    num_bytes: Ints  # [samples]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
     """Nodes that have the same tensors, on each sample."""
 
     flops: int  # number of the book
-    sides: list[_Side]
+    sides: list[Side]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +153,13 @@ class Derivation:
         parts = [one.part for one in samples]
         book = _Book()
         shape, shapes = self._find_shapes(parts, book)
-        layout, layouts = self._find_layouts(parts, book)
-        edge_bytes = book.add([one.edges["bytes"] for one in parts])
+        try:
+            fans, alone = find_fans(parts, lambda node: shapes[int(shape[node])].sides[0])
+        except ValueError as error:
+            self.problem = str(error)
+            return
+        layout, layouts = self._find_layouts(parts, alone, book)
+        edge_bytes = book.add([one.edges["bytes"][alone] for one in parts])
         moved = book.add([moved_bytes(one).ravel() for one in parts])
         storages = book.add([one.lives.num_bytes for one in samples])
         book.evaluate(np.stack([one.numbers for one in samples]), np.asarray(asked, np.int64))
@@ -173,15 +170,25 @@ class Derivation:
             return
         self._sized = [one for number, row in enumerate(shapes) if (one := self._size(book, shape, number, row))]
         self._carried = [
-            _Carried(edges=np.flatnonzero(layout == number), dtype=row.dtype or "", sizes=book.of(row.sizes))
+            _Carried(edges=alone[layout == number], dtype=row.dtype or "", sizes=book.of(row.sizes))
             for number, row in enumerate(layouts)
             if len(book.varying(row.sizes))
         ]
-        self._flowing = book.varying(edge_bytes)
-        self._flow, self._moved, self._storages = book.of(edge_bytes[self._flowing]), book.of(moved), book.of(storages)
-        is_data = (parts[0].edges["kind"] == DATA)[self._flowing]
+        varying = book.varying(edge_bytes)
+        self._flowing = alone[varying]
+        self._flow, self._moved, self._storages = book.of(edge_bytes[varying]), book.of(moved), book.of(storages)
+        self._spreads = [
+            Spread(
+                edges=fan.edges,
+                dtypes=[dtype for dtype, _ in fan.tensors],
+                sizes=[book.of(dimensions) for _, dimensions in fan.tensors],
+            )
+            for fan in fans
+        ]
         if not self.problem:
-            self.is_known = book.found.is_known & (self._flow[is_data] > 0).all(axis=0)
+            self.is_known = book.found.is_known & (self._flow > 0).all(axis=0)
+            for spread in self._spreads:
+                self.is_known &= spread.is_clear()
 
     @property
     def rank(self) -> int:
@@ -205,14 +212,15 @@ class Derivation:
                 if len({text for text, _ in read}) > 1:
                     self.problem = f"ranks have other kinds of tensors: {read}"
                     read = read[:1] * len(read)
-                dimensions = book.add([sizes for _, sizes in read])
-                sides.append(_Side(text=read[0][0], dimensions=dimensions, num_bytes=weight[number]))
+                seen = np.array([sizes for _, sizes in read], np.int64).T
+                sides.append(Side(text=read[0][0], seen=seen, dimensions=book.add([*seen.T]), num_bytes=weight[number]))
             shapes.append(_Shape(flops=int(flops[number]), sides=sides))
         return place.ravel(), shapes
 
-    def _find_layouts(self, parts: Sequence[Part], book: _Book) -> tuple[Ints, list[_Layout]]:
-        """Return the layout on each edge, and what each is."""
-        rows, place = np.unique(np.stack([one.edges["layout"] for one in parts], axis=1), axis=0, return_inverse=True)
+    def _find_layouts(self, parts: Sequence[Part], edges: Ints, book: _Book) -> tuple[Ints, list[_Layout]]:
+        """Return the layout on each of some edges, and what each is."""
+        columns = [one.edges["layout"][edges] for one in parts]
+        rows, place = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
         known = [{number: (dtype, sizes) for number, dtype, sizes in one.told["layouts"]} for one in parts]
         layouts = []
         for row in rows.tolist():
@@ -225,8 +233,7 @@ class Derivation:
 
     def _size(self, book: _Book, shape: Ints, number: int, row: _Shape) -> _Sized | None:
         """Return what nodes of a shape have; None where it is the same on all ranks."""
-        varies = [bool(len(book.varying(side.dimensions))) for side in row.sides]
-        if not any(varies):
+        if not any((side.seen != side.seen[:, :1]).any() for side in row.sides):
             if any((side.num_bytes != side.num_bytes[0]).any() for side in row.sides):
                 self.problem = (
                     f"{[side.text.pieces for side in row.sides]} weigh {[one.num_bytes for one in row.sides]}"
@@ -235,7 +242,7 @@ class Derivation:
         counts = [book.of(np.array([row.flops]))[0]]
         for side in row.sides:
             # Of several tensors it may be a sum of several forms: their dimensions say it.
-            if (side.text.weigh(book.seen(side.dimensions)) == side.num_bytes).all():
+            if (side.text.weigh(side.seen) == side.num_bytes).all():
                 counts.append(side.text.weigh(book.of(side.dimensions)))
             elif (side.num_bytes == side.num_bytes[0]).all():
                 counts.append(np.repeat(side.num_bytes[:1], len(counts[0])))
@@ -264,6 +271,10 @@ class Derivation:
         edges[0, self._flowing] = self._flow[:, asked]
         for carried in self._carried:
             edges[1, carried.edges] = names.layout(carried.dtype, carried.sizes[:, asked].tolist())
+        for spread in self._spreads:
+            told = spread.tell(asked)
+            edges[0, spread.edges] = [num_bytes for num_bytes, _, _ in told]
+            edges[1, spread.edges] = [names.layout(dtype, sizes) for _, dtype, sizes in told]
         comms = np.concatenate([self._moved[:, asked].reshape(-1, 2).T, nodes[3:, base.comm_nodes]])
         return Sizes(
             nodes=nodes, edges=edges, comms=comms, comm_nodes=base.comm_nodes, memory=self._sum_up(asked, base)

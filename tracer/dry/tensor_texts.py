@@ -11,7 +11,8 @@ import numpy as np
 from truedag.tracer.dry.world import Ints
 
 _DIMENSION = re.compile(r"(?<=[\[,])\d+(?=[,\]])")
-_TENSOR = re.compile(r"([a-z]+)(\d*)[a-z0-9_]*\[([^\]]*)\]")
+_TENSOR = re.compile(r"([a-z0-9_]+)\[([^\]]*)\]")
+_BITS = re.compile(r"\d+")
 _SLOT = "?"
 
 
@@ -34,12 +35,22 @@ class TensorText:
 
     def weigh(self, dimensions: Ints) -> Ints:
         """Return the bytes of all tensors, [ranks], with these dimensions, [slots, ranks]."""
-        total = np.zeros(dimensions.shape[1], np.int64)
-        slot = 0
-        for name, bits, sizes in _TENSOR.findall(_SLOT.join(self.pieces)):
-            weight = np.full(dimensions.shape[1], 1 if name == "bool" else int(bits or 0) // 8)
-            for _ in filter(None, sizes.split(",")):
-                weight = weight * dimensions[slot]
-                slot += 1
-            total += weight
-        return total
+        weights = [item_bytes(dtype) * dimensions[slots].prod(axis=0) for dtype, slots in self.tensors()]
+        found: Ints = np.sum(weights, axis=0, dtype=np.int64) + np.zeros(dimensions.shape[1], np.int64)
+        return found
+
+    def tensors(self) -> list[tuple[str, slice]]:
+        """Return each tensor's dtype, and which of the slots are its dimensions."""
+        found = []
+        first = 0
+        for dtype, sizes in _TENSOR.findall(_SLOT.join(self.pieces)):
+            last = first + sizes.count(_SLOT)
+            found.append((dtype, slice(first, last)))
+            first = last
+        return found
+
+
+def item_bytes(dtype: str) -> int:
+    """Return the bytes of an element."""
+    bits = _BITS.search(dtype)
+    return 1 if bits is None else max(int(bits[0]) // 8, 1)
