@@ -26,7 +26,7 @@ from truedag.tracer.dry.programs import read_rank
 from truedag.tracer.dry.sizes import Names, Sizes, column_of, moved_bytes
 from truedag.tracer.dry.tensor_texts import TensorText
 from truedag.tracer.dry.world import Ints
-from truedag.tracer.merge.lifetimes import LifeName, Lives, find_lives, name_life, sum_up
+from truedag.tracer.merge.lifetimes import LifeName, Lives, find_lives, name_life, sum_up, weigh_named
 from truedag.tracer.merge.nodes import RankNodes
 from truedag.tracer.merge.part import Part
 
@@ -154,7 +154,7 @@ class Derivation:
         book = _Book()
         shape, shapes = self._find_shapes(parts, book)
         try:
-            fans, alone = find_fans(parts, lambda node: shapes[int(shape[node])].sides[0])
+            fans, alone = find_fans(parts, lambda node: shapes[int(shape[node])].sides)
         except ValueError as error:
             self.problem = str(error)
             return
@@ -169,6 +169,13 @@ class Derivation:
         if self.problem:
             return
         self._sized = [one for number, row in enumerate(shapes) if (one := self._size(book, shape, number, row))]
+        owners = [np.full(len(one.nodes), place) for place, one in enumerate(self._sized)]
+        every = [
+            np.zeros((2, 0), np.int64),
+            *(np.stack([one.nodes, own]) for one, own in zip(self._sized, owners, strict=True)),
+        ]
+        self._sized_nodes = np.concatenate(every, axis=1)
+        self._kept = weigh_named(self._base.nodes.trace)
         self._carried = [
             _Carried(edges=alone[layout == number], dtype=row.dtype or "", sizes=book.of(row.sizes))
             for number, row in enumerate(layouts)
@@ -180,6 +187,7 @@ class Derivation:
         self._spreads = [
             Spread(
                 edges=fan.edges,
+                carries=fan.carries,
                 dtypes=[dtype for dtype, _ in fan.tensors],
                 sizes=[book.of(dimensions) for _, dimensions in fan.tensors],
             )
@@ -188,7 +196,7 @@ class Derivation:
         if not self.problem:
             self.is_known = book.found.is_known & (self._flow > 0).all(axis=0)
             for spread in self._spreads:
-                self.is_known &= spread.is_clear()
+                self.is_known &= spread.is_full()
 
     @property
     def rank(self) -> int:
@@ -264,10 +272,12 @@ class Derivation:
             names: hears of its texts and layouts.
         """
         nodes, edges = base.nodes.copy(), base.edges.copy()
-        for sized in self._sized:
+        table = np.zeros((5, len(self._sized)), np.int64)
+        for place, sized in enumerate(self._sized):
             said = zip(sized.texts, sized.dimensions, strict=True)
-            texts = [names.text(text.write(dimensions[:, asked].tolist())) for text, dimensions in said]
-            nodes[:, sized.nodes] = np.array([*sized.counts[:, asked].tolist(), *texts])[:, None]
+            table[:3, place] = sized.counts[:, asked]
+            table[3:, place] = [names.text(text.write(dimensions[:, asked].tolist())) for text, dimensions in said]
+        nodes[:, self._sized_nodes[0]] = table[:, self._sized_nodes[1]]
         edges[0, self._flowing] = self._flow[:, asked]
         for carried in self._carried:
             edges[1, carried.edges] = names.layout(carried.dtype, carried.sizes[:, asked].tolist())
@@ -284,7 +294,7 @@ class Derivation:
         if base.memory is None:
             return None
         lives = replace(self._base.lives, num_bytes=self._storages[:, asked])
-        return sum_up(self._base.nodes, lives, self._name)
+        return sum_up(self._base.nodes, lives, self._kept, self._name)
 
     def _name(self, lives: Lives, one: int) -> LifeName:
         if one not in self._names:

@@ -79,7 +79,11 @@ def _in_order(part: Part) -> Part:
     number = np.empty(part.num_nodes, np.int32)
     number[ordered] = np.arange(part.num_nodes)
     edges = {**part.edges, **{name: number[part.edges[name]] for name in ("src", "dst")}}
-    rows = np.lexsort((edges["kind"], edges["dst"], edges["src"]))
+    # Between the same nodes by what they carry: layouts are numbered as they come.
+    known = sorted(part.told["layouts"], key=lambda one: (one[1], one[2]))
+    carried = np.full(max((one for one, _, _ in known), default=0) + 2, -1)
+    carried[[one for one, _, _ in known]] = np.arange(len(known))
+    rows = np.lexsort((carried[edges["layout"]], edges["bytes"], edges["kind"], edges["dst"], edges["src"]))
     unlabelled = {name: np.where(column < 0, column, number[column]) for name, column in part.unlabelled.items()}
     return replace(
         part,

@@ -67,18 +67,18 @@ class ClassSizes:
 
     executed: Ints  # ascending; the first is the class's lowest
     ranks: list[RankSizes]  # of each of them
+    comms: Ints  # [4, ranks, communications] as theirs
     place: Mapping[int, int]  # of a communication, by its node
 
     def comms_of(self, sized_as: Ints, node: int) -> Ints:
         """Return [4, ranks] what some ranks give and get in a communication, and how their texts are numbered."""
-        every = np.stack([one.comms[:, self.place[node]] for one in self.ranks], axis=1)
-        found: Ints = every[:, np.searchsorted(self.executed, sized_as)]
+        found: Ints = self.comms[:, np.searchsorted(self.executed, sized_as), self.place[node]]
         return found
 
     def varies(self, node: int) -> bool:
         """Whether ranks of the class give or get different amounts in a communication."""
-        at = self.place[node]
-        return any((one.comms[:, at] != self.ranks[0].comms[:, at]).any() for one in self.ranks[1:])
+        own = self.comms[:, :, self.place[node]]
+        return bool((own != own[:, :1]).any())
 
 
 class Derived(Protocol):
@@ -123,7 +123,8 @@ def measure_sizes(
                 )
             ranks.append(own.compared(base))
         place = {record.node: at for at, record in enumerate(first.comms)}
-        found.append(ClassSizes(executed=executed, ranks=ranks, place=place))
+        comms = np.stack([one.comms for one in ranks], axis=1)
+        found.append(ClassSizes(executed=executed, ranks=ranks, comms=comms, place=place))
     return found
 
 

@@ -62,18 +62,21 @@ def measure_memory(nodes: RankNodes) -> dict[str, Any] | None:
     trace = nodes.trace
     if trace.meta["recorder"] != "native" or trace.meta.get("device") not in ("cpu", "meta"):
         return None
-    return sum_up(nodes, find_lives(trace), functools.partial(name_life, nodes))
+    return sum_up(nodes, find_lives(trace), weigh_named(trace), functools.partial(name_life, nodes))
 
 
-def sum_up(nodes: RankNodes, lives: Lives, name: Callable[[Lives, int], LifeName]) -> dict[str, Any]:
+def sum_up(
+    nodes: RankNodes, lives: Lives, named: Mapping[str, int], name: Callable[[Lives, int], LifeName]
+) -> dict[str, Any]:
     """Return what `measure_memory` does, of these lives.
 
     Args:
         nodes: of the rank.
         lives: of its memory; what holds no byte is left out.
+        named: `weigh_named` of its trace.
         name: `name_life` of these nodes, or what remembers its answers.
     """
-    kept = {f"{role}_bytes": size for role, size in _weigh_named(nodes.trace).items()}
+    kept = {f"{role}_bytes": size for role, size in named.items()}
     held = lives.num_bytes > 0
     peak_ns, peak_bytes = find_peak(lives, held)
     activations = find_peak(lives, held & (lives.begin_ns != _BEFORE))[1]
@@ -260,7 +263,7 @@ class _Pieces:
         return {"what": what, "op": op, "layers": sorted(self.layers), "num": self.num, "bytes": self.num_bytes}
 
 
-def _weigh_named(trace: Trace) -> dict[str, int]:
+def weigh_named(trace: Trace) -> dict[str, int]:
     """Return the bytes of all tensors that a rank's program named, by role; each place in memory counts once."""
     places: dict[str, dict[tuple[int, int], int]] = {role: {} for role in ROLES}
     for told in trace.named_tensors:
