@@ -111,7 +111,7 @@ def _print_result(result: DryResult) -> None:
         print_result(f"    and {num_classes - _SHOWN_CLASSES:,} more, listed in classes.json")
     if result.num_derived:
         print_result(
-            f"  {len(result.ranks):,} ranks were executed; sizes of {result.num_derived:,} others follow from their "
+            f"  {len(result.ranks) - len(result.verified):,} ranks were executed for all; sizes of {result.num_derived:,} others follow from their "
             "numbers of tokens"
         )
     if result.verified:
