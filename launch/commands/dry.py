@@ -110,8 +110,9 @@ def _print_result(result: DryResult) -> None:
     if num_classes > _SHOWN_CLASSES:
         print_result(f"    and {num_classes - _SHOWN_CLASSES:,} more, listed in classes.json")
     if result.num_derived:
+        num_executed = len(result.ranks) - len(result.verified)
         print_result(
-            f"  {len(result.ranks) - len(result.verified):,} ranks were executed for all; sizes of {result.num_derived:,} others follow from their "
+            f"  {num_executed:,} ranks were executed; the sizes of {result.num_derived:,} others follow from their "
             "numbers of tokens"
         )
     if result.verified:
