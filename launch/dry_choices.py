@@ -116,7 +116,7 @@ class Choices:
         trusted = np.any(self._special[alike], axis=0)
         is_other = {place: bool((self._special[place] & ~trusted).any()) for place in [*self._executed, *rest]}
         if any(not is_other[place] for place in self._executed if place not in alike):
-            self.problem = "ranks run other programs whose numbers of tokens do not say why"
+            self.problem = "what gets no token, or one, makes their programs differ from rank to rank"
             return rest
         feared: Bools = self._special[[place for place in self._executed if place not in alike]].any(axis=0) & ~trusted
         wanted = [place for place in rest if (self._special[place] & feared).any()]
