@@ -91,6 +91,8 @@ class Choices:
             self.derivation, self.derived = None, {}
         self.is_settled = not wanted
         self._wanted = wanted
+        if self.is_settled:
+            self._samples.clear()  # they are large
         return [self.ranks[place] for place in wanted]
 
     def _shuffled(self, places: Sequence[int]) -> list[int]:
