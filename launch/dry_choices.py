@@ -45,7 +45,8 @@ class Choices:
         """
         self.ranks = list(ranks)
         self._values = told.values[list(rows)]
-        few = self._values < _SPECIAL
+        self._varies = (self._values != self._values[:1]).any(axis=0)
+        few = (self._values < _SPECIAL) & self._varies  # what all have of an expert that gets none says nothing
         # [choices, roles and values] whether it has such a number.
         self._special = np.stack(
             [
@@ -102,9 +103,8 @@ class Choices:
         """Return choices between which every number differs that differs at all, and two more."""
         chosen = self._executed or [0]
         rest = self._shuffled([place for place in range(len(self.ranks)) if place not in chosen])
-        varies = (self._values != self._values[:1]).any(axis=0)
         while rest:
-            same = varies & (self._values[chosen] == self._values[chosen[0]]).all(axis=0)
+            same = self._varies & (self._values[chosen] == self._values[chosen[0]]).all(axis=0)
             if len(chosen) >= _FEWEST and not same.any():
                 break
             gain = (self._values[rest][:, same] != self._values[chosen[0], same]).sum(axis=1)
