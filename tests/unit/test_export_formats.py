@@ -13,6 +13,7 @@ from protobuf_reader import every, first, read_packed, read_varint
 from small_dag import SmallDag, pipeline
 
 from truedag.tracer.errors import GraphError
+from truedag.tracer.export import networks
 from truedag.tracer.export.exporting import FORMATS, export
 from truedag.tracer.graph import Graph
 
@@ -170,6 +171,39 @@ def test_networkx_reads_graphml_back(tmp_path: Path, fold: str | None) -> None:
         folded = graph.fold("layer")
         assert len(read) == len(folded.nodes) < graph.nodes.select(pl.len()).collect().item()
         assert sum(data["num_nodes"] for _, data in read.nodes(data=True)) == len(graph.nodes.collect())
+
+
+@pytest.mark.parametrize("to", ["graphml", "node-link"])
+def test_any_text_and_equal_edges_survive(tmp_path: Path, to: str) -> None:
+    dag = SmallDag()
+    one = dag.node(label='<a> & "b" \\ {} ü', module="x'y", flops=7)
+    two = dag.node(after=(one, one), layer=3, module=None)
+    path = written(as_graph(dag), to, tmp_path)
+    if to == "graphml":
+        read = nx.read_graphml(path, node_type=int)
+    else:
+        read = nx.node_link_graph(json.loads(path.read_text()), edges="links")
+    assert (read.nodes[one]["label"], read.nodes[one]["module"]) == ('<a> & "b" \\ {} ü', "x'y")
+    assert (read.nodes[one]["flops"], read.nodes[two]["layer"]) == (7, 3)
+    assert {"layer", "module"} & set(read.nodes[one]) == {"module"}
+    assert "module" not in read.nodes[two]
+    assert [(src, dst, data["bytes"]) for src, dst, data in read.edges(data=True)] == [(one, two, 32)] * 2
+
+
+def test_graphml_stays_xml_whatever_a_name_holds(tmp_path: Path) -> None:
+    dag = SmallDag()
+    dag.node(label="a\x00b\x1b")
+    read = nx.read_graphml(written(as_graph(dag), "graphml", tmp_path), node_type=int)
+    assert read.nodes[0]["label"] == "a\ufffdb\ufffd"
+
+
+@pytest.mark.parametrize("to", ["graphml", "node-link"])
+def test_more_rows_than_are_written_at_once_are_all_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    whole = written(as_graph(pipeline()), to, tmp_path).read_bytes()
+    monkeypatch.setattr(networks, "_AT_ONCE", 5)
+    assert written(as_graph(pipeline()), to, tmp_path, replace=True).read_bytes() == whole
 
 
 def test_networkx_reads_node_link_back(tmp_path: Path) -> None:
