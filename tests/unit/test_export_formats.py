@@ -13,7 +13,7 @@ from protobuf_reader import every, first, read_packed, read_varint
 from small_dag import SmallDag, pipeline
 
 from truedag.tracer.errors import GraphError
-from truedag.tracer.export import networks
+from truedag.tracer.export import chakra, networks
 from truedag.tracer.export.exporting import FORMATS, export
 from truedag.tracer.graph import Graph
 
@@ -247,7 +247,10 @@ def test_too_much_is_refused_with_ways_out(tmp_path: Path) -> None:
     graph = as_graph(pipeline())
     with pytest.raises(GraphError, match=r"has 67 nodes .* about 10: choose .*--ranks.*--window.*--fold.*--max"):
         written(graph, "graphml", tmp_path, most=10)
-    with pytest.raises(GraphError, match=r"slices .* about 10: choose fewer --ranks, a --window of time; or raise"):
+    with pytest.raises(
+        GraphError,
+        match=r"slices .* about 10: choose fewer --ranks \(slices of a rank: about 60\), a --window of time; or raise",
+    ):
         written(graph, "perfetto", tmp_path, most=10)
     assert list(tmp_path.iterdir()) == []
     assert written(graph, "graphml", tmp_path, most=60, fold="stage").exists()
@@ -291,3 +294,21 @@ def test_what_has_no_time_is_counted(tmp_path: Path) -> None:
     dag.participants[0]["arrive_ns"] = None
     done = export(as_graph(dag), FORMATS["perfetto"], tmp_path / "t", show=quiet)
     assert done.num_untimed == 2
+
+
+def test_chakra_is_the_same_however_many_ranks_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = written(as_graph(pipeline()), "chakra", tmp_path / "one")
+    monkeypatch.setattr(chakra, "_AT_ONCE", 1)
+    apart = written(as_graph(pipeline()), "chakra", tmp_path / "two")
+    names = ["comm_groups.json", "trace.0.et", "trace.1.et"]
+    assert [(together / name).read_bytes() for name in names] == [(apart / name).read_bytes() for name in names]
+
+
+def test_what_is_refused_offers_only_what_helps(tmp_path: Path) -> None:
+    dag = SmallDag()
+    dag.node()
+    dag.node()
+    with pytest.raises(GraphError, match=r"choose --fold module, layer or stage; or raise"):
+        written(as_graph(dag), "graphml", tmp_path, most=1)

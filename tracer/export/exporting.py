@@ -162,7 +162,10 @@ def _check(graph: Graph, to: Format, num: int, bound: int | None) -> None:
     if bound is None or num <= bound:
         return
     what = "slices" if to.is_timeline else "nodes"
-    ways = ["fewer --ranks", "a --window of time"]
+    ranks = graph.ranks.select(pl.len()).collect().item()
+    ways = [f"fewer --ranks ({what} of a rank: about {num // ranks:,})"] if ranks > 1 else []
+    if graph.nodes.select(pl.col("start_ns").is_not_null().any()).collect().item():
+        ways.append("a --window of time")
     if to.write_network is not None:
         ways.append("--fold module, layer or stage")
     raise GraphError(

@@ -102,10 +102,10 @@ def list_timelines(graph: Graph) -> Iterator[Callable[[], Timeline]]:
         ]
     )
     sizes = dict(counts.iter_rows())
-    batches = list(_divide(list(names), sizes, _AT_ONCE))
+    batches = list(divide_ranks(list(names), sizes, _AT_ONCE))
     for batch in batches:
         records = _read(graph if len(batches) == 1 else graph.subgraph(ranks=batch), batch, messages.lazy())
-        for ranks in _divide(batch, sizes, _TOGETHER):
+        for ranks in divide_ranks(batch, sizes, _TOGETHER):
             yield partial(_arrange, records, {rank: names[rank] for rank in ranks})
 
 
@@ -117,8 +117,8 @@ def _name_ranks(graph: Graph) -> Mapping[int, str]:
     return names
 
 
-def _divide(ranks: Sequence[int], sizes: Mapping[int, int], most: int) -> Iterator[list[int]]:
-    """Put ranks together until they have so many nodes."""
+def divide_ranks(ranks: Sequence[int], sizes: Mapping[int, int], most: int) -> Iterator[list[int]]:
+    """Put ranks together until they have so many nodes; one that has more is alone."""
     batch: list[int] = []
     num = 0
     for rank in ranks:
