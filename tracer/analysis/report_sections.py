@@ -232,7 +232,8 @@ def _throughput(report: Report) -> Section:
         rows.append(["tokens/s of a rank", write_digits(done.tokens_per_s_per_rank)])
     return Section(
         name="throughput", title="Throughput", columns=("", "value"), rows=rows, right=(1,),
-        note="A multiplication and an addition are two FLOPs; model FLOPs leave out what is computed again.",
+        note="A multiplication and an addition are two FLOPs. Model FLOPs are the forward pass's, in training three "
+        "times those: what is computed again, or need not be computed, does not change them.",
     )  # fmt: skip
 
 
@@ -272,8 +273,8 @@ def _memory(report: Report) -> Section:
         alike.setdefault(cells, []).append(one.rank)
     return Section(
         name="memory", title="Data of each rank",
-        note="What the data of a rank need at least: parameters (and their share of all ranks'), other tensors there "
-        "before, results still to be read at most. Ranks that agree are one row.",
+        note="What the data of a rank need at least: parameters that were there when recording began (and their share "
+        "of all ranks'), other tensors that were, results still to be read at most. Ranks that agree are one row.",
         columns=("ranks", "parameters", "share", "state", "live at most", "after"),
         rows=[[write_runs(ranks), *cells] for cells, ranks in alike.items()], right=(1, 2, 3, 4),
     )  # fmt: skip
