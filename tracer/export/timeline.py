@@ -23,7 +23,7 @@ COMMUNICATIONS = ("collective", "send", "recv")
 NUMBERS = ("node", "layer", "microbatch", "expert", "step", "decode_step", "flops", "bytes_read", "bytes_written",
            "seq", "send_bytes", "recv_bytes")  # fmt: skip
 TEXTS = ("op", "module", "phase", "inputs", "outputs", "group", "timing")
-_TOLD = ("node", "kind", "category", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step",
+_TOLD = ("node", "category", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step",
          "decode_step", "timing", "inputs", "outputs", "flops", "bytes_read", "bytes_written")  # fmt: skip
 _RAN = ("rank", "thread", "stream", "start_ns", "end_ns", "host_start_ns", "host_end_ns")
 _AT_ONCE = 2_000_000  # nodes that are read at once
@@ -138,7 +138,7 @@ def _read(graph: Graph, ranks: Sequence[int], messages: pl.LazyFrame) -> _Record
     own = graph.nodes.filter(is_here, pl.col("kind") == "compute").select(
         name for name in (*_TOLD, *_RAN) if name in present
     )
-    told = graph.nodes.filter(pl.col("kind").is_in(COMMUNICATIONS)).select(_TOLD)
+    told = graph.nodes.filter(pl.col("kind").is_in(COMMUNICATIONS)).select(*_TOLD, "kind")
     members = pl.col("ranks").cast(pl.List(pl.String)).list.join(" ")
     groups = graph.groups.select("group", axis=pl.col("axis").fill_null("other"), members=members)
     # A send, its receive and the arrow between them have the send's number.
@@ -190,7 +190,7 @@ def _operators(nodes: pl.DataFrame, kernels: pl.DataFrame) -> Iterator[pl.DataFr
 def _kernels(kernels: pl.DataFrame, nodes: pl.DataFrame, told: pl.DataFrame) -> Iterator[pl.DataFrame]:
     if not len(kernels):
         return
-    labels = pl.concat([nodes.select(_TOLD), told])
+    labels = pl.concat([nodes.select(_TOLD), told.select(_TOLD)])
     ran = kernels.drop("kind").join(labels, on="node", how="left", maintain_order="left")
     named = ran.with_columns(
         label="name", timing=pl.lit("measured"), category=pl.col("category").fill_null("computation")
