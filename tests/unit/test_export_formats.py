@@ -256,6 +256,16 @@ def test_too_much_is_refused_with_ways_out(tmp_path: Path) -> None:
     assert written(graph, "graphml", tmp_path, most=60, fold="stage").exists()
 
 
+@pytest.mark.parametrize("to", ["perfetto", "chakra", "graphml", "csv"])
+def test_an_empty_part_is_refused_with_what_there_is(tmp_path: Path, to: str) -> None:
+    graph = as_graph(pipeline())
+    last = graph.nodes.select(pl.col("end_ns").max()).collect().item()
+    for part in (graph.subgraph(steps=7), graph.subgraph(time_ns=(last + 5, last + 9))):
+        with pytest.raises(GraphError, match=r"nothing in the part .* its steps are 0, a window lies between 0ms and"):
+            written(part, to, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
     graph = as_graph(pipeline())
     path = written(graph, "graphml", tmp_path)
