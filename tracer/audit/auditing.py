@@ -58,6 +58,9 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     audit.facts.append(
         f"{write_count(number, 'node')}, {write_count(len(drawn.document.edges), 'edge')}; labels read: {told}."
     )
+    if drawn.by_edges:
+        named = write_count(len(drawn.by_edges), "communication")
+        audit.facts.append(f"{named} drawn as labels of edges; each was taken for a node between its ends.")
     if not drawn.document.is_directed:
         audit.facts.append("It is undirected: each edge was read from the end that is named first.")
     if plan is not None and summed_purposes(subject):
