@@ -9,6 +9,8 @@ from truedag.tracer.audit.checks.claims import check_claim
 from truedag.tracer.audit.checks.communication import check_communication
 from truedag.tracer.audit.checks.dimensions import check_dimensions
 from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything
+from truedag.tracer.audit.checks.drawn_extra import check_extra
+from truedag.tracer.audit.checks.drawn_order import check_order
 from truedag.tracer.audit.checks.drawn_shapes import check_drawn_shapes
 from truedag.tracer.audit.checks.honesty import check_honesty
 from truedag.tracer.audit.checks.model import check_model
@@ -68,6 +70,7 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
             "All-reduces were taken for the reduce-scatters and all-gathers of sequence parallelism: equal in bytes."
         )
     check_structure(subject, plan, audit)
+    check_order(subject, audit)
     exact = tells_everything(subject)
     if plan is not None:
         audit.facts.append(
@@ -81,6 +84,7 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
             check_model(subject, plan, audit)
         else:
             check_drawn(subject, plan, audit)
+            check_extra(subject, plan, audit)
     if exact:
         check_dimensions(subject, plan, audit)
     else:
@@ -98,7 +102,9 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
 
 def audit_claim(claim: Claim, plan: Plan | None, measured: Mapping[str, float]) -> Audit:
     """Check a claim that comes without any graph; `measured`: what a run has, by the names of `claim.MEASURED`."""
-    audit = Audit(subject=claim.name, against=_against(plan, "its own arithmetic"))
+    audit = Audit(
+        subject=claim.name, against=_against(plan, "its own arithmetic"), not_understood=list(claim.not_understood)
+    )
     audit.facts.append(f"A claim of {write_count(len(claim.numbers), 'number')}, without a graph.")
     check_claim(claim, None if plan is None else plan.expectation, audit, measured)
     for chapter in ("structure", "communication", "model", "dimension"):

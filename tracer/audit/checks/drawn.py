@@ -15,6 +15,7 @@ import polars as pl
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.communication import CHECK_OF_PURPOSE
+from truedag.tracer.audit.checks.drawn_places import check_places
 from truedag.tracer.audit.checks.model import CHECK_OF_ROLE, single_residuals
 from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
 from truedag.tracer.audit.findings import Audit, Finding, write_count
@@ -124,7 +125,7 @@ def _judge_roles(subject: Subject, plan: Plan, audit: Audit) -> None:
             if CHECK_OF_ROLE.get(row.role) == check and set(row.phases) & set(_AHEAD)
         }  # fmt: skip
         if wanted:
-            findings = [*_roles(wanted, by_role, check)]
+            findings = [*_roles(wanted, by_role, check), *check_places(subject, plan, [*wanted], check)]
             if check == "model.residual":
                 findings += single_residuals(subject)
             audit.judge(check, findings, ", ".join(wanted))
@@ -278,7 +279,7 @@ def _in_each_pass(
 ) -> Iterator[Finding]:
     """Yield what a purpose lacks: in each pass that is told apart, where it is needed in several."""
     told = [one for one in passes if (needed["phase"] == one).any()]
-    if not told or needed["phase"].n_unique() < 2:
+    if not told:
         yield from _purpose(needed, found, check)
         return
     for one in told:

@@ -114,7 +114,7 @@ _PURPOSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("sequence gradients", r"sequence grad"),
         ("embedding gradients", r"embedding grad"),
         ("activation gradients", r"activation grad|grad\w*\W+(?:send|recv|receive)|(?:send|recv|receive)\W+grad"),
-        ("dense gradients", r"grad"),
+        ("dense gradients", r"(?<!input )(?<!output )(?<!activation )grad"),
         ("dense parameters", r"dense parameters|param\w*\W+(?:all\W?)?gather|gather\w*\W+(?:\w+\W+)?param|gather\b.*\bparam"),
         ("expert parameters", r"expert parameters"),
         ("sampled tokens", r"sampled token"),
@@ -161,6 +161,7 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
          r"|(?:attention|attn|weights?|a|p)\s*[@·x*]\s*v\b|weighted sum of v|\bpv\b"),
         (("fused attention",), r"fused attention|flash~att|\bsdpa\b"),
         (("expert aggregation",), r"aggregat|weighted~sum"),
+        (("head",), r"(?:lm|language~model)~head"),
         (("first layer",),
          r"first~(?:layer|linear)|\bfc_?1\b|\bw_?1\b|\blinear_?(?:fc)?1\b|up~proj"
          r"|gate~(?:&|\+|/|and|up|proj)|column~parallel"),
