@@ -49,6 +49,7 @@ _AXIS_KEY = re.compile(
 _GROUPS_KEY = re.compile(r"^(?:num_)?(etp|edp|tp|pp|dp|ep|cp)_groups$", re.I)  # fmt: skip
 _LONGEST_UNREAD = 80
 _MOST_UNREAD = 50
+_RANGES = re.compile(r"\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*)*")
 _PLACES = ("gpus_of_stage", "gpus_of_layers", "gpus_of_experts")
 _WORDS = ("name", "model", "strategy", "notes")
 
@@ -142,11 +143,15 @@ def read_claim(told: object, *, name: str) -> Claim:
         name=str(told.get("name", name)),
         model=None if told.get("model") is None else str(told["model"]),
         strategy=None if told.get("strategy") is None else str(told["strategy"]),
-        numbers={key: parse_number(told[key], f"{name}: {key}") for key in NUMBERS if told.get(key) is not None},
+        numbers={
+            key: _count_gpus(told[key], f"{name}: {key}") if key == "gpus" else parse_number(told[key], f"{name}: {key}")
+            for key in NUMBERS
+            if told.get(key) is not None
+        },
         groups=groups,
         members=members,
         places={key: _places(told[key], f"{name}: {key}") for key in _PLACES if told.get(key) is not None},
-        not_understood=tuple(unread[:_MOST_UNREAD]),
+        not_understood=(*_odd_axes(str(told.get("strategy") or "")), *unread[:_MOST_UNREAD]),
     )
 
 
@@ -194,6 +199,22 @@ def claim_of_text(text: str, *, name: str) -> Claim | None:
     return Claim(name=name, strategy=strategy or None, numbers=numbers)
 
 
+def _odd_axes(strategy: str) -> tuple[str, ...]:
+    """Return the words of a strategy that are no axis: XP4, FSDP."""
+    words = re.findall(r"[A-Za-z]{2,}\d*", _TOKEN.sub(" ", strategy))
+    return tuple(f"strategy: {word}" for word in dict.fromkeys(words) if word.lower() not in ("orthogonal", "folded"))
+
+
+def _count_gpus(value: object, what: str) -> float:
+    """Return how many GPUs are declared: a number, or as many as a range or a list names."""
+    if isinstance(value, list) and value and all(type(one) is int and one >= 0 for one in value):
+        return float(len(set(value)))
+    ranges = _RANGES.fullmatch(value) if isinstance(value, str) else None
+    if ranges is None:
+        return parse_number(value, what)
+    return float(sum(abs(int(high) - int(low)) + 1 for low, high in re.findall(r"(\d+)\D+(\d+)", str(value))))
+
+
 def parse_number(value: object, what: str) -> float:
     """Return a number with its unit: 30B, 1,024, 80 GB.
 
@@ -207,6 +228,8 @@ def parse_number(value: object, what: str) -> float:
     if not isinstance(value, str):
         raise ClaimError(f"{what}: a number is needed, such as 256 or 30B")
     match = _NUMBER.match(value)
+    if match is not None and re.match(r"\s*(?:-|\u2013|to\b|\.\.)\s*\d", value[match.end() :]):
+        raise ClaimError(f"{what}: {value[:80]!r} is a range, where a number is needed")
     if match is None or (match.group(2) and match.group(2).lower() not in _SCALES):
         raise ClaimError(f"{what}: {value!r} is no number")
     scale = _SCALES.get(match.group(2).lower(), 1.0) if match.group(2) else 1.0

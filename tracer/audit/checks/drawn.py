@@ -15,6 +15,7 @@ import polars as pl
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.communication import CHECK_OF_PURPOSE
+from truedag.tracer.audit.checks.drawn_decode import check_decode
 from truedag.tracer.audit.checks.drawn_places import check_places
 from truedag.tracer.audit.checks.model import CHECK_OF_ROLE, single_residuals
 from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
@@ -69,6 +70,7 @@ def check_drawn(subject: Subject, plan: Plan, audit: Audit) -> None:
         audit.judge("model.backward", _backward(subject), "whether there is one")
     else:
         audit.judge("model.phases", _phases(subject), "whether there are prefill and decode")
+        check_decode(subject, plan, audit)
 
 
 def _finding(

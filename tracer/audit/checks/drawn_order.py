@@ -74,7 +74,10 @@ def check_order(subject: Subject, audit: Audit) -> None:
         audit.skip("model.order", f"more than {_MOST_EDGES:,} edges")
         return
     inner = [(a, b) for a, b in edges if a in parts and b in parts and parts[a].phase == parts[b].phase]
-    findings = [*_turned(subject, parts, inner), *_skipping(subject, parts, inner), *_too_early(subject, edges)]
+    findings = [
+        *_turned(subject, parts, inner), *_skipping(subject, parts, inner), *_cut(subject, parts, edges),
+        *_too_early(subject, edges),
+    ]  # fmt: skip
     audit.judge("model.order", findings, write_count(len(parts), "part"))
 
 
@@ -150,6 +153,35 @@ def _skipping(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tupl
         sorted({layer for _, target in wrong for layer in parts[target].layers}),
         "Lead the edge from the layer before, or number the layers in their order.",
     )  # fmt: skip
+
+
+def _cut(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+    """Yield parts that read nothing, or that nobody reads, where most others of their kind have both.
+
+    The first part of a layer and the last may be the ends of what is drawn; what has no edge at all is an orphan.
+    """
+    read, made = {target for _, target in edges}, {source for source, _ in edges}
+    for way, there, title in ((0, read, "read nothing"), (1, made, "are read by nobody")):
+        ends = {0, len(_ORDER) - 1}
+        kinds: dict[str, list[int]] = {}
+        for node, part in parts.items():
+            if part.first not in ends and part.last not in ends and (node in read or node in made):
+                kinds.setdefault(part.names[0], []).append(node)
+        lost = {
+            name: [node for node in nodes if node not in there]
+            for name, nodes in kinds.items()
+            if 2 * sum(node in there for node in nodes) > len(nodes)
+        }
+        nodes = [node for found in lost.values() for node in found]
+        if not nodes:
+            continue
+        layers = sorted({layer for node in nodes for layer in parts[node].layers})
+        what = ", ".join(name for name, found in lost.items() if found)
+        yield _finding(
+            subject, f"{write_count(len(nodes), 'part')} that {title}: {what} in layers {write_runs(layers)}",
+            "an edge from what it reads" if way == 0 else "an edge to what reads it", f"{len(nodes)} without", nodes,
+            layers, f"Draw the edge {'into' if way == 0 else 'out of'} {what} in layers {write_runs(layers)}.",
+        )  # fmt: skip
 
 
 def _too_early(subject: Subject, edges: Sequence[tuple[int, int]]) -> Iterator[Finding]:
