@@ -72,8 +72,7 @@ def audit_subject(request: Request, *, progress: Callable[[str], None]) -> Audit
         return audit_claim(told, wanted, measured)
     raise LaunchError(
         f"{subject} is no run's folder, no drawing (.dot, .gv, .graphml, .xml, .json) and no claim (.yaml, .json, .md, "
-        ".txt)"
-        + ("" if subject.exists() else ": there is no such file")
+        ".txt)" + ("" if subject.exists() else ": there is no such file")
     )
 
 

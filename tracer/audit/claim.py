@@ -24,32 +24,77 @@ NUMBERS = (
 MEASURED = ("tokens_per_second", "tokens_per_second_per_gpu", "time_to_first_token_ms")
 """Those of `NUMBERS` that only a run can tell."""
 _ALIASES = {
-    "num_gpus": "gpus", "world_size": "gpus", "num_parameters": "parameters", "params": "parameters",
+    "num_gpus": "gpus",
+    "world_size": "gpus",
+    "num_parameters": "parameters",
+    "params": "parameters",
     "num_layers": "layers",
-    "num_hidden_layers": "layers", "hidden_size": "hidden", "num_heads": "heads", "num_attention_heads": "heads",
-    "num_kv_heads": "kv_heads", "num_query_groups": "kv_heads", "num_key_value_heads": "kv_heads",
-    "ffn_hidden_size": "ffn", "intermediate_size": "ffn", "num_experts": "experts", "num_local_experts": "experts",
-    "expert_hidden_size": "expert_hidden", "moe_intermediate_size": "expert_hidden", "vocab_size": "vocabulary",
-    "batch_size": "batch", "global_batch_size": "batch", "sequence_length": "sequence", "seq_len": "sequence",
-    "num_stages": "stages", "num_experts_per_tok": "top_k", "total_gpus": "gpus", "n_gpus": "gpus", "gpu_count": "gpus",
-    "num_devices": "gpus", "experts_per_gpu": "experts_per_rank", "experts_per_device": "experts_per_rank",
-    "local_experts": "experts_per_rank", "vocab": "vocabulary", "n_layers": "layers", "num_transformer_layers": "layers",
-    "d_model": "hidden", "hidden_dim": "hidden", "hidden_dimension": "hidden", "n_heads": "heads",
-    "attention_heads": "heads", "head_dimension": "head_dim", "ffn_hidden": "ffn", "ffn_dim": "ffn", "d_ff": "ffn",
-    "seq_length": "sequence", "n_experts": "experts", "experts_per_layer": "experts", "total_experts": "experts",
-    "total_parameters": "parameters", "model_size": "parameters", "pipeline_stages": "stages",
-    "gpu_memory": "memory_per_gpu", "model_name": "model", "parallelism": "strategy", "parallel_strategy": "strategy",
-    "throughput": "tokens_per_second", "top_k_experts": "top_k", "moe_top_k": "top_k",
+    "num_hidden_layers": "layers",
+    "hidden_size": "hidden",
+    "num_heads": "heads",
+    "num_attention_heads": "heads",
+    "num_kv_heads": "kv_heads",
+    "num_query_groups": "kv_heads",
+    "num_key_value_heads": "kv_heads",
+    "ffn_hidden_size": "ffn",
+    "intermediate_size": "ffn",
+    "num_experts": "experts",
+    "num_local_experts": "experts",
+    "expert_hidden_size": "expert_hidden",
+    "moe_intermediate_size": "expert_hidden",
+    "vocab_size": "vocabulary",
+    "batch_size": "batch",
+    "global_batch_size": "batch",
+    "sequence_length": "sequence",
+    "seq_len": "sequence",
+    "num_stages": "stages",
+    "num_experts_per_tok": "top_k",
+    "total_gpus": "gpus",
+    "n_gpus": "gpus",
+    "gpu_count": "gpus",
+    "num_devices": "gpus",
+    "experts_per_gpu": "experts_per_rank",
+    "experts_per_device": "experts_per_rank",
+    "local_experts": "experts_per_rank",
+    "vocab": "vocabulary",
+    "n_layers": "layers",
+    "num_transformer_layers": "layers",
+    "d_model": "hidden",
+    "hidden_dim": "hidden",
+    "hidden_dimension": "hidden",
+    "n_heads": "heads",
+    "attention_heads": "heads",
+    "head_dimension": "head_dim",
+    "ffn_hidden": "ffn",
+    "ffn_dim": "ffn",
+    "d_ff": "ffn",
+    "seq_length": "sequence",
+    "n_experts": "experts",
+    "experts_per_layer": "experts",
+    "total_experts": "experts",
+    "total_parameters": "parameters",
+    "model_size": "parameters",
+    "pipeline_stages": "stages",
+    "gpu_memory": "memory_per_gpu",
+    "model_name": "model",
+    "parallelism": "strategy",
+    "parallel_strategy": "strategy",
+    "throughput": "tokens_per_second",
+    "top_k_experts": "top_k",
+    "moe_top_k": "top_k",
 }
 _AXIS_NAMES = {"tensor": "TP", "pipeline": "PP", "data": "DP", "expert": "EP", "context": "CP"}
 _AXIS_KEY = re.compile(
     r"^(?:(tensor|pipeline|data|expert|context)[\s_\-]*(?:model[\s_\-]*)?(?:parallel(?:ism)?)?|(vpp|etp|edp|tp|pp|dp|ep|cp))"
-    r"(?:[\s_\-]*(?:size|degree))?$", re.I,
+    r"(?:[\s_\-]*(?:size|degree))?$",
+    re.I,
 )
 _GROUPS_KEY = re.compile(r"^(?:num_)?(etp|edp|tp|pp|dp|ep|cp)_groups$", re.I)  # fmt: skip
 _LONGEST_UNREAD = 80
 _MOST_UNREAD = 50
-_RANGES = re.compile(r"\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*)*")
+_RANGES = re.compile(
+    r"\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*)*"
+)
 _PLACES = ("gpus_of_stage", "gpus_of_layers", "gpus_of_experts")
 _WORDS = ("name", "model", "strategy", "notes")
 
@@ -144,7 +189,9 @@ def read_claim(told: object, *, name: str) -> Claim:
         model=None if told.get("model") is None else str(told["model"]),
         strategy=None if told.get("strategy") is None else str(told["strategy"]),
         numbers={
-            key: _count_gpus(told[key], f"{name}: {key}") if key == "gpus" else parse_number(told[key], f"{name}: {key}")
+            key: _count_gpus(told[key], f"{name}: {key}")
+            if key == "gpus"
+            else parse_number(told[key], f"{name}: {key}")
             for key in NUMBERS
             if told.get(key) is not None
         },
@@ -211,7 +258,8 @@ def _count_gpus(value: object, what: str) -> float:
         return float(len(set(value)))
     ranges = _RANGES.fullmatch(value) if isinstance(value, str) else None
     if ranges is None:
-        return parse_number(value, what)
+        kinds = re.fullmatch(r"\s*(\d[\d,_]*)\s*(?:x\s*)?[A-Za-z][\w\- ]*", value) if isinstance(value, str) else None
+        return parse_number(value if kinds is None else kinds[1], what)
     return float(sum(abs(int(high) - int(low)) + 1 for low, high in re.findall(r"(\d+)\D+(\d+)", str(value))))
 
 

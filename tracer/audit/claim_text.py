@@ -28,11 +28,15 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
         rf"memory{_EACH}{_GPU}{_IS}(\d[\d,]*(?:\.\d+)?\s?[KMGT]i?B)",
     )),
     ("batch_per_replica", (rf"batch{_EACH}(?:dp\s+)?(?:replica|rank){_IS}{_N}",)),
-    ("kv_heads", (rf"{_N}\s*(?:kv|key[\s\-/]*(?:and[\s\-])?value)[\s\-]*heads", rf"(?:kv|key[\s\-]value)[\s\-_]*heads{_IS}{_N}")),
+    ("kv_heads", (
+        rf"{_N}\s*(?:kv|key[\s\-/]*(?:and[\s\-])?value)[\s\-]*heads", rf"(?:kv|key[\s\-]value)[\s\-]*heads{_IS}{_N}",
+    )),
     ("head_dim", (rf"head[\s\-_]*(?:dim(?:ension)?|size){_IS}{_N}", rf"heads of (?:size )?{_N}")),
     ("heads", (rf"{_N}\s*(?:attention\s+|query\s+|q\s+)?heads\b", rf"(?<!kv )\bheads{_IS}{_N}")),
     ("expert_hidden", (rf"expert\s+(?:hidden|ffn)(?:\s+size)?{_IS}{_N}",)),
-    ("hidden", (rf"(?:hidden|model)[\s\-_]*(?:size|dim(?:ension)?|width){_IS}{_N}", rf"\bhidden{_IS}{_N}", rf"d_model{_IS}{_N}")),
+    ("hidden", (
+        rf"(?:hidden|model)[\s\-]*(?:size|dim(?:ension)?|width){_IS}{_N}", rf"\bhidden{_IS}{_N}", rf"d model{_IS}{_N}",
+    )),
     ("ffn", (rf"(?:ffn|feed[\s\-]?forward|intermediate)(?:[\s\-_]*hidden)?{_IS}{_N}",)),
     ("vocabulary", (rf"vocab(?:ulary)?[\s_]*(?:size)?{_IS}{_N}",)),
     ("top_k", (r"top[\s\-]?(\d+)\b",)),
@@ -46,16 +50,21 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     )),
     ("experts", (rf"{_N}\s*(?:routed\s+)?experts\b", rf"\bexperts(?:\s+per\s+layer)?{_IS}{_N}")),
     ("layers", (rf"{_N}\s*(?:transformer\s+|decoder\s+|moe\s+)*layers\b", rf"\blayers{_IS}{_N}")),
-    ("parameters", (rf"(?:parameters|params){_IS}{_N}", rf"{_N}\s*(?:-?\s*parameters?|params)\b", r"(\d+(?:\.\d+)?\s?[BT])\b(?!\w)")),
+    ("parameters", (
+        rf"(?:parameters|params){_IS}{_N}", rf"{_N}\s*(?:-?\s*parameters?|params)\b", r"(\d+(?:\.\d+)?\s?[BT])\b(?!\w)",
+    )),
 )  # fmt: skip
 _READ = tuple((name, tuple(re.compile(phrase, re.I) for phrase in phrases)) for name, phrases in _PHRASES)
 _WORDS = {"one": "1", "two": "2", "four": "4", "eight": "8"}
 _NAMES = {"tensor": "TP", "pipeline": "PP", "data": "DP", "expert": "EP", "context": "CP"}
 _AXES = (
-    re.compile(r"(?<![A-Za-z])(VPP|ETP|EDP|TP|PP|DP|EP|CP)(?:[\s_]*(?:size|degree))?\s?[=:]?\s?(\d{1,9})(?![\d.]*\w)", re.I),
+    re.compile(
+        r"(?<![A-Za-z])(VPP|ETP|EDP|TP|PP|DP|EP|CP)(?:[\s_]*(?:size|degree))?\s?[=:]?\s?(\d{1,9})(?![\d.]*\w)", re.I
+    ),
     re.compile(
         r"\b(tensor|pipeline|data|expert|context)[\s\-]*(?:model[\s\-]*)?parallel(?:ism)?(?:[\s\-_]*(?:size|degree))?"
-        rf"{_IS}(\d{{1,9}})\b", re.I,
+        rf"{_IS}(\d{{1,9}})\b",
+        re.I,
     ),
     re.compile(r"\b(\d{1,9})[\s\-]*way[\s\-]+(tensor|pipeline|data|expert|context)", re.I),
 )

@@ -219,8 +219,8 @@ def _misplaced_experts(subject: Subject, plan: Plan, told: pl.DataFrame) -> Iter
         home = expectation.ranks_of_expert[expectation.stage_of_layer[row["layer"]]][row["expert"]]
         on = sorted(set(shown.filter(layer=row["layer"], expert=row["expert"])["rank"]))
         yield _finding(
-            "strategy.experts", f"{lost.select('layer', 'expert').n_unique():,} of {total:,} experts are drawn on some of "
-            f"their ranks only: expert {row['expert']} of layer {row['layer']} on {len(on)} of {len(home)}",
+            "strategy.experts", f"{lost.select('layer', 'expert').n_unique():,} of {total:,} experts are drawn on some "
+            f"of their ranks only: expert {row['expert']} of layer {row['layer']} on {len(on)} of {len(home)}",
             f"ranks {write_runs(home)}", f"ranks {write_runs(on)}", ranks=sorted(set(lost["rank"])),
             layers=sorted(set(lost["layer"])),
         )  # fmt: skip
@@ -276,9 +276,7 @@ def _told_passes(subject: Subject) -> tuple[str, ...]:
     return ("prefill", "decode") if told >= {"prefill", "decode"} else ()
 
 
-def _in_each_pass(
-    needed: pl.DataFrame, found: pl.DataFrame, check: str, passes: tuple[str, ...]
-) -> Iterator[Finding]:
+def _in_each_pass(needed: pl.DataFrame, found: pl.DataFrame, check: str, passes: tuple[str, ...]) -> Iterator[Finding]:
     """Yield what a purpose lacks: in each pass that is told apart, where it is needed in several."""
     told = [one for one in passes if (needed["phase"] == one).any()]
     if not told:

@@ -1,4 +1,4 @@
-"""Communications of a drawing that the deployment does not need: of a purpose that it has not, or one after the other."""
+"""Communications of a drawing that nobody needs: of a purpose that the deployment has not, or one after the other."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _unneeded(subject: Subject, plan: Plan, needed: pl.DataFrame, told: pl.DataF
         nodes = rows["node"].unique(maintain_order=True)
         kinds = "/".join(rows["kind"].unique().sort())
         yield _finding(
-            subject, "communication.extra", f"{len(nodes)} {purpose} {kinds}, which {plan.expectation.strategy} does not "
-            "need", f"no {purpose} {kinds}", f"{len(nodes)}", nodes, rows["layer"].to_list(),
+            subject, "communication.extra", f"{len(nodes)} {purpose} {kinds}, which {plan.expectation.strategy} "
+            "does not need", f"no {purpose} {kinds}", f"{len(nodes)}", nodes, rows["layer"].to_list(),
         )  # fmt: skip
 
 
@@ -64,8 +64,12 @@ def _again(subject: Subject, needed: pl.DataFrame, told: pl.DataFrame) -> pl.Dat
     sure = sure.filter((pl.col("phase").fill_null("") != "backward") | pl.col("purpose").is_in(_BUCKETS))
     gathered = pl.col("purpose").is_in(_GATHERED)
     sure = sure.with_columns(phase=pl.when(gathered).then(None).otherwise("phase"))
-    counts = needed.group_by("purpose", "layer", "phase", "microbatch", "decode_step", "members").agg(pl.col("num").sum())
-    most = {purpose: max(1.0, most) for purpose, most in counts.group_by("purpose").agg(pl.col("num").max()).iter_rows()}
+    counts = needed.group_by("purpose", "layer", "phase", "microbatch", "decode_step", "members").agg(
+        pl.col("num").sum()
+    )
+    most = {
+        purpose: max(1.0, most) for purpose, most in counts.group_by("purpose").agg(pl.col("num").max()).iter_rows()
+    }
     following: dict[int, list[int]] = {}
     for source, target in subject.edges.select("src", "dst").iter_rows():
         following.setdefault(source, []).append(target)

@@ -128,8 +128,9 @@ def _turned(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[
         early = " and ".join(readers) if len(readers) < _SHOWN else f"{', '.join([*readers][:-1])} and {[*readers][-1]}"
         yield _finding(
             subject, f"{late[:1].upper()}{late[1:]} comes before {early} in {write_count(len(layers), 'layer')}: "
-            f"{write_runs(layers)}", f"{early} before {late}", f"{late} first", [node for pair in pairs for node in pair],
-            layers, f"Turn round what reads what: {late} reads what {early} led to.",
+            f"{write_runs(layers)}", f"{early} before {late}", f"{late} first",
+            [node for pair in pairs for node in pair], layers,
+            f"Turn round what reads what: {late} reads what {early} made.",
         )  # fmt: skip
 
 

@@ -45,12 +45,14 @@ def check_places(subject: Subject, plan: Plan, roles: Sequence[str], check: str)
     counted = placed.join(stages, on="rank").group_by("role", "layer", "stage").agg(pl.len(), pl.col("rank"))
     few = counted.join(sizes, on="stage").filter(pl.col("len") < pl.col("there"))
     alike: dict[tuple[int, tuple[int, ...]], dict[str, set[int]]] = {}
-    for role, layer, stage, ranks in few.sort("stage", "layer", "role").select("role", "layer", "stage", "rank").iter_rows():
+    for role, layer, stage, ranks in (
+        few.sort("stage", "layer", "role").select("role", "layer", "stage", "rank").iter_rows()
+    ):
         alike.setdefault((stage, tuple(sorted(ranks))), {}).setdefault(role, set()).add(layer)
     for number, ((stage, ranks), told) in enumerate(alike.items()):
         if number == _SHOWN:
-            yield _finding(check, f"{write_count(len(alike) - _SHOWN, 'more set')} of ranks hold some parts alone", "each "
-                           "part on all ranks of its stage", "parts on some", (), ())  # fmt: skip
+            title = f"{write_count(len(alike) - _SHOWN, 'further set')} of ranks with some of these parts only"
+            yield _finding(check, title, "each part on all ranks of its stage", "on some", (), ())
             return
         whole = expectation.ranks_of_stage(stage)
         layers = sorted({layer for found in told.values() for layer in found if layer >= 0})
@@ -63,9 +65,7 @@ def check_places(subject: Subject, plan: Plan, roles: Sequence[str], check: str)
         )  # fmt: skip
 
 
-def _finding(
-    check: str, title: str, expected: str, found: str, ranks: Sequence[int], layers: Sequence[int]
-) -> Finding:
+def _finding(check: str, title: str, expected: str, found: str, ranks: Sequence[int], layers: Sequence[int]) -> Finding:
     return Finding(
         check=check, title=title, expected=expected, found=found,
         fix="Say of each part that it is on all ranks of its stage, or draw it on those that are missing.",

@@ -12,7 +12,6 @@ from truedag.tracer.audit.drawing.reading import DrawnSubject
 from truedag.tracer.audit.findings import Audit, Finding, pick_nodes, write_count
 from truedag.tracer.audit.plan import Plan
 
-
 _AFTER = ("backward", "optimizer")
 
 

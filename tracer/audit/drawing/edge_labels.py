@@ -66,9 +66,7 @@ def name_communications(
     return replace(document, nodes=tuple(nodes), edges=tuple(edges)), told, frozenset(named)
 
 
-def _labelled(
-    edge: DrawnEdge, readings: Mapping[str, Reading], shapes: Mapping[str, DrawnNode]
-) -> _Labelled | None:
+def _labelled(edge: DrawnEdge, readings: Mapping[str, Reading], shapes: Mapping[str, DrawnNode]) -> _Labelled | None:
     if not edge.label or edge.source == edge.target:
         return None
     source, target = readings.get(edge.source), readings.get(edge.target)

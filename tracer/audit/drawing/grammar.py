@@ -32,7 +32,9 @@ _LIST = (
 _NUMBERS: dict[str, tuple[re.Pattern[str], ...]] = {
     "ranks": (
         re.compile(
-            r"(?<![a-z])(?:[gntx]pus?|ranks?|devices?|workers?|cuda|dev)(?:[\s_]*(?:ids?|nos?\.?))?\s*[:=#_\-]?\s*" + _LIST, re.I
+            r"(?<![a-z])(?:[gntx]pus?|ranks?|devices?|workers?|cuda|dev)(?:[\s_]*(?:ids?|nos?\.?))?\s*[:=#_\-]?\s*"
+            + _LIST,
+            re.I,
         ),
         re.compile(r"(?:^|[\s_(,|@])r[_ ]?" + _LIST + r"(?![A-Za-z0-9.])"),
     ),
@@ -59,7 +61,8 @@ _PLACED = re.compile(
 _RANGE = re.compile(r"(\d+)[\s_]*(?:-(?!>)|\u2013|\u2014|to|through|\.\.\.?|\u2026)[\s_]*(\d+)")
 # A range that names its word again at its end: GPU0-GPU7, cuda:0..cuda:7, L0-L11, #0-#7.
 _SAID_TWICE = re.compile(
-    r"(?<![A-Za-z])([A-Za-z]{1,7}[\s:_#]?|#)(\d{1,9})(\s*(?:-|\u2013|\u2014|to|through|\.\.\.?|\u2026)\s*)\1(\d{1,9})", re.I
+    r"(?<![A-Za-z])([A-Za-z]{1,7}[\s:_#]?|#)(\d{1,9})(\s*(?:-|\u2013|\u2014|to|through|\.\.\.?|\u2026)\s*)\1(\d{1,9})",
+    re.I,
 )
 _SLICE = re.compile(r"\[(\d{1,9}):(\d{1,9})\]")
 # Whether 7 is one of them nobody can tell.
@@ -115,7 +118,10 @@ _PURPOSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("embedding gradients", r"embedding grad"),
         ("activation gradients", r"activation grad|grad\w*\W+(?:send|recv|receive)|(?:send|recv|receive)\W+grad"),
         ("dense gradients", r"(?<!input )(?<!output )(?<!activation )grad"),
-        ("dense parameters", r"dense parameters|param\w*\W+(?:all\W?)?gather|gather\w*\W+(?:\w+\W+)?param|gather\b.*\bparam"),
+        (
+            "dense parameters",
+            r"dense parameters|param\w*\W+(?:all\W?)?gather|gather\w*\W+(?:\w+\W+)?param|gather\b.*\bparam",
+        ),
         ("expert parameters", r"expert parameters"),
         ("sampled tokens", r"sampled token"),
         ("dispatch", r"dispatch"),
@@ -139,7 +145,9 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("feed-forward residual",),
          r"feed-forward residual|residual~(?:2|ffn|mlp|moe)"
          r"|post~(?:ffn|mlp|moe)~residual"),
-        (("residual",), r"residual|skip~connection|\badd\b\s*&|\badd[\s_]*\d*\s*$|(?:^|[\s:|])[+\u2295](?=\s*(?:$|[(|]))"),
+        (("residual",),
+         r"residual|skip~connection|\badd\b\s*&|\badd[\s_]*\d*\s*$"
+         r"|(?:^|[\s:|])[+\u2295](?=\s*(?:$|[(|]))"),
         (("feed-forward norm",),
          r"(?:feed-forward|post~attention|post~attn|pre~(?:mlp|ffn|moe)|ffn|mlp|moe)~(?:layer|rms)?~norm|(?:layer|rms)?norm~2|\bln_?2\b"),
         (("attention norm",),
@@ -189,6 +197,9 @@ _ENDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("input", re.compile(r"^\s*(?:(?:model|batch|total)\s+)?(?:inputs?|tokens?|prompts?)\b", re.I)),
     ("output", re.compile(r"^\s*(?:model\s+|final\s+)?outputs?\b(?!\s*proj)|^\s*next token", re.I)),
 )  # fmt: skip
+_PASS_BEFORE = re.compile(
+    r"^\s*[\[(]?(?:prefill|decode|forward|backward)(?:\s+(?:step|pass|phase))?\s*\d*\s*[\])]?\s*[:\-]?\s*", re.I
+)
 # What begins with such a word and is no end: Input LayerNorm, Output Projection, Token Embedding.
 _NO_END = re.compile(r"proj|embed|norm|residual|att(?:entio)?n|expert|rout|gat(?:e|ing)\b|linear|head", re.I)
 _BATCH = re.compile(r"(?:split|scatter|partition|merge|gather|concat\w*)\b.*\bbatch|\bbatch\b.*(?:split|merge)", re.I)
@@ -313,7 +324,8 @@ def read_label(label: str) -> Reading:
         reading.certainty = "stated" if reading.purpose or reading.axis else "named"
         return reading
     head = text.strip().splitlines()[0] if text.strip() else ""
-    reading.end = next((end for end, pattern in _ENDS if pattern.search(head)), None)
+    named = _PASS_BEFORE.sub("", head)
+    reading.end = next((end for end, pattern in _ENDS if pattern.search(named)), None)
     if reading.end is not None and not _NO_END.search(head):
         reading.certainty = "named"
         return reading

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from truedag.tracer.audit.drawing.document import DrawnNode
 from truedag.tracer.audit.drawing.grammar import Reading
 
-_LEGEND = re.compile(r"\blegend\b|(?:^|[\s_])(?:color|colour)[\s_]*(?:key|code)\b|^\s*(?:cluster[\s_]*)?key\s*:?\s*$", re.I)
+_LEGEND = re.compile(
+    r"\blegend\b|(?:^|[\s_])(?:color|colour)[\s_]*(?:key|code)\b|^\s*(?:cluster[\s_]*)?key\s*:?\s*$", re.I
+)
 
 
 def is_legend(node: DrawnNode) -> bool:

@@ -288,8 +288,11 @@ def parse_json(text: str) -> Document:
 
 def _of_cytoscape(elements: dict[str, Any]) -> dict[str, Any]:
     """Return Cytoscape's JSON as node-link JSON: each element's own data."""
-    lists = [elements.get(name) if isinstance(elements.get(name), list) else [] for name in ("nodes", "edges")]
-    nodes, links = ([one.get("data") if isinstance(one, dict) else one for one in some or []] for some in lists)
+    lists = (elements.get("nodes"), elements.get("edges"))
+    nodes, links = (
+        [one.get("data") if isinstance(one, dict) else one for one in some] if isinstance(some, list) else []
+        for some in lists
+    )
     return {"nodes": nodes, "links": links}
 
 

@@ -336,7 +336,7 @@ def _communications(
     expectation: Expectation | None,
 ) -> pl.DataFrame:
     rows = []
-    alone: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    alone: dict[tuple[str | None, str, str, int, str | None, int, int, float], list[tuple[int, int]]] = {}
     for node in document.nodes:
         reading = readings[node.id]
         if reading.kind is None or reading.kind == "recv":
@@ -367,7 +367,7 @@ def _communications(
         there = tuple(sorted({rank for rank, _ in places}))
         rows += [
             (places[0][1], purpose, kind, axis, layer, phase, batch, step, members, weight)
-            for members in _groups(str(axis), there, None if purpose in _MIXED else expectation)
+            for members in _groups(axis, there, None if purpose in _MIXED else expectation)
         ]
     rows += _transfers(document, readings, numbers, ranks, expectation)
     return pl.DataFrame(rows, schema=COMMUNICATIONS, orient="row")
