@@ -8,7 +8,7 @@ from truedag.tracer.audit.checks.balance import check_balance
 from truedag.tracer.audit.checks.claims import check_claim
 from truedag.tracer.audit.checks.communication import check_communication
 from truedag.tracer.audit.checks.dimensions import check_dimensions
-from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything
+from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything, told_passes
 from truedag.tracer.audit.checks.drawn_extra import check_extra
 from truedag.tracer.audit.checks.drawn_order import check_order
 from truedag.tracer.audit.checks.drawn_shapes import check_drawn_shapes
@@ -74,9 +74,7 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     exact = tells_everything(subject)
     if plan is not None:
         audit.facts.append(
-            "Every operator says its layer, rank and pass: each was checked."
-            if exact
-            else "Passes are not told apart: what is drawn once was taken for all of them."
+            "Every operator says its layer, rank and pass: each was checked." if exact else _write_passes(subject)
         )
         check_strategy(subject, plan, audit, whole=exact)
         if exact:
@@ -98,6 +96,17 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
         audit.skip("strategy.ranks", f"{len(drawn.overflow)} nodes claim to stand for more than can be")
     audit.sort()
     return audit
+
+
+def _write_passes(subject: Subject) -> str:
+    told = told_passes(subject)
+    if not told:
+        return "Passes are not told apart: what is drawn once was taken for all of them."
+    if told == ("forward",):
+        return (
+            "Forward is told apart from backward, and was checked by itself; what is drawn once is of each microbatch."
+        )
+    return "Prefill and decode are told apart, and each was checked by itself."
 
 
 def audit_claim(claim: Claim, plan: Plan | None, measured: Mapping[str, float]) -> Audit:

@@ -262,13 +262,13 @@ def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
             for purpose in purposes
             for finding in _in_each_pass(
                 needed.filter(pl.col("purpose") == purpose), found.filter(pl.col("purpose") == purpose), check,
-                _told_passes(subject),
+                told_passes(subject),
             )
         ]  # fmt: skip
         audit.judge(check, findings, ", ".join(purposes))
 
 
-def _told_passes(subject: Subject) -> tuple[str, ...]:
+def told_passes(subject: Subject) -> tuple[str, ...]:
     """Return the passes that a drawing tells apart; what says none is then of the forward pass, or of each."""
     told = set(subject.nodes["phase"].drop_nulls())
     if "backward" in told:
