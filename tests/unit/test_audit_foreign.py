@@ -13,7 +13,7 @@ from truedag.launch.audit import Request, audit_subject
 from truedag.launch.deployment_file import load_deployment
 from truedag.launch.expected.expectation import expect
 from truedag.tracer.audit.auditing import audit_drawing
-from truedag.tracer.audit.claim import read_claim
+from truedag.tracer.audit.claim import ClaimError, read_claim
 from truedag.tracer.audit.claim_text import claim_of_prose
 from truedag.tracer.audit.drawing.document import DrawingError, read_document
 from truedag.tracer.audit.drawing.grammar import read_label
@@ -389,3 +389,15 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
     path.write_text('{"nodes": [{"id": "\\ud800"}], "links": []}')
     with pytest.raises(DrawingError, match="surrogate"):
         read_document(path)
+
+
+@pytest.mark.parametrize("text", ["TP" + "8" * 19_000, "batch" + " :" * 9_000, "1x" * 9_000, "GPUs " * 3_900])
+def test_a_long_text_is_read(text: str) -> None:
+    assert len(claim_of_prose(f"TP8 {text}", name="claim").not_understood) <= 60
+
+
+def test_a_text_that_is_no_claim_is_refused() -> None:
+    with pytest.raises(ClaimError, match="no more than 20,000 characters"):
+        claim_of_prose("TP8 " * 10_000, name="claim")
+    with pytest.raises(ClaimError, match="states no strategy"):
+        claim_of_prose("a fine day", name="claim")

@@ -103,9 +103,7 @@ def _write_passes(subject: Subject) -> str:
     if not told:
         return "Passes are not told apart: what is drawn once was taken for all of them."
     if told == ("forward",):
-        return (
-            "Forward is told apart from backward, and was checked by itself; what is drawn once is of each microbatch."
-        )
+        return "Forward is told apart from backward, and was checked by itself; microbatches were laid over each other."
     return "Prefill and decode are told apart, and each was checked by itself."
 
 

@@ -13,7 +13,7 @@ import re
 from truedag.tracer.audit.claim import Claim, ClaimError, parse_number
 from truedag.tracer.audit.published import published_sizes
 
-_N = r"(\d[\d,]*(?:\.\d+)?\s?(?:[KMBTkmbt](?:illion)?\b)?|(?:one|two|four|eight)\b)"
+_N = r"((?<![\d,.])\d[\d,]{0,30}(?:\.\d{1,9})?\s?(?:[KMBTkmbt](?:illion)?\b)?|(?:one|two|four|eight)\b)"
 _IS = r"\s*(?:size|count|length|dimension|dim|width)?\s*(?::\s*)*(?:=|\bis\b|\bof\b|\bare\b)?\s*(?::\s*)*"
 _GPU = r"(?:gpus?|ranks?|devices?|accelerators?)"
 _EACH = r"\s*(?:per|/|an?|on each|on every)\s*"
@@ -24,8 +24,8 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokens_per_second", (rf"{_N}\s*tokens?\s*(?:/|per)\s*s(?:ec(?:ond)?)?\b",)),
     ("time_to_first_token_ms", (rf"(?:time to first token|ttft){_IS}{_N}\s*ms",)),
     ("memory_per_gpu", (
-        rf"(\d[\d,]*(?:\.\d+)?\s?[KMGT]i?B)(?:\s+of)?(?:\s+(?:memory|hbm|vram))?{_EACH}{_GPU}",
-        rf"memory{_EACH}{_GPU}{_IS}(\d[\d,]*(?:\.\d+)?\s?[KMGT]i?B)",
+        rf"((?<![\d,.])\d[\d,]{{0,30}}(?:\.\d{{1,9}})?\s?[KMGT]i?B)(?:\s+of)?(?:\s+(?:memory|hbm|vram))?{_EACH}{_GPU}",
+        rf"memory{_EACH}{_GPU}{_IS}((?<![\d,.])\d[\d,]{{0,30}}(?:\.\d{{1,9}})?\s?[KMGT]i?B)",
     )),
     ("batch_per_replica", (rf"batch{_EACH}(?:dp\s+)?(?:replica|rank){_IS}{_N}",)),
     ("kv_heads", (
@@ -44,14 +44,15 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("batch", (rf"(?:global[\s\-_]*)?batch(?:[\s\-_]*size)?{_IS}{_N}",)),
     ("stages", (rf"{_N}\s*(?:pipeline[\s\-]+)?stages\b", rf"(?:pipeline[\s\-]+)?stages{_IS}{_N}")),
     ("gpus", (
-        rf"{_GPU}\s*(?:count)?\s*[=:]\s*(?:\d+\s*[x\u00d7*]\s*)+\d+\s*=\s*{_N}",
+        rf"{_GPU}\s*(?:count)?\s*[=:]\s*(?:\d{{1,9}}\s*[x\u00d7*]\s*){{1,9}}\d{{1,9}}\s*=\s*{_N}",
         rf"{_N}\s*(?:x\s+)?(?:(?:nvidia|amd|total|[ABHV]\d{{2,3}}\w*|MI\d+\w*)\s+){{0,2}}{_GPU}\b(?!\s*(?:each|per))",
         rf"{_GPU}(?:\s+count)?{_IS}{_N}(?!\s*[x\u00d7*]\s*\d)", rf"world[\s_]size{_IS}{_N}",
     )),
     ("experts", (rf"{_N}\s*(?:routed\s+)?experts\b", rf"\bexperts(?:\s+per\s+layer)?{_IS}{_N}")),
     ("layers", (rf"{_N}\s*(?:transformer\s+|decoder\s+|moe\s+)*layers\b", rf"\blayers{_IS}{_N}")),
     ("parameters", (
-        rf"(?:parameters|params){_IS}{_N}", rf"{_N}\s*(?:-?\s*parameters?|params)\b", r"(\d+(?:\.\d+)?\s?[BT])\b(?!\w)",
+        rf"(?:parameters|params){_IS}{_N}", rf"{_N}\s*(?:-?\s*parameters?|params)\b",
+        r"((?<![\d.])\d{1,9}(?:\.\d{1,9})?\s?[BT])\b(?!\w)",
     )),
 )  # fmt: skip
 _READ = tuple((name, tuple(re.compile(phrase, re.I) for phrase in phrases)) for name, phrases in _PHRASES)
@@ -70,6 +71,7 @@ _AXES = (
 )
 _GROUPS = re.compile(r"(\d{1,9})\s+(ETP|EDP|TP|PP|DP|EP|CP)[\s\-]+groups", re.I)
 _LEFT = re.compile(r"(?<![\w.])\d[\d,.]*\w*")
+_LONGEST = 20_000
 _MOST_LEFT = 50
 _AROUND = 24
 
@@ -78,9 +80,15 @@ def claim_of_prose(text: str, *, name: str) -> Claim:
     """Return what a text declares.
 
     Raises:
-        ClaimError: it states nothing that a claim states.
+        ClaimError: it states nothing that a claim states, or is longer than a claim may be.
     """
-    rest = re.sub(r"[*`]", "", text).replace("|", " : ").replace("_", " ")
+    if len(text) > _LONGEST:
+        raise ClaimError(
+            f"{name}: a claim in words is no more than {_LONGEST:,} characters; this one has {len(text):,}"
+        )
+    plain = re.sub(r"[*`]", "", text).replace("|", " : ").replace("_", " ")
+    # Long runs of what may stand between a word and its number would cost time.
+    rest = re.sub(r"[\s:]+", lambda match: " : " if ":" in match[0] else " ", plain)
     unread: list[str] = []
     groups: dict[str, int] = {}
     for match in _GROUPS.finditer(rest):
@@ -122,5 +130,5 @@ def claim_of_prose(text: str, *, name: str) -> Claim:
 
 
 def _without(text: str, pattern: re.Pattern[str]) -> str:
-    """Take out what was read; its length stays, so that nothing grows together."""
-    return pattern.sub(lambda match: ";" + " " * (len(match[0]) - 1), text)
+    """Take out what was read, so that nothing grows together."""
+    return pattern.sub(" ; ", text)
