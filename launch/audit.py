@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from truedag.launch.expected.expectation import expect
 from truedag.launch.measured import measured_rates
 from truedag.launch.run_audit import audit_graph, read_subject, write_review, write_sarif, write_text
 from truedag.tracer.audit.auditing import audit_claim, audit_drawing
-from truedag.tracer.audit.claim import read_claim
+from truedag.tracer.audit.claim import Claim, read_claim
+from truedag.tracer.audit.claim_text import claim_of_prose
 from truedag.tracer.audit.drawing.document import is_drawing, read_document
 from truedag.tracer.audit.drawing.marking import mark_drawing
 from truedag.tracer.audit.drawing.reading import DrawnSubject, read_drawing
@@ -60,16 +62,17 @@ def audit_subject(request: Request, *, progress: Callable[[str], None]) -> Audit
     if deployment is None and request.against is not None:
         deployment = _deployment_of_run(request.against)
     wanted = None if deployment is None else plan(expect(deployment))
-    if is_drawing(subject):
+    told = _read_claim(subject)
+    if told is None and is_drawing(subject):
         return _audit_drawing(request, wanted, progress)
-    if subject.suffix in (".yaml", ".yml"):
+    if told is not None:
         if request.mark is not None or request.fix is not None:
             raise LaunchError("--mark and --fix are for drawings")
         measured = {} if request.against is None else measured_rates(request.against)
-        return audit_claim(read_claim(_read_yaml(subject), name=str(subject)), wanted, measured)
+        return audit_claim(told, wanted, measured)
     raise LaunchError(
-        f"{subject} is no run's folder, no drawing (.dot, .gv, .graphml, .xml, .json) and no claim (.yaml)"
-        + ("" if subject.exists() else ": there is no such file")
+        f"{subject} is no run's folder, no drawing (.dot, .gv, .graphml, .xml, .json) and no claim (.yaml, .json, .md, "
+        ".txt)" + ("" if subject.exists() else ": there is no such file")
     )
 
 
@@ -138,6 +141,35 @@ def _deployment_of_run(folder: Path) -> Deployment | None:
                 continue
     name = Graph.open(folder).meta.get("deployment")
     return load_deployment(str(name), ())[1] if name in shipped_deployments() else None
+
+
+def _read_claim(path: Path) -> Claim | None:
+    """Return the claim in a file: YAML, JSON that is no graph, or words; None: it is no claim."""
+    form = path.suffix.lower()
+    if not path.is_file() or form not in (".yaml", ".yml", ".json", ".md", ".txt"):
+        return None
+    if form in (".md", ".txt"):
+        return claim_of_prose(_read_text(path), name=str(path))
+    if form != ".json":
+        return read_claim(_read_yaml(path), name=str(path))
+    if path.stat().st_size > _MOST_CLAIM_BYTES:
+        return None
+    try:
+        told = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None  # what is wrong with it the reader of drawings says
+    if not isinstance(told, dict) or {"nodes", "elements", "links", "edges", "children"} & set(told):
+        return None
+    return read_claim(told, name=str(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MOST_CLAIM_BYTES:
+            raise LaunchError(f"{path}: a claim is no more than {_MOST_CLAIM_BYTES:,} bytes")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{path}: it cannot be read as text: {error}") from error
 
 
 def _read_yaml(path: Path) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from truedag.parallel.routing import parse_routing
 from truedag.parallel.training import TrainingConfig
 from truedag.tracer.analysis.device_fit import Fit, find_fits
 from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
+from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.estimate.estimate import Estimate, estimate
 from truedag.tracer.graph import Graph
 
@@ -79,6 +81,13 @@ class DryResult:
     """The interactive page; None: nobody asked for it, or the graph is too large for one that nobody asked for."""
     estimate: Estimate | None
     """What it would take on a device; None: nobody asked."""
+    num_derived: int
+    """Ranks whose sizes were derived from their numbers of tokens."""
+    reached: Mapping[str, float]
+    """What was there after how many seconds: graph (of classes, or of all ranks where all were executed), expanded,
+    audited, drawn, page."""
+    graph_peak_bytes: int
+    """Most memory that one process had until the graph was there."""
     seconds: float
 
     @property
@@ -146,6 +155,7 @@ def run_dry(
     classes = find_rank_classes(deployment.strategy, deployment.workload)
     verified: list[int] = []
     estimated: Estimate | None = None
+    reached: dict[str, float] = {}
     try:
         done = Runs(deployment, folder, chosen, jobs or os.cpu_count() or 1, show)
         if all_ranks:
@@ -157,15 +167,18 @@ def run_dry(
             verified = sorted(draw.sample(others, min(num_verified, len(others))))
             done.execute([(rank,) for rank in verified])
         said = None if chosen is None else chosen.describe()
-        told = {"routing": said, "assumed": ASSUMED, "num_executed_ranks": len(done.ranks)}
+        derived = [rank for one in classes for ranks in one.alike if ranks[0] in done.derived for rank in ranks]
+        told = {"routing": said, "assumed": ASSUMED, "num_executed_ranks": len(done.ranks), **_tell_derived(derived)}
         (folder.root / "classes.json").write_text(_describe_classes(deployment, classes, told))
         if verified:
             show(f"verifying {len(verified)} ranks")
-            verify_ranks(deployment, classes, verified, folder)
+            verify_ranks(deployment, classes, verified, folder, done)
         if all_ranks:
             merged = _merge(deployment, folder, told, show)
         else:
-            merged = _build_classes(deployment, classes, done.groups, folder, told, show)
+            merged = _build_classes(deployment, classes, done, folder, told, show)
+        reached["graph"] = time.monotonic() - started
+        own_peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if hardware is not None:
             show("estimating times")
             estimated = estimate(
@@ -173,12 +186,16 @@ def run_dry(
             )
         if expand:
             _expand(folder, show)
+            reached["expanded"] = time.monotonic() - started
         graph = Graph.open(folder.dag)
         is_light = is_audited_unasked(graph)
         audited = _audit(deployment, folder, show) if is_light else None
+        reached |= {"audited": time.monotonic() - started} if is_light else {}
         pictures = draw_pictures(folder.dag, folder.views, show=show) if views else Pictures(drawn=[])
+        reached |= {"drawn": time.monotonic() - started} if pictures.drawn else {}
         is_light = is_light and deployment.world_size <= _PAGE_RANKS
         page = _write_page(folder, show) if views and is_light else None
+        reached |= {"page": time.monotonic() - started} if page else {}
     finally:
         folder.node(nodes.node).write_text(ENDED)
     memory = _read_memory(folder)
@@ -201,6 +218,9 @@ def run_dry(
         not_drawn=pictures.why_not,
         page=page,
         estimate=estimated,
+        num_derived=len(derived),
+        reached=reached,
+        graph_peak_bytes=max(own_peak_bytes, *(one.peak_bytes for one in done.ranks)),
         seconds=time.monotonic() - started,
     )
 
@@ -241,7 +261,7 @@ def _merge(
 def _build_classes(
     deployment: Deployment,
     classes: Sequence[RankClass],
-    groups: Sequence[tuple[str, str, tuple[int, ...]]],
+    done: Runs,
     folder: RunFolder,
     told: Mapping[str, Any],
     show: Callable[[str], None],
@@ -250,13 +270,22 @@ def _build_classes(
 
     show("building the class graph")
     return build_class_graph(
-        {ranks[0]: folder.trace(ranks[0]) for one in classes for ranks in one.alike},
-        describe_world(deployment, classes, groups),
+        {rank: folder.trace(rank) for one in classes for rank, *_ in one.alike if rank not in done.derived},
+        describe_world(deployment, classes, done.groups),
         folder.dag,
         deployment=deployment.name,
         strategy=deployment.strategy.describe(),
         told=told,
+        derived=done.derive,
     )
+
+
+def _tell_derived(ranks: Sequence[int]) -> dict[str, Any]:
+    """Say which ranks' sizes nobody saw; nothing where all are those of executed ranks."""
+    if not ranks:
+        return {}
+    how = "linear forms of their numbers of tokens, which hold exactly on all executed ranks of the same program"
+    return {"derived_sizes": {"num_ranks": len(ranks), "ranks": write_runs(sorted(ranks)), "how": how}}
 
 
 def _read_memory(folder: RunFolder) -> tuple[HeldMemory, ...]:

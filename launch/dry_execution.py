@@ -11,12 +11,18 @@ import numpy as np
 
 from truedag.launch.children import Outcome, call_in_children
 from truedag.launch.deployment import Deployment
+from truedag.launch.dry_choices import Choices
 from truedag.launch.errors import LaunchError, RunError
 from truedag.launch.run_folder import RunFolder
 from truedag.model.errors import ModelError
 from truedag.parallel.errors import DataError, RoutingError
 from truedag.parallel.rank_classes import GroupRole, RankClass
 from truedag.parallel.routing import Routing
+from truedag.parallel.token_numbers import TokenNumbers
+from truedag.tracer.dry.comparison import compare_ranks
+from truedag.tracer.dry.derived_sizes import Derivation
+from truedag.tracer.dry.programs import read_part, refine_classes
+from truedag.tracer.dry.sizes import Names, Sizes
 
 PRELOAD = "truedag.launch.dry_rank"  # with torch and megatron-core
 
@@ -43,6 +49,8 @@ class Executed:
     """Of the ranks that it was to stand for: which of them the routing sends as many tokens."""
     program: str
     """What its program is known by; '': it was not asked for."""
+    numbers: TokenNumbers | None
+    """What the first of each of them hear of the routing; None: it is the same, or too much to keep."""
     groups: list[tuple[str, str, tuple[int, ...]]]
     """Name, description and ranks of the world's process groups."""
 
@@ -58,10 +66,13 @@ class Runs:
         self.ranks: list[DryRank] = []
         self.groups: list[tuple[str, str, tuple[int, ...]]] = []
         """Name, description and ranks of the world's process groups, which all ranks have made."""
+        self.derived: dict[int, tuple[Derivation, int]] = {}
+        """By rank that was not executed, but the first of its sizes: what says them, and its place there."""
         self._programs: dict[int, str] = {}
+        self._numbers: dict[int, TokenNumbers] = {}
 
     def execute_classes(self, classes: Sequence[RankClass]) -> list[RankClass]:
-        """Execute a rank of each class, and one for each other choice of sizes that the routing gives its ranks.
+        """Execute a rank of each class, and for other choices of sizes that the routing gives its ranks some of them.
 
         Returns:
             The classes; divided where sizes make programs differ, as where an expert gets no token.
@@ -70,17 +81,57 @@ class Runs:
         found = [replace(one, alike=tuple(some)) for one, some in zip(classes, alike, strict=True)]
         if all(len(one.alike) == 1 for one in found):
             return found
-        others = [ranks for one in found if len(one.alike) > 1 for ranks in one.alike[1:]]
-        self.execute(others, is_told_apart=True)
+        first_of = {rank: ranks[0] for one in found for ranks in one.alike for rank in ranks}
+        self._execute_choices(found)
         found = self._divide(found)
-        known = {one.rank for one in self.ranks}
-        self.execute([ranks for one in found for ranks in one.alike if ranks[0] not in known], is_told_apart=True)
+        executed = {one.rank for one in self.ranks}
+        wanted = []
+        for one in found:
+            for first in (ranks[0] for ranks in one.alike):
+                known = self.derived.get(first_of[first])
+                if first not in executed and (known is None or first == one.representative):
+                    wanted.append(first)
+                elif known is not None:
+                    self.derived[first] = known
+        self.execute([(rank,) for rank in wanted], is_told_apart=True)
+        executed |= set(wanted)
+        firsts = {ranks[0] for one in found for ranks in one.alike}
+        self.derived = {rank: known for rank, known in self.derived.items() if rank in firsts - executed}
         return found
+
+    def _execute_choices(self, classes: Sequence[RankClass]) -> None:
+        """Execute as many of the choices of sizes that ranks of classes have as it takes to know all."""
+        unsettled = []
+        for one in classes:
+            firsts, told = [ranks[0] for ranks in one.alike], self._numbers.get(one.representative)
+            if told is None:
+                done = {executed.rank for executed in self.ranks}
+                self.execute([(rank,) for rank in firsts if rank not in done], is_told_apart=True)
+                continue
+            by_branch: dict[str, list[int]] = {}
+            for row, branch in enumerate(told.branches):
+                by_branch.setdefault(branch, []).append(row)
+            unsettled += [Choices([firsts[row] for row in rows], told, rows) for rows in by_branch.values()]
+        while unsettled:
+            wanted = [rank for choices in unsettled for rank in choices.choose(self._programs, self._folder.trace)]
+            for choices in unsettled:
+                if choices.is_settled and choices.derivation is not None:
+                    self.derived |= {rank: (choices.derivation, at) for rank, at in choices.derived.items()}
+                    self._programs |= dict.fromkeys(choices.derived, choices.program)
+                if choices.is_settled and choices.problem:
+                    self._show(f"ranks that are routed otherwise are all executed: {choices.problem}")
+            unsettled = [choices for choices in unsettled if not choices.is_settled]
+            self.execute([(rank,) for rank in wanted], is_told_apart=True)
+
+    def derive(self, rank: int, base: Sizes, names: Names) -> Sizes | None:
+        """Return the sizes of a rank that was not executed; None: it was."""
+        if rank not in self.derived:
+            return None
+        derivation, at = self.derived[rank]
+        return derivation.sizes(at, base, names)
 
     def _divide(self, classes: Sequence[RankClass]) -> list[RankClass]:
         """Divide classes by the programs of their ranks, until the groups of each one's are of one make."""
-        from truedag.tracer.dry.programs import refine_classes
-
         of_rank = np.zeros(self._deployment.world_size, np.int64)
         keys: dict[tuple[int, str], int] = {}
         for number, one in enumerate(classes):
@@ -115,6 +166,8 @@ class Runs:
                 self.ranks.append(one.rank)
                 self.groups = self.groups or one.groups
                 self._programs[one.rank.rank] = one.program
+                if one.numbers is not None:
+                    self._numbers[one.rank.rank] = one.numbers
                 alike[outcome.number] = one.alike
                 if number > 1:
                     self._show(f"executing {number} of {world} ranks: {len(alike)} done")
@@ -141,18 +194,18 @@ def _take(outcome: Outcome[Executed], rank: int) -> Executed:
 
 
 def verify_ranks(
-    deployment: Deployment, classes: Sequence[RankClass], verified: Sequence[int], folder: RunFolder
+    deployment: Deployment, classes: Sequence[RankClass], verified: Sequence[int], folder: RunFolder, runs: Runs
 ) -> None:
     """See that ranks which were executed for nothing else have the program and the groups that their class says.
 
     Raises:
         RunError: says which rank differs, and where.
     """
-    from truedag.tracer.dry.comparison import compare_ranks
-
     sized_as = {rank: ranks[0] for one in classes for ranks in one.alike for rank in ranks}
     for rank in verified:
-        first = sized_as[rank]
+        same = sized_as[rank]
+        derived = runs.derived.get(same)
+        first = same if derived is None else derived[0].rank
         found = compare_ranks(folder.trace(first), folder.trace(rank))
         for axis, own, other in found.groups:
             role = GroupRole.of(deployment.strategy, own, expert=_is_expert(axis))
@@ -161,16 +214,24 @@ def verify_ranks(
                     f"rank {rank} is said to run as rank {first} does, but its {axis} group is {other} where rank "
                     f"{first} has {own}: a bug in truedag, report it"
                 )
-        if found.num_sizes:
-            raise RunError(
-                f"rank {rank} is said to run as rank {first} does, but {found.num_sizes} of its operators have other "
-                "sizes: a bug in truedag, report it; --all-ranks trusts no class"
-            )
         if found.difference:
             raise RunError(
                 f"rank {rank} is said to run as rank {first} does, but differs: {found.difference}: "
                 "a bug in truedag, report it; --all-ranks trusts no class"
             )
+        if found.num_sizes if derived is None else not _has_sizes(runs, same, folder.trace(first), folder.trace(rank)):
+            what = f"as rank {first} does" if derived is None else "with sizes that follow from its numbers of tokens"
+            raise RunError(
+                f"rank {rank} is said to run {what}, but operators of it have other sizes: a bug in truedag, report "
+                "it; --all-ranks trusts no class"
+            )
+
+
+def _has_sizes(runs: Runs, derived: int, base: Path, trace: Path) -> bool:
+    """Whether a trace has the sizes that were derived for a rank."""
+    names = Names()
+    said = runs.derive(derived, Sizes.of(read_part(base), names), names)
+    return said is not None and said.same_as(Sizes.of(read_part(trace), names))
 
 
 def _is_expert(axis: str | None) -> bool | None:

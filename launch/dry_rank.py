@@ -24,6 +24,7 @@ from truedag.launch.dry_world import first_experts  # noqa: E402
 from truedag.launch.workload import TrainWorkload, open_source  # noqa: E402
 from truedag.parallel.dry import META, DryAdapter, init_dry_world  # noqa: E402
 from truedag.parallel.generate import build_generator  # noqa: E402
+from truedag.parallel.lone_building import built_alone  # noqa: E402
 from truedag.parallel.made_groups import note_groups  # noqa: E402
 from truedag.parallel.prompts import Prompts  # noqa: E402
 from truedag.parallel.routing import Routing  # noqa: E402
@@ -52,14 +53,19 @@ def run_rank(
     began = time.monotonic()
     torch.set_num_threads(1)
     install()  # messages are numbered from the groups' beginning
-    with note_groups() as groups:
+    with note_groups() as groups, built_alone():
         init_dry_world(rank, deployment.world_size)
         executor, iterate = _build(deployment, routing)
     for index in range(deployment.trace.step):
         iterate(index)
     with record_dry(trace, watch=executor.model_chunks) as recording:
         iterate(deployment.trace.step)
-    alike = [tuple(ranks)] if executor.routers is None else executor.routers.alike(deployment.strategy, ranks)
+    alike, numbers = [tuple(ranks)], None
+    if executor.routers is not None and len(ranks) > 1:
+        # gloo moves uneven parts of a group one by one.
+        heard = executor.routers.hear(deployment.strategy, ranks, moves_part_by_part=deployment.backend.device == "cpu")
+        alike = heard.alike()
+        numbers = heard.tell([some[0] for some in alike]) if len(alike) > 1 else None
     executor.close()
     distributed.destroy_process_group()
     result = DryRank(
@@ -76,6 +82,7 @@ def run_rank(
         rank=result,
         alike=alike,
         program=program,
+        numbers=numbers,
         groups=[(one.name, one.description, one.ranks) for one in groups],
     )
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from truedag.parallel.errors import RoutingError
 from truedag.parallel.routing import Counts, Place, Recorded, Routing
 from truedag.parallel.strategy import Strategy
+from truedag.parallel.token_numbers import Exchange, NumbersOfRanks
 
 
 class TokenShare(Protocol):
@@ -110,6 +110,15 @@ class RoutedLayer:
             self._counts[number, source] = known
         return known
 
+    def is_even(self, number: int, ranks: Sequence[int]) -> bool:
+        """Return whether each of some ranks sends each expert as many tokens of a pass as any other does."""
+        if self._routing is None:
+            return False
+        num_tokens = {self._share(rank, number)[1] for rank in ranks}
+        return len(num_tokens) == 1 and self._routing.is_even(
+            num_tokens.pop(), num_experts=self._router.config.num_moe_experts, top_k=self._router.topk
+        )
+
     def _count_pass(self) -> int:
         if self._again and torch.is_grad_enabled():
             return self._again.popleft()
@@ -160,48 +169,30 @@ class RouterWatch:
             (layer.layer, number, self._rank): counts for layer in self.layers for number, counts in layer.seen.items()
         }
 
-    def alike(self, strategy: Strategy, ranks: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return which ranks have the same numbers of tokens everywhere in the iteration, by their first ranks.
+    def hear(self, strategy: Strategy, ranks: Sequence[int], *, moves_part_by_part: bool) -> NumbersOfRanks:
+        """Return what ranks hear of the routing in the iteration; of passes that are the same to all of them, nothing.
 
         Args:
             strategy: the world's.
             ranks: ascending, of this rank's stage, with the passes that this rank had.
+            moves_part_by_part: whether uneven parts of a group are moved one by one.
         """
-        said: dict[int, list[bytes]] = {rank: [] for rank in ranks}
-        groups: dict[int, list[int]] = {}
-        for rank in ranks:
-            groups.setdefault(strategy.coordinates(rank)["edp"], []).append(rank)
+        heard = NumbersOfRanks(ranks, moves_part_by_part=moves_part_by_part)
+        size = strategy.ep * strategy.etp
+        exchange_of = heard.ranks // size
+        places = {one: np.flatnonzero(exchange_of == one) for one in np.unique(exchange_of).tolist()}
+        members = {one: range(one * size, (one + 1) * size) for one in places}
+        everyone = [rank for ranks_of_one in members.values() for rank in ranks_of_one]
+        is_even: dict[int, bool] = {}
         for layer in self.layers:
             for number in range(layer.num_passes):
-                for edp, members in groups.items():
-                    self._tell_sizes(said, strategy, layer, number, edp, members)
-        found: dict[bytes, list[int]] = {}
-        for rank in ranks:
-            found.setdefault(sha256(b"".join(said[rank])).digest(), []).append(rank)
-        return [tuple(one) for one in found.values()]
-
-    def _tell_sizes(
-        self,
-        said: dict[int, list[bytes]],
-        strategy: Strategy,
-        layer: RoutedLayer,
-        number: int,
-        edp: int,
-        ranks: list[int],
-    ) -> None:
-        """Say of ranks which are in one exchange what each sends to the experts, and its own experts get from all."""
-        stage = strategy.coordinates(ranks[0])["pp"]
-        exchange = [
-            strategy.rank_at({"etp": etp, "ep": ep, "edp": edp, "pp": stage})
-            for ep in range(strategy.ep)
-            for etp in range(strategy.etp)
-        ]
-        counts = np.stack([layer.counts_in(number, rank) for rank in exchange])
-        per_rank = counts.shape[1] // strategy.ep
-        if (counts == counts[0, 0]).all():
-            return
-        got = [sha256(counts[:, ep * per_rank : (ep + 1) * per_rank].tobytes()).digest() for ep in range(strategy.ep)]
-        place = {rank: at for at, rank in enumerate(exchange)}
-        for rank in ranks:
-            at = place[rank]
-            said[rank] += [sha256(counts[at].tobytes()).digest(), got[at // strategy.etp]]
+                # All layers of a model with experts have equally many.
+                if number not in is_even:
+                    is_even[number] = layer.is_even(number, everyone)
+                if is_even[number]:
+                    continue
+                heard.begin_pass()
+                for one, own in places.items():
+                    counts = np.stack([layer.counts_in(number, rank) for rank in members[one]])
+                    heard.hear(Exchange(counts=counts, ep=strategy.ep, etp=strategy.etp), one * size, own)
+        return heard

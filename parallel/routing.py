@@ -54,6 +54,9 @@ class Routing(Protocol):
     def counts(self, place: Place, *, num_experts: int, top_k: int) -> Counts:
         """Return how many of the tokens go to each expert, [E]."""
 
+    def is_even(self, num_tokens: int, *, num_experts: int, top_k: int) -> bool:
+        """Return whether it is known that every source of so many tokens sends each expert as many."""
+
     def describe(self) -> dict[str, Any]:
         """Return what the graph's `meta.json` says of it."""
 
@@ -70,6 +73,10 @@ class Balanced:
     def counts(self, place: Place, *, num_experts: int, top_k: int) -> Counts:
         """Return the counts, [E]."""
         return _deal(place.num_tokens * top_k, place.source * place.num_tokens * top_k % num_experts, num_experts)
+
+    def is_even(self, num_tokens: int, *, num_experts: int, top_k: int) -> bool:
+        """Return whether none is left over when all are dealt out."""
+        return num_tokens * top_k % num_experts == 0
 
     def describe(self) -> dict[str, Any]:
         """Return its kind."""
@@ -118,6 +125,11 @@ class Drawn:
         weights: NDArray[np.float32] = ((order + 1.0) ** -self.alpha).astype(np.float32)
         return weights
 
+    def is_even(self, num_tokens: int, *, num_experts: int, top_k: int) -> bool:
+        """Return whether all experts are taken, so that nothing is drawn."""
+        del num_tokens
+        return top_k == num_experts
+
     def describe(self) -> dict[str, Any]:
         """Return its kind and what it is drawn by."""
         if not self.alpha:
@@ -160,6 +172,11 @@ class Recorded:
                 "experts each: take the routing of a run of the same deployment"
             )
         return counts
+
+    def is_even(self, num_tokens: int, *, num_experts: int, top_k: int) -> bool:
+        """Return that it is not known."""
+        del num_tokens, num_experts, top_k
+        return False
 
     def describe(self) -> dict[str, Any]:
         """Return its kind and where it is from."""

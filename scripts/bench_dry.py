@@ -1,9 +1,10 @@
 """What the shipped deployments are at full size, and what it costs to find out: time, memory, classes, communications.
 
-    python scripts/bench_dry.py [DEPLOYMENT ...] [--expand] [--gpus-per-node N] [--out DIR]
+    python scripts/bench_dry.py [DEPLOYMENT ...] [--expand] [--routing HOW] [--no-views] [--gpus-per-node N] [--out DIR]
 
-Each is executed by `truedag dry`, one rank of each class, at its full world size; memory is the most that one of its
-processes had. `--expand` also writes all nodes and edges of all ranks. A deployment may carry overrides, as in
+Each is executed by `truedag dry`, one rank of each class, at its full world size. Times are from the command's start;
+memory is the most that one of its processes had: up to the class graph, and with its audit, drawings and page.
+`--expand` also writes all nodes and edges of all ranks. A deployment may carry overrides, as in
 `moe-30b-ep64-tp8-pp2-dp2,strategy=EP64-TP8-PP2-DP32,workload.global_batch_size=2048`: the largest one on 32,768 ranks.
 
 Bytes are what all participants give; inside means that all ranks of the group are in one node, across that they are
@@ -41,6 +42,9 @@ DEPLOYMENTS = (
 
 _SUBREAPER = 36  # of prctl: who outlives its parent becomes a child of this process
 _SHOWN = 16
+_STATES = {
+    "graph": "class graph", "expanded": "whole graph", "audited": "audited", "drawn": "drawn", "page": "page"
+}  # fmt: skip
 
 
 def main() -> int:
@@ -48,30 +52,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("deployments", nargs="*", metavar="DEPLOYMENT")
     parser.add_argument("--expand", action="store_true")
+    parser.add_argument("--routing", default="balanced", metavar="HOW")
+    parser.add_argument("--no-views", action="store_true")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep what was made there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-dry-") as scratch:
         for told in arguments.deployments or DEPLOYMENTS:
             name, *overrides = told.split(",")
-            run(name, overrides, (arguments.out or Path(scratch)) / name, arguments.expand, arguments.gpus_per_node)
+            options = ["--routing", arguments.routing, *(["--no-views"] if arguments.no_views else [])]
+            out = (arguments.out or Path(scratch)) / name
+            run(name, overrides, options, out, expand=arguments.expand, gpus_per_node=arguments.gpus_per_node)
     return 0
 
 
-def run(name: str, overrides: list[str], out: Path, expand: bool, gpus_per_node: int) -> None:
+def run(name: str, overrides: list[str], options: list[str], out: Path, *, expand: bool, gpus_per_node: int) -> None:
     """Execute a deployment without memory, and print what there is to know."""
-    options = ["--expand"] if expand else []
+    options = [*options, *(["--expand"] if expand else [])]
     command = [sys.executable, "-m", "truedag.launch.cli", "dry", name, *overrides, *options]
     cost, text = watch([*command, "--force", "--json", "--out", str(out)])
     result = json.loads(text)
     counts = result["merge"]
     print(f"\n{name} {' '.join(overrides)}\n  {result['strategy']}")
+    outside = cost.seconds - result["seconds"]  # the interpreter's start and end
+    said = [f"{_STATES[name]} after {outside + seconds:.1f} s" for name, seconds in result["reached"].items()]
+    print(f"  {', '.join(said)}; on {os.cpu_count()} cores, {cost.user_s:.1f} s of user time in all processes")
     print(
-        f"  {cost.seconds:.1f} s on {os.cpu_count()} cores ({cost.user_s:.1f} s of user time in all processes), "
-        f"{cost.peak_bytes / 2**20:,.0f} MiB in the largest"
+        f"  {result['graph_peak_bytes'] / 2**20:,.0f} MiB in the largest process up to the class graph, "
+        f"{cost.peak_bytes / 2**20:,.0f} MiB up to the end"
     )
-    sizes = sum(len(one["alike"]) for one in result["classes"])
-    print(f"  {len(result['classes']):,} rank classes of {result['world_size']:,} ranks, {sizes:,} executed")
+    derived = f", sizes of {result['num_derived']:,} derived" if result["num_derived"] else ""
+    print(
+        f"  {len(result['classes']):,} rank classes of {result['world_size']:,} ranks, {len(result['ranks']):,} "
+        f"executed{derived}"
+    )
     print(
         f"  class graph {counts['num_class_nodes']:,} nodes, {counts['num_class_edges']:,} edges; "
         f"{'written' if expand else 'stands for'} {counts['num_nodes']:,} nodes, {counts['num_edges']:,} edges"

@@ -2,21 +2,22 @@
 
     bench_exports.py [RUN] [--slices N] [--rounds N]
 
-Without RUN a graph is made up: ranks of one thread, each with operators back to back and an all-reduce after every
-hundred. The least of the rounds counts; CPU seconds are of all threads, for machines that others use too. Where it is
-installed, a peer writes the same slices in the same run: Perfetto's own Python builder (`perfetto`), names and times
-alone.
+Without RUN a dataset is made up: ranks of one thread, each with operators back to back and an all-reduce after every
+hundred. An export reads the dataset from disk; `its writing` encodes slices that are made already. The least of the
+rounds counts; CPU seconds are of all threads, for machines that others use too. Where it is installed, a peer writes
+the same slices in the same run: Perfetto's own Python builder (`perfetto`), names and times alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,75 +25,76 @@ import polars as pl
 
 from truedag.tracer.export.exporting import FORMATS, export
 from truedag.tracer.export.perfetto import write_timelines
-from truedag.tracer.export.timeline import list_timelines
-from truedag.tracer.graph import Graph
+from truedag.tracer.export.timeline import Timeline, list_timelines
+from truedag.tracer.graph import FORMAT_VERSION, Graph
+from truedag.tracer.merge.tables import EDGE_SCHEMA, NODE_SCHEMA
 
 NUM_RANKS = 8
 _EVERY = 100  # operators between collectives
+_NARROW = {"rank": pl.Int32, "group": pl.Int32}
+_KERNELS = {
+    "node": pl.Int64, "rank": pl.Int32, "device": pl.Int32, "stream": pl.Int32, "name": pl.String, "kind": pl.String,
+    "start_ns": pl.Int64, "end_ns": pl.Int64,
+}  # fmt: skip
 
 
-class MadeUp:
-    """A graph in memory with about so many slices."""
-
-    def __init__(self, num_slices: int) -> None:
-        self.path = Path("made-up")
-        self.meta: Mapping[str, Any] = {"deployment": "made up"}
-        # A collective is three slices on each rank but for the last to arrive, which does not wait.
-        blocks = max(1, num_slices // (NUM_RANKS * (_EVERY + 3)))
-        steps = pl.DataFrame({"block": range(blocks)})
-        operators = (
-            steps.join(pl.DataFrame({"place": range(_EVERY)}), how="cross")
-            .join(pl.DataFrame({"rank": range(NUM_RANKS)}), how="cross")
-            .with_columns(
-                start_ns=pl.col("block") * 200_000 + pl.col("place") * 1000,
-                layer=pl.col("place") // 10,
-                kind=pl.lit("compute"),
-            )
+def make_up(num_slices: int, folder: Path) -> Graph:
+    """Write a dataset with about so many slices, as the merge lays out a small graph."""
+    # A collective is three slices on each rank but for the last to arrive, which does not wait.
+    blocks = max(1, num_slices // (NUM_RANKS * (_EVERY + 3)))
+    steps = pl.DataFrame({"block": range(blocks)})
+    operators = (
+        steps.join(pl.DataFrame({"place": range(_EVERY)}), how="cross")
+        .join(pl.DataFrame({"rank": range(NUM_RANKS)}), how="cross")
+        .with_columns(
+            start_ns=pl.col("block") * 200_000 + pl.col("place") * 1000,
+            layer=pl.col("place") // 10,
+            kind=pl.lit("compute"),
         )
-        told = operators.select(
-            "block", "rank", "kind", "layer", "start_ns",
-            end_ns=pl.col("start_ns") + 900,
-            op=pl.format("aten::op_{}", pl.col("place") % 40), label=pl.format("op_{}", pl.col("place") % 40),
-            module=pl.format("decoder.layers.{}.mlp", "layer"), outputs=pl.format("float32[{},512]", pl.col("place")),
-        )  # fmt: skip
-        meetings = steps.select(
-            "block", rank=pl.lit(-1, pl.Int64), kind=pl.lit("collective"), layer=pl.lit(-1, pl.Int64),
-            start_ns=pl.col("block") * 200_000 + 110_000, end_ns=pl.col("block") * 200_000 + 150_000,
-            op=pl.lit("c10d::allreduce_"), label=pl.lit("all-reduce dp"), module=pl.lit(None, pl.String),
-            outputs=pl.lit("float32[512]"),
-        )  # fmt: skip
-        both = pl.concat([told.select(meetings.columns), meetings]).sort("start_ns", "rank")
-        nodes = both.with_row_index("node").with_columns(
-            pl.col("node").cast(pl.Int64), category=pl.lit("computation"), stage=pl.lit(-1), microbatch=pl.lit(0),
-            expert=pl.lit(-1), phase=pl.lit("forward"), step=pl.lit(0), decode_step=pl.lit(-1), thread=pl.lit(0),
-            stream=pl.lit(-1), timing=pl.lit("measured"), flops=pl.lit(1000), bytes_read=pl.lit(64),
-            bytes_written=pl.lit(64), inputs=pl.col("outputs"),
-        )  # fmt: skip
-        met = nodes.filter(pl.col("kind") == "collective").select("node", "start_ns", "end_ns")
-        parts = met.join(pl.DataFrame({"rank": range(NUM_RANKS)}), how="cross").with_columns(
-            group=pl.lit(0), seq=pl.col("node"), arrive_ns=pl.col("start_ns") - 1000 * (7 - pl.col("rank")),
-            send_bytes=pl.lit(2048), recv_bytes=pl.lit(2048),
-        )  # fmt: skip
-        later = nodes.filter(pl.col("kind") == "compute").sort("rank", "node")
-        edges = later.select(
-            src=pl.col("node").shift().over("rank"), dst="node", kind=pl.lit("data"), bytes=pl.lit(64)
-        ).drop_nulls()
-        self._tables = {
-            "nodes": nodes.drop("block"),
-            "edges": edges.with_columns(dtype=pl.lit("float32"), shape=pl.lit([16], pl.List(pl.Int64))),
-            "participants": parts,
-            "groups": pl.DataFrame({"group": [0], "axis": ["dp"], "ranks": [list(range(NUM_RANKS))]}),
-            "ranks": pl.DataFrame({"rank": range(NUM_RANKS), "host": ["host"] * NUM_RANKS}),
-            "kernels": pl.DataFrame(
-                schema={"node": pl.Int64, "rank": pl.Int64, "stream": pl.Int64, "name": pl.String, "kind": pl.String,
-                        "start_ns": pl.Int64, "end_ns": pl.Int64}
-            ),
-        }  # fmt: skip
-
-    def scan(self, table: str, ranks: AbstractSet[int] | None = None) -> pl.LazyFrame:
-        """Return a table."""
-        del ranks
-        return self._tables[table].lazy()
+    )
+    told = operators.select(
+        "block", "rank", "kind", "layer", "start_ns",
+        end_ns=pl.col("start_ns") + 900,
+        op=pl.format("aten::op_{}", pl.col("place") % 40), label=pl.format("op_{}", pl.col("place") % 40),
+        module=pl.format("decoder.layers.{}.mlp", "layer"), outputs=pl.format("float32[{},512]", pl.col("place")),
+    )  # fmt: skip
+    meetings = steps.select(
+        "block", rank=pl.lit(-1, pl.Int64), kind=pl.lit("collective"), layer=pl.lit(-1, pl.Int64),
+        start_ns=pl.col("block") * 200_000 + 110_000, end_ns=pl.col("block") * 200_000 + 150_000,
+        op=pl.lit("c10d::allreduce_"), label=pl.lit("all-reduce dp"), module=pl.lit(None, pl.String),
+        outputs=pl.lit("float32[512]"),
+    )  # fmt: skip
+    both = pl.concat([told.select(meetings.columns), meetings]).sort("start_ns", "rank")
+    nodes = both.with_row_index("node").with_columns(
+        category=pl.lit("computation"), stage=pl.lit(-1), microbatch=pl.lit(0), expert=pl.lit(-1),
+        phase=pl.lit("forward"), step=pl.lit(0), decode_step=pl.lit(-1), thread=pl.lit(0), stream=pl.lit(-1),
+        timing=pl.lit("measured"), flops=pl.lit(1000), bytes_read=pl.lit(64), bytes_written=pl.lit(64),
+        inputs=pl.col("outputs"), gradient=pl.lit(None, pl.String), host_start_ns=pl.lit(None, pl.Int64),
+        host_end_ns=pl.lit(None, pl.Int64),
+    )  # fmt: skip
+    met = nodes.filter(pl.col("kind") == "collective").select("node", "start_ns", "end_ns")
+    parts = met.join(pl.DataFrame({"rank": range(NUM_RANKS)}), how="cross").with_columns(
+        group=pl.lit(0), seq=pl.col("node"), arrive_ns=pl.col("start_ns") - 1000 * (7 - pl.col("rank")),
+        send_bytes=pl.lit(2048), recv_bytes=pl.lit(2048), waited_ns=pl.lit(None, pl.Int64),
+    )  # fmt: skip
+    later = nodes.filter(pl.col("kind") == "compute").sort("rank", "node")
+    edges = later.select(src=pl.col("node").shift().over("rank"), dst="node", kind=pl.lit("data"), bytes=pl.lit(64))
+    tables = {
+        "nodes": (nodes, NODE_SCHEMA),
+        "edges": (
+            edges.drop_nulls().with_columns(dtype=pl.lit("float32"), shape=pl.lit([16], pl.List(pl.Int64))),
+            EDGE_SCHEMA,
+        ),
+        "participants": (parts, _NARROW),
+        "groups": (pl.DataFrame({"group": [0], "axis": ["dp"], "ranks": [list(range(NUM_RANKS))]}), _NARROW),
+        "ranks": (pl.DataFrame({"rank": range(NUM_RANKS), "host": ["host"] * NUM_RANKS}), _NARROW),
+        "kernels": (pl.DataFrame(schema=_KERNELS), _KERNELS),
+    }
+    for name, (table, schema) in tables.items():
+        known = {column: dtype for column, dtype in schema.items() if column in table.columns}
+        table.cast(known).write_parquet(folder / f"{name}.parquet")
+    (folder / "meta.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "deployment": "made up"}))
+    return Graph.open(folder)
 
 
 def least(rounds: int, work: Callable[[], None]) -> tuple[float, float]:
@@ -118,7 +120,7 @@ def peer(graph: Graph, folder: Path) -> tuple[int, float, float] | None:
         messages = importlib.import_module("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
     except ImportError:
         return None
-    rows = [timeline.slices.select("start_ns", "end_ns", "name").rows() for timeline in list_timelines(graph)]
+    rows = [make().slices.select("start_ns", "end_ns", "name").rows() for make in list_timelines(graph)]
     begin, used = time.perf_counter(), time.process_time()
     trace = builder.TraceProtoBuilder()
     first, last = messages.TrackEvent.TYPE_SLICE_BEGIN, messages.TrackEvent.TYPE_SLICE_END
@@ -134,6 +136,10 @@ def peer(graph: Graph, folder: Path) -> tuple[int, float, float] | None:
     return sum(map(len, rows)), time.perf_counter() - begin, time.process_time() - used
 
 
+def _give(timeline: Timeline) -> Timeline:
+    return timeline
+
+
 def print_row(name: str, number: int, seconds: float, spent: float, size: int) -> None:
     """Print one line of the table."""
     print(f"{name:15} {number:12,} {seconds:8.2f} {spent:8.2f} {number / seconds:12,.0f} {size / 1e6:8.1f}")
@@ -147,10 +153,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--formats", nargs="+", choices=[*FORMATS], default=[*FORMATS])
     arguments = parser.parse_args()
-    graph = Graph(MadeUp(arguments.slices)) if arguments.run is None else Graph.open(arguments.run)
     print(f"{'format':15} {'what':>12} {'s':>8} {'CPU s':>8} {'a second':>12} {'MB':>8}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        graph = make_up(arguments.slices, folder) if arguments.run is None else Graph.open(arguments.run)
         for name in arguments.formats:
             to, path = FORMATS[name], folder / FORMATS[name].file
             counts: dict[str, int] = {}
@@ -163,13 +169,14 @@ def main() -> int:
             number = counts.get("num_slices") or counts["num_nodes"]
             print_row(name, number, seconds, spent, size_of(path))
         if "perfetto" in arguments.formats:
-            timelines = list(list_timelines(graph))
+            timelines = [make() for make in list_timelines(graph)]
             number = sum(len(one.slices) for one in timelines)
+            made = [partial(_give, one) for one in timelines]
             with (folder / "alone").open("wb") as file:
 
                 def write(file: BinaryIO = file) -> None:
                     file.seek(0)
-                    write_timelines(timelines, file, lambda _: None)
+                    write_timelines(made, file, lambda _: None)
 
                 seconds, spent = least(arguments.rounds, write)
             print_row("its writing", number, seconds, spent, size_of(folder / "alone"))

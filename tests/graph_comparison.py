@@ -1,8 +1,9 @@
 """Hold the graph of a dry run against the graph of the real run, node by node and edge by edge.
 
 A node is named by what it is, not by its id, which follows the clock: an operator by its rank and its place in that
-rank's program, a communication by its group and its place there, what goes in or out by what it feeds or is fed by. All
-that the tables say is compared but times, threads and devices: a dry run has none that mean anything.
+rank's program, a collective by its group and its place there, a message by its rank, group and microbatch and its place
+among these, what goes in or out by what it feeds or is fed by. All that the tables say is compared but times, threads
+and devices: a dry run has none that mean anything.
 
 Four differences are right, and named here; anything else is listed.
 
@@ -169,15 +170,23 @@ def _name_operators(
     nodes: dict[int, dict[str, Any]], parts: dict[int, list[Name]], left_out: set[int]
 ) -> dict[int, Name]:
     names: dict[int, Name] = {}
-    place: Counter[int] = Counter()
+    place: Counter[Name] = Counter()
     ran = [row for node, row in nodes.items() if row["kind"] not in _ENDS and node not in left_out]
     for row in sorted(ran, key=lambda row: (row["rank"], row["host_start_ns"] or 0)):
         if row["kind"] == "collective":
             axis, group, members, _, number, *_ = parts[row["node"]][0]
             names[row["node"]] = ("collective", axis, group, members, number)
-        else:
-            place[row["rank"]] += 1
-            names[row["node"]] = ("operator", row["rank"], place[row["rank"]])
+        elif row["kind"] == "compute":
+            name = ("operator", row["rank"])
+            place[name] += 1
+            names[row["node"]] = (*name, place[name])
+    # Nothing waits for a message that was only begun: which of two in different directions comes first is no matter.
+    for node, part in parts.items():
+        row = nodes[node]
+        if row["kind"] in ("send", "recv"):
+            name = (row["kind"], row["rank"], part[0][:3], row["phase"], row["microbatch"])
+            place[name] += 1
+            names[node] = (*name, place[name])
     return names
 
 

@@ -1,8 +1,8 @@
 """Say what a graph, a drawing or a claim shows of a strategy, and what is wrong with it.
 
-SUBJECT is a run's folder or a dataset; a drawing (DOT, GraphML, node-link JSON); or a claim (a YAML file that states a
-strategy, GPUs, parameters, layers, ...). A run is compared with the deployment that it ran, the others with
---deployment.
+SUBJECT is a run's folder or a dataset; a drawing (DOT, GraphML, node-link or Cytoscape JSON); or a claim: a YAML or
+JSON file that states a strategy, GPUs, parameters, layers, ..., or the same in words (.md, .txt).
+A run is compared with the deployment that it ran, the others with --deployment.
 --explain says what a check means and how it decides; without a name it lists them all.
 
 The exit code is 3 where faults were found.

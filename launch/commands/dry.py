@@ -3,10 +3,12 @@
 DEPLOYMENT and key.path=value are as in truedag run. Ranks are executed one after another on tensors that have no
 memory, so nothing is computed and nothing is timed; operators, shapes, communications and their sizes are those of a
 real run. Ranks that must run the same program are executed once; --verify N also executes N random others and demands
-that they do, --all-ranks executes every one. The DAG is that of all ranks: it lies on disk once for each class, and any
-part of it is made when it is read; --expand writes it out. It is drawn whole, and audited from its classes; expanded or
-where routing gives ranks of a class own sizes, up to a million nodes are audited: truedag audit takes more. --device
-estimates what it would take on a GPU, and says so, and whether each rank fits into its memory.
+that they do, --all-ranks executes every one. Where the routing gives ranks of a class own sizes, some of them are
+executed, and the others' sizes follow from how many tokens they get. The DAG is that of all ranks: it lies on disk once
+for each class, and any part of it is made when it is read; --expand writes it out. It is drawn whole, and audited from
+its classes; expanded or where routing gives ranks of a class own sizes, up to a million nodes are audited: truedag
+audit takes more. --device estimates what it would take on a GPU, and says so, and whether each rank fits into its
+memory.
 """
 
 from __future__ import annotations
@@ -111,6 +113,12 @@ def _print_result(result: DryResult) -> None:
         )
     if num_classes > _SHOWN_CLASSES:
         print_result(f"    and {num_classes - _SHOWN_CLASSES:,} more, listed in classes.json")
+    if result.num_derived:
+        num_executed = len(result.ranks) - len(result.verified)
+        print_result(
+            f"  {num_executed:,} ranks were executed; the sizes of {result.num_derived:,} others follow from their "
+            "numbers of tokens"
+        )
     if result.verified:
         print_result(f"  verified: {_list(result.verified)} run as their classes do")
     print_result(f"{result.seconds:.0f} s in all.")

@@ -22,8 +22,16 @@ _HOW_TO_OPEN = {
     "perfetto": "open {path} at https://ui.perfetto.dev (it stays on your machine)",
     "chrome": "open {path} at chrome://tracing",
     "chakra": "chakra_jsonizer --input_filename {path}/trace.0.et --output_filename trace.0.json",
+    "node-link": "python -c 'import json, networkx as nx; "
+    'print(nx.node_link_graph(json.load(open("{path}")), edges="links"))\'',
     "graphml": "python -c 'import networkx as nx; print(nx.read_graphml(\"{path}\", force_multigraph=True))'",
     "model-explorer": "model-explorer {path}",
+}
+
+_SAID = {
+    "num_order_dependencies": "dependencies of program order",
+    "num_unnamed_collectives": "collectives of kinds that Chakra has no name for, as operators",
+    "num_open_messages": "sends and receives whose other end is not in it, without a tag",
 }
 
 
@@ -80,9 +88,11 @@ def execute(arguments: argparse.Namespace) -> int:
         print_json({"path": str(path), **told, **done.counts})
         return 0
     counts = ", ".join(
-        f"{count:,} {name.removeprefix('num_').replace('_', ' ')}" for name, count in done.counts.items()
+        f"{count:,} {_SAID.get(name) or name.removeprefix('num_').replace('_', ' ')}"
+        for name, count in done.counts.items()
+        if count
     )
-    print_result(f"{shorten(path.absolute())}: {counts}")
+    print_result(f"{shorten(path.absolute())}: {counts or 'nothing'}")
     if done.num_estimated:
         print_result(f"ESTIMATED: the times of {done.num_estimated:,} nodes are estimates, not measurements")
     if done.num_untimed:

@@ -21,7 +21,11 @@ _PREFIXES = {"": 1.0, "G": 1e9, "T": 1e12, "P": 1e15}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="a run's folder, or a dataset")
-    parser.add_argument("--explain", metavar="FIGURE", help="say how a figure is computed (an unknown name lists them)")
+    parser.add_argument(
+        "--explain",
+        metavar="FIGURE",
+        help="say how a figure is computed: shares, mfu, or the head of a column (an unknown name lists them)",
+    )
     parser.add_argument(
         "--peak-flops", type=_flops, metavar="989T", help="what one rank's device can do in a second, for MFU"
     )
@@ -35,11 +39,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Run it."""
     if arguments.explain is not None:
-        from truedag.tracer.analysis.figures import FIGURES, explain
+        from truedag.tracer.analysis.figures import FIGURES, explain, find_figure
 
-        if arguments.explain not in FIGURES:
-            raise UsageError(f"there is no figure {arguments.explain!r}: name one of {', '.join(FIGURES)}")
-        print_result(explain(arguments.explain))
+        figure = find_figure(arguments.explain)
+        if figure is None:
+            raise UsageError(
+                f"there is no figure {arguments.explain!r}: name one of {', '.join(FIGURES)}, or the head of a column"
+            )
+        print_result(explain(figure))
         return 0
     if arguments.run is None:
         raise UsageError("name a RUN: a run's folder, or a dataset that truedag merge wrote")
@@ -57,6 +64,9 @@ def execute(arguments: argparse.Namespace) -> int:
 
             progress.show("drawing")
             plots = plot_report(report, arguments.plots, to=arguments.plot_format)
+    if arguments.json or arguments.markdown:
+        for plot in plots:
+            progress.say(f"drawn: {shorten(plot.absolute())}")
     if arguments.json:
         from dataclasses import asdict
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from megatron_ranks import run_ranks
@@ -27,9 +28,12 @@ def compare(case: Case, folder: Path) -> Comparison:
     return compare_ranks(folder / "rank-00000.trace", folder / "rank-00001.trace")
 
 
-def test_ranks_of_a_class_have_its_program_whatever_the_routing_sends_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("experts", ["sequential", "grouped"])
+def test_ranks_of_a_class_have_its_program_whatever_the_routing_sends_them(
+    experts: Literal["sequential", "grouped"], tmp_path: Path
+) -> None:
     assert len(find_rank_classes(MOE_CASE.strategy, TRAINING)) == 1
-    found = compare(MOE_CASE, tmp_path)
+    found = compare(replace(MOE_CASE, model=replace(MOE_CASE.model, experts=experts)), tmp_path)
     assert found.difference == ""
     assert found.num_sizes > 0, "zipf sends them different numbers of tokens"
     for axis, own, other in found.groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ def record_case(case: Case, folder: Path, text: Path) -> None:
     from torch import distributed
 
     from truedag.parallel.dry import init_dry_world
+    from truedag.parallel.lone_building import built_alone
     from truedag.tracer.dry.recording import record_dry
     from truedag.tracer.record.recording import record
 
@@ -126,7 +127,8 @@ def record_case(case: Case, folder: Path, text: Path) -> None:
         init_dry_world(int(os.environ["RANK"]), case.strategy.world_size)
     device = torch.device("meta" if is_dry else "cpu")
     routing = _routing(case, text, is_dry=is_dry)
-    executor, iterate = _build(case, text, device, routing)
+    with built_alone() if is_dry else nullcontext():
+        executor, iterate = _build(case, text, device, routing)
     iterate(0)
     path = folder / f"rank-{distributed.get_rank():05d}.trace"
     recording: Any = record_dry if is_dry else record

@@ -45,6 +45,15 @@ def test_groups_of_equal_make_are_one_team() -> None:
         teams.group_of(1, "2")
 
 
+def test_a_peer_is_told_by_the_smallest_group_in_which_its_class_has_one_place() -> None:
+    groups = [("0", "world", (0, 1, 2, 3)), ("1", "mp", (0, 2)), ("2", "mp", (1, 3)), ("3", "dp", (0, 1))]
+    teams = Teams(world([0, 0, 1, 1], [*groups, ("4", "dp", (2, 3))]))
+    assert teams.find_link(0, 2) == 1
+    assert teams.find_link(1, 0) == 1, "both ends are told by one group"
+    assert teams.find_link(0, 3) is None, "in the world's group the class has two places"
+    assert teams.find_link(0, 1) is None, "its own class"
+
+
 def test_a_ranks_second_group_of_a_description_is_another_team() -> None:
     some = world([0, 0], [("1", "undefined", (0, 1)), ("2", "undefined", (0, 1))])
     assert [team.groups for team in Teams(some).teams] == [(0,), (1,)]

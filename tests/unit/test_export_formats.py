@@ -13,6 +13,7 @@ from protobuf_reader import every, first, read_packed, read_varint
 from small_dag import SmallDag, pipeline
 
 from truedag.tracer.errors import GraphError
+from truedag.tracer.export import chakra, networks
 from truedag.tracer.export.exporting import FORMATS, export
 from truedag.tracer.graph import Graph
 
@@ -172,6 +173,39 @@ def test_networkx_reads_graphml_back(tmp_path: Path, fold: str | None) -> None:
         assert sum(data["num_nodes"] for _, data in read.nodes(data=True)) == len(graph.nodes.collect())
 
 
+@pytest.mark.parametrize("to", ["graphml", "node-link"])
+def test_any_text_and_equal_edges_survive(tmp_path: Path, to: str) -> None:
+    dag = SmallDag()
+    one = dag.node(label='<a> & "b" \\ {} ü', module="x'y", flops=7)
+    two = dag.node(after=(one, one), layer=3, module=None)
+    path = written(as_graph(dag), to, tmp_path)
+    if to == "graphml":
+        read = nx.read_graphml(path, node_type=int)
+    else:
+        read = nx.node_link_graph(json.loads(path.read_text()), edges="links")
+    assert (read.nodes[one]["label"], read.nodes[one]["module"]) == ('<a> & "b" \\ {} ü', "x'y")
+    assert (read.nodes[one]["flops"], read.nodes[two]["layer"]) == (7, 3)
+    assert {"layer", "module"} & set(read.nodes[one]) == {"module"}
+    assert "module" not in read.nodes[two]
+    assert [(src, dst, data["bytes"]) for src, dst, data in read.edges(data=True)] == [(one, two, 32)] * 2
+
+
+def test_graphml_stays_xml_whatever_a_name_holds(tmp_path: Path) -> None:
+    dag = SmallDag()
+    dag.node(label="a\x00b\x1b")
+    read = nx.read_graphml(written(as_graph(dag), "graphml", tmp_path), node_type=int)
+    assert read.nodes[0]["label"] == "a\ufffdb\ufffd"
+
+
+@pytest.mark.parametrize("to", ["graphml", "node-link"])
+def test_more_rows_than_are_written_at_once_are_all_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    whole = written(as_graph(pipeline()), to, tmp_path).read_bytes()
+    monkeypatch.setattr(networks, "_AT_ONCE", 5)
+    assert written(as_graph(pipeline()), to, tmp_path, replace=True).read_bytes() == whole
+
+
 def test_networkx_reads_node_link_back(tmp_path: Path) -> None:
     graph = as_graph(pipeline())
     data = json.loads(written(graph, "node-link", tmp_path, order=True).read_text())
@@ -213,10 +247,23 @@ def test_too_much_is_refused_with_ways_out(tmp_path: Path) -> None:
     graph = as_graph(pipeline())
     with pytest.raises(GraphError, match=r"has 67 nodes .* about 10: choose .*--ranks.*--window.*--fold.*--max"):
         written(graph, "graphml", tmp_path, most=10)
-    with pytest.raises(GraphError, match=r"slices .* about 10: choose fewer --ranks, a --window of time; or raise"):
+    with pytest.raises(
+        GraphError,
+        match=r"slices .* about 10: choose fewer --ranks \(slices of a rank: about 60\), a --window of time; or raise",
+    ):
         written(graph, "perfetto", tmp_path, most=10)
     assert list(tmp_path.iterdir()) == []
     assert written(graph, "graphml", tmp_path, most=60, fold="stage").exists()
+
+
+@pytest.mark.parametrize("to", ["perfetto", "chakra", "graphml", "csv"])
+def test_an_empty_part_is_refused_with_what_there_is(tmp_path: Path, to: str) -> None:
+    graph = as_graph(pipeline())
+    last = graph.nodes.select(pl.col("end_ns").max()).collect().item()
+    for part in (graph.subgraph(steps=7), graph.subgraph(time_ns=(last + 5, last + 9))):
+        with pytest.raises(GraphError, match=r"nothing in the part .* its steps are 0, a window lies between 0ms and"):
+            written(part, to, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -257,3 +304,21 @@ def test_what_has_no_time_is_counted(tmp_path: Path) -> None:
     dag.participants[0]["arrive_ns"] = None
     done = export(as_graph(dag), FORMATS["perfetto"], tmp_path / "t", show=quiet)
     assert done.num_untimed == 2
+
+
+def test_chakra_is_the_same_however_many_ranks_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = written(as_graph(pipeline()), "chakra", tmp_path / "one")
+    monkeypatch.setattr(chakra, "_AT_ONCE", 1)
+    apart = written(as_graph(pipeline()), "chakra", tmp_path / "two")
+    names = ["comm_groups.json", "trace.0.et", "trace.1.et"]
+    assert [(together / name).read_bytes() for name in names] == [(apart / name).read_bytes() for name in names]
+
+
+def test_what_is_refused_offers_only_what_helps(tmp_path: Path) -> None:
+    dag = SmallDag()
+    dag.node()
+    dag.node()
+    with pytest.raises(GraphError, match=r"choose --fold module, layer or stage; or raise"):
+        written(as_graph(dag), "graphml", tmp_path, most=1)

@@ -18,9 +18,10 @@ from small_dag import SmallDag, pipeline
 from timed_programs import timed_programs
 
 from truedag.tracer.errors import GraphError
+from truedag.tracer.export import timeline
 from truedag.tracer.export.chrome import write_chrome
 from truedag.tracer.export.perfetto import write_perfetto, write_timelines
-from truedag.tracer.export.timeline import RankTimeline, count_slices, list_timelines
+from truedag.tracer.export.timeline import Timeline, count_slices, list_timelines
 from truedag.tracer.export.wire import fixed_column, message_column, number_column, number_field, varint, write_rows
 from truedag.tracer.graph import Graph
 
@@ -280,25 +281,52 @@ def test_quotes_in_names_survive(tmp_path: Path) -> None:
 
 
 def test_a_timeline_can_be_written_from_any_slices() -> None:
-    one = next(iter(list_timelines(as_graph(two_ranks()))))
+    (make,) = list_timelines(as_graph(two_ranks()))
+    made = make()
+    tracks = made.tracks.with_columns(pl.col("rank") + 5)
     file = BytesIO()
-    counts = write_timelines([RankTimeline(rank=5, name="five", slices=one.slices)], file, quiet)
+    counts = write_timelines(
+        [lambda: Timeline(names={5: "five", 6: "six"}, tracks=tracks, slices=made.slices)], file, quiet
+    )
     trace = Trace(file.getvalue())
     assert counts == {"num_slices": len(trace.slices)}
-    assert trace.processes == {6: "five"}
+    assert trace.processes == {6: "five", 7: "six"}
 
 
-def rows(values: list[int]) -> Iterator[bytes]:
+def test_ranks_that_are_made_and_written_apart_are_the_same_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = as_graph(pipeline())
+    together = perfetto(graph, tmp_path)
+    monkeypatch.setattr(timeline, "_TOGETHER", 1)
+    apart = perfetto(graph, tmp_path)
+    monkeypatch.setattr(timeline, "_AT_ONCE", 1)
+    read_apart = perfetto(graph, tmp_path)
+
+    def told(trace: Trace) -> list[tuple[str, ...]]:
+        return sorted(tuple(f"{key}={one[key]}" for key in sorted(one)) for one in trace.slices)
+
+    assert len(list(list_timelines(graph))) == 2
+    assert told(together) == told(apart) == told(read_apart)
+    assert sorted(together.arrows()) == sorted(apart.arrows()) == sorted(read_apart.arrows())
+    assert together.threads == apart.threads == read_apart.threads
+
+
+def rows(values: list[int]) -> Iterator[memoryview]:
     column = np.array(values, np.uint64)
     parts = message_column(7, [number_field(1, 5), *number_column(2, column), *fixed_column(3, column)])
     return write_rows(parts, len(column))
 
 
-def test_columns_of_numbers_are_read_back() -> None:
-    values = [0, 1, 127, 128, 1 << 40, (1 << 64) - 1]
+@pytest.mark.parametrize("num_bits", range(1, 65))
+def test_columns_of_numbers_are_read_back(num_bits: int) -> None:
+    values = [0, 1, (1 << num_bits) - 1, 1 << num_bits - 1, 0x5A5A5A5A5A5A5A5A >> 64 - num_bits]
     raw = b"".join(rows(values))
     messages = [dict(read_message(message)) for field, message in read_message(raw) if field == 7]
     assert messages == [{1: 5, 2: value, 3: value} for value in values]
+
+
+def test_a_varint_is_as_protobuf_says() -> None:
     assert varint(300) == b"\xac\x02"
 
 

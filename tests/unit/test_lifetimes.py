@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -14,6 +15,7 @@ from truedag.tracer import annotate
 from truedag.tracer.dry.recording import record_dry
 from truedag.tracer.merge.lifetimes import measure_memory
 from truedag.tracer.merge.nodes import extract_nodes
+from truedag.tracer.merge.places import find_memory
 from truedag.tracer.record.recording import record
 from truedag.tracer.record.trace import read_trace
 
@@ -51,6 +53,34 @@ def chain(device: str) -> Any:
     del third
     fourth.mul_(2)
     yield
+
+
+def lie_where_others_lay(device: str) -> Any:
+    """Storages of other sizes at one address: each second one under a tensor that lies elsewhere."""
+    other = torch.zeros(4, device=device)
+    yield
+    for _ in range(300):
+        small = torch.zeros(3, device=device)
+        del small
+        between = other.data  # takes the small one's object, and no operator makes it
+        large = torch.zeros(5, device=device)
+        del large, between
+    yield
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_storage_that_lies_where_another_lay_has_its_own_size(device: str, tmp_path: Path) -> None:
+    measured(lie_where_others_lay, device, tmp_path)
+    (path,) = tmp_path.iterdir()
+    trace = read_trace(path)
+    (thread,) = trace.threads
+    zeros = [number for number, op in trace.ops.items() if op["name"] == "aten::zeros"]
+    events = np.flatnonzero(np.isin(thread.events["op"], zeros))
+    assert len(events) == 600
+    made = thread.events["first_ref"][events].astype(np.int64) + thread.events["num_inputs"][events]
+    _, num_bytes = find_memory(trace, thread, made, events)
+    sizes = [trace.layouts[int(number)].num_bytes for number in thread.refs["layout"][made]]
+    assert num_bytes.tolist() == sizes
 
 
 @pytest.mark.parametrize("device", DEVICES)

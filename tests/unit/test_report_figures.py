@@ -174,7 +174,11 @@ def test_the_critical_path_adds_up_to_the_steps() -> None:
     path = report.critical_path
     assert path.length_ns == sum(report.steps_ns.values()) == sum(path.by_kind.values())
     assert path.by_kind["compute"] == 100
-    assert sum(row["total_ns"] for row in path.by_op) == path.length_ns
+    assert [(row["op"], row["total_ns"], row["compute_ns"]) for row in path.by_op] == [("aten::compute", 100, 100)]
+    # Of what overlaps only what was waited for is on the path.
+    path = report_of(overlapping()).critical_path
+    assert path.by_kind == {"compute": 30, "transfer": 40, "waiting": 0, "host": 0}
+    assert {row["op"]: row["total_ns"] for row in path.by_op} == {"aten::compute": 30, "aten::collective": 40}
 
 
 def test_flops_are_told_with_their_convention() -> None:
@@ -215,6 +219,7 @@ def test_tokens_and_how_long_they_took() -> None:
     assert second.output_token_ns == 60
     assert report.throughput.num_tokens == 16 + 16 + 3 + 3
     assert report.throughput.tokens_per_s == pytest.approx(38 / 290e-9)
+    assert report.throughput.tokens_per_s_per_rank == pytest.approx(38 / 290e-9 / 2)
 
 
 def test_the_load_of_experts_is_the_rows_of_their_first_product() -> None:

@@ -6,12 +6,14 @@ import io
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report_examples import gpipe, overlapping, prompts, report_of, three_steps
 from rich.console import Console
 from small_dag import SmallDag
 
-from truedag.tracer.analysis.figures import FIGURES, explain
-from truedag.tracer.analysis.quantities import write_rate
+from truedag.tracer.analysis.figures import FIGURES, explain, find_figure
+from truedag.tracer.analysis.quantities import write_digits, write_rate, write_shares
 from truedag.tracer.analysis.report_plots import plot_report
 from truedag.tracer.analysis.report_sections import list_sections
 from truedag.tracer.analysis.report_text import write_html
@@ -28,6 +30,16 @@ def test_every_section_is_explained_and_every_explanation_is_one() -> None:
     assert "2(n-1)/n" in texts["bandwidth"]
     assert "appendix B" in texts["mfu"]
     assert "add up to the step" in texts["shares"]
+
+
+def test_what_stands_above_a_column_is_explained() -> None:
+    places = {"", "rank", "ranks", "layer", "step", "value", "share", "time"}
+    for dag in (prompts(), three_steps(), overlapping()):
+        for section in list_sections(report_of(dag)):
+            heads = {head for head in section.columns if head not in places}
+            assert {head for head in heads if find_figure(head) is None} == set(), section.title
+    told = {"Bubble": "shares", "TTFT": "generation", "bus bw": "bandwidth", "MFU": "mfu", "nonsense": None}
+    assert {name: find_figure(name) for name in told} == told
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
@@ -61,6 +73,8 @@ def test_plots_are_pictures_and_the_same_each_time(tmp_path: Path, form: str) ->
     again = plot_report(report, tmp_path / "two", to=form)
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
     head = written[0].read_bytes()[:100]
+    if form == "svg":
+        assert "Time of each rank · small · 2 ranks" in written[0].read_text()
     assert head.startswith(b"<?xml" if form == "svg" else b"\x89PNG")
 
 
@@ -75,6 +89,27 @@ def test_rates_are_written_in_decimal_units() -> None:
     assert [write_rate(rate) for rate in (None, 12.0, 1234.0, 5.6e6, 2.345e11)] == [
         "unknown", "12 B/s", "1.23 kB/s", "5.6 MB/s", "234 GB/s",
     ]  # fmt: skip
+
+
+def test_no_number_is_written_with_an_exponent() -> None:
+    assert [write_rate(rate) for rate in (999.7, 999.7e3, 999.7e6, 999.7e9, 12.5e12)] == [
+        "1 kB/s", "1 MB/s", "1 GB/s", "1,000 GB/s", "12,500 GB/s",
+    ]  # fmt: skip
+    assert [write_digits(number) for number in (0.00439, 3.14159, 99.96, 999.4, 999.6, 12345.6)] == [
+        "0.00439", "3.14", "100", "999", "1,000", "12,346",
+    ]  # fmt: skip
+    dag = SmallDag()
+    dag.node("parameter", outputs="float32[10]")
+    (memory,) = [one for one in list_sections(report_of(dag)) if one.name == "memory"]
+    assert memory.rows[0][2] == "100 %"
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6).filter(any))
+def test_written_shares_add_up_to_all(times: list[int]) -> None:
+    parts = [time / sum(times) for time in times]
+    written = [float(text.removesuffix(" %")) for text in write_shares(parts)]
+    assert round(sum(written), 1) == 100
+    assert all(abs(100 * part - told) <= 0.1 + 1e-9 for part, told in zip(parts, written, strict=True))
 
 
 def test_a_table_of_very_many_ranks_says_which_it_shows() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 _UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"))
 
@@ -48,7 +49,21 @@ def write_rate(bytes_per_s: float | None) -> str:
     """Write bytes a second in decimal units, as nccl-tests does; unknown if it is."""
     if bytes_per_s is None:
         return "unknown"
-    for size, unit in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
-        if bytes_per_s >= size:
-            return f"{bytes_per_s / size:.3g} {unit}" if bytes_per_s < 1e12 else f"{bytes_per_s / size:,.0f} {unit}"
-    return f"{bytes_per_s:.3g} B/s"
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if bytes_per_s >= 0.9995 * size:
+            return f"{write_digits(bytes_per_s / size)} {prefix}B/s"
+    return f"{write_digits(bytes_per_s)} B/s"
+
+
+def write_digits(number: float) -> str:
+    """Write three digits of a number, and all of its whole part."""
+    return f"{number:.3g}" if abs(number) < 999.5 else f"{number:,.0f}"
+
+
+def write_shares(parts: Sequence[float]) -> list[str]:
+    """Write parts of one in tenths of a percent that add up to 100 %, what is nearest to the next tenth rounded up."""
+    tenths = [math.floor(1000 * part) for part in parts]
+    nearest = sorted(range(len(parts)), key=lambda place: tenths[place] - 1000 * parts[place])
+    for place in nearest[: max(0, 1000 - sum(tenths))]:
+        tenths[place] += 1
+    return [f"{tenth / 10:.1f} %" for tenth in tenths]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from truedag.tracer.analysis.report import Report
+from truedag.tracer.analysis.report_sections import write_name
 from truedag.tracer.analysis.shares import PARTS
 from truedag.tracer.errors import GraphError
 
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind people tell apart; hatches do so in print.
 _COLOURS = dict(zip(PARTS, ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#999999"), strict=True))
 _HATCHES = dict(zip(PARTS, ("", "//", "..", "xx", ""), strict=True))
+_TITLES = {
+    "shares": "Time of each rank", "communication": "Time in communications", "expert-load": "Load of experts",
+    "steps": "Time of steps",
+}  # fmt: skip
 _MOST_RANKS = 64  # with more, a bar is too thin to be labelled
 
 
@@ -45,6 +52,7 @@ def plot_report(report: Report, folder: Path, *, to: Literal["svg", "png"] = "sv
                 figure = draw(report)
                 if figure is None:
                     continue
+                figure.suptitle(f"{_TITLES[name]} · {write_name(report)}", x=0.01, ha="left", fontsize=10)
                 path = folder / f"report-{name}.{to}"
                 figure.savefig(path, dpi=160, metadata={"Date": None} if to == "svg" else {"Software": None})
                 written.append(path)
@@ -89,16 +97,18 @@ def _draw_communications(report: Report) -> Figure | None:
     if not known:
         return None
     figure, axes = _figure(8, 1.2 + 0.3 * len(known))
+    longest = max((one.wait_ns or 0) + (one.exposed_ns or 0) + (one.hidden_ns or 0) for one in known)
+    size, unit = (1e9, "s") if longest >= 1e10 else (1e6, "ms") if longest >= 1e7 else (1e3, "µs")
     left = [0.0] * len(known)
     for name, colour, hatch in (("exposed", "#d55e00", "//"), ("hidden", "#56b4e9", ""), ("wait", "#e69f00", "..")):
-        times = [(getattr(one, f"{name}_ns") or 0) / 1e6 for one in known]
+        times = [(getattr(one, f"{name}_ns") or 0) / size for one in known]
         label = {"wait": "waiting", "exposed": "exposed transfer", "hidden": "hidden transfer"}[name]
         axes.barh(range(len(known)), times, left=left, color=colour, hatch=hatch, label=label, edgecolor="white",
                   linewidth=0.3)  # fmt: skip
         left = [one + more for one, more in zip(left, times, strict=True)]
     axes.set_yticks(range(len(known)), [f"{one.axis or 'unknown'} {one.kind} ({one.num:,})" for one in known])
     axes.invert_yaxis()
-    axes.set_xlabel("ms, summed over participants")
+    axes.set_xlabel(f"{unit}, summed over participants")
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     return figure
 
@@ -109,13 +119,14 @@ def _draw_loads(report: Report) -> Figure | None:
     experts = sorted({expert for one in report.expert_loads for expert in one.tokens})
     table = [[one.tokens.get(expert, 0) for expert in experts] for one in report.expert_loads]
     figure, axes = _figure(min(2.5 + 0.25 * len(experts), 12), min(1.5 + 0.25 * len(table), 12))
-    image = axes.imshow(table, aspect="auto", cmap="cividis", vmin=0)
+    image = axes.imshow(np.ma.masked_equal(table, 0), aspect="auto", cmap="cividis", vmin=0)
+    axes.set_facecolor("#e6e6e6")  # who got nothing
     axes.set_yticks(range(len(table)), [str(one.layer) for one in report.expert_loads])
     step = max(1, len(experts) // 16)
     axes.set_xticks(range(0, len(experts), step), [str(expert) for expert in experts[::step]])
     axes.set_xlabel("expert")
     axes.set_ylabel("layer")
-    figure.colorbar(image, label="tokens")
+    figure.colorbar(image, label="tokens (grey: none)")
     return figure
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from truedag.tracer.analysis.device_fit import describe_unfit
-from truedag.tracer.analysis.quantities import write_bytes, write_rate, write_runs, write_time
+from truedag.tracer.analysis.quantities import (
+    write_bytes,
+    write_digits,
+    write_rate,
+    write_runs,
+    write_shares,
+    write_time,
+)
 from truedag.tracer.analysis.shares import PARTS, RankShares
 from truedag.tracer.analysis.spread import Spread
 
@@ -44,8 +51,13 @@ class Section:
 
 def write_title(report: Report) -> str:
     """Say what ran."""
-    parts = (report.deployment or "recorded program", report.strategy, f"{report.world_size} ranks")
-    return " · ".join(part for part in parts if part)
+    return " · ".join(part for part in (write_name(report), report.strategy) if part)
+
+
+def write_name(report: Report) -> str:
+    """Name what ran, in a few words."""
+    ranks = "1 rank" if report.world_size == 1 else f"{report.world_size:,} ranks"
+    return f"{report.deployment or 'recorded program'} · {ranks}"
 
 
 def list_facts(report: Report) -> list[str]:
@@ -208,8 +220,8 @@ def _throughput(report: Report) -> Section:
             rows.append(["FLOP/s, all ranks", _count(done.flops_per_s)])
             rows.append(["model FLOP/s of a rank", _count(done.model_flops_per_s_per_rank)])
         if done.mfu is not None and done.hfu is not None and done.peak_flops_per_s is not None:
-            rows.append([f"MFU of {_count(done.peak_flops_per_s)}FLOP/s", f"{100 * done.mfu:.2f} %"])
-            rows.append(["hardware utilisation", f"{100 * done.hfu:.2f} %"])
+            rows.append([f"MFU of {_count(done.peak_flops_per_s)}FLOP/s", f"{write_digits(100 * done.mfu)} %"])
+            rows.append(["hardware utilisation", f"{write_digits(100 * done.hfu)} %"])
         elif done.peak_flops_per_s is None:
             rows.append(["MFU", "unknown: say with --peak-flops what one device can do"])
         else:
@@ -218,9 +230,12 @@ def _throughput(report: Report) -> Section:
         rows.append(["tokens", f"{done.num_tokens:,}"])
     if done.tokens_per_s is not None:
         rows.append(["tokens/s, all ranks", f"{done.tokens_per_s:,.1f}"])
+    if done.tokens_per_s_per_rank is not None:
+        rows.append(["tokens/s of a rank", write_digits(done.tokens_per_s_per_rank)])
     return Section(
         name="throughput", title="Throughput", columns=("", "value"), rows=rows, right=(1,),
-        note="A multiplication and an addition are two FLOPs; model FLOPs leave out what is computed again.",
+        note="A multiplication and an addition are two FLOPs. Model FLOPs are the forward pass's, in training three "
+        "times those: what is computed again, or need not be computed, does not change them.",
     )  # fmt: skip
 
 
@@ -279,7 +294,7 @@ def _memory(report: Report) -> Section:
     whole = sum(one.parameter_bytes for one in report.memory)
     alike: dict[tuple[str, ...], list[int]] = {}
     for one in report.memory:
-        share = f"{100 * one.parameter_bytes / whole:.2g} %" if whole else "-"
+        share = f"{write_digits(100 * one.parameter_bytes / whole)} %" if whole else "-"
         cells = (
             write_bytes(one.parameter_bytes), share, write_bytes(one.state_bytes), write_bytes(one.live_bytes),
             f"{one.peak_label or '-'} ({one.peak_phase or 'no phase'})",
@@ -287,8 +302,8 @@ def _memory(report: Report) -> Section:
         alike.setdefault(cells, []).append(one.rank)
     return Section(
         name="memory", title="Data of each rank",
-        note="What the data of a rank need at least: parameters (and their share of all ranks'), other tensors there "
-        "before, results still to be read at most. Ranks that agree are one row.",
+        note="What the data of a rank need at least: parameters that were there when recording began (and their share "
+        "of all ranks'), other tensors that were, results still to be read at most. Ranks that agree are one row.",
         columns=("ranks", "parameters", "share", "state", "live at most", "after"),
         rows=[[write_runs(ranks), *cells] for cells, ranks in alike.items()], right=(1, 2, 3, 4),
     )  # fmt: skip
@@ -339,7 +354,7 @@ def _loads(report: Report) -> Section:
 
 def _percent(one: RankShares) -> list[str]:
     parts = one.fractions
-    return ["unknown"] * len(PARTS) if parts is None else [f"{100 * part:.1f} %" for part in parts]
+    return ["unknown"] * len(PARTS) if parts is None else write_shares(parts)
 
 
 def _hidden(one: RankShares) -> str:
@@ -362,8 +377,8 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _count(number: float) -> str:
     for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}"
+        if number >= 0.9995 * size:
+            return f"{write_digits(number / size)} {prefix}"
     return f"{number:,.0f} "
 
 

@@ -42,7 +42,7 @@ def render_report(report: Report) -> RenderableType:
     parts += [Text(line) for line in list_facts(report)]
     for section in list_sections(report):
         # The title is a line of its own: as a part of the table it would be as narrow as that.
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for place, name in enumerate(section.columns):
             table.add_column(name, justify="right" if place in section.right else "left", overflow="fold",
                              no_wrap=bool(section.bars))  # fmt: skip

@@ -1,4 +1,9 @@
-"""How a figure varies over the recorded steps."""
+"""How a figure varies over the recorded steps.
+
+The time of a step, over all steps; each share of a rank's time, over all ranks and steps: one value for each rank in
+each step. Quantiles lie between two values where they fall between two: the median of 1 and 2 is 1.5, and 90 % of the
+way from the least to the most in order is the 90 % column.
+"""
 
 from __future__ import annotations
 

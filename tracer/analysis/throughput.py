@@ -39,6 +39,7 @@ class Throughput:
         mfu, hfu: model and all FLOPs by what the devices could have done in the steps' time.
         num_tokens: tokens that went into the model.
         tokens_per_s: by the steps' time, all ranks.
+        tokens_per_s_per_rank: the same by the number of ranks.
     """
 
     flops: int
@@ -50,6 +51,7 @@ class Throughput:
     hfu: float | None
     num_tokens: int | None
     tokens_per_s: float | None
+    tokens_per_s_per_rank: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ def measure_throughput(
         hfu=flops / could if could else None,
         num_tokens=tokens,
         tokens_per_s=tokens / seconds if seconds and tokens is not None else None,
+        tokens_per_s_per_rank=tokens / seconds / num_ranks if seconds and tokens is not None and num_ranks else None,
     )
 
 

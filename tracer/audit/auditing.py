@@ -8,7 +8,9 @@ from truedag.tracer.audit.checks.balance import check_balance
 from truedag.tracer.audit.checks.claims import check_claim
 from truedag.tracer.audit.checks.communication import check_communication
 from truedag.tracer.audit.checks.dimensions import check_dimensions
-from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything
+from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything, told_passes
+from truedag.tracer.audit.checks.drawn_extra import check_extra
+from truedag.tracer.audit.checks.drawn_order import check_order
 from truedag.tracer.audit.checks.drawn_shapes import check_drawn_shapes
 from truedag.tracer.audit.checks.honesty import check_honesty
 from truedag.tracer.audit.checks.model import check_model
@@ -58,6 +60,9 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     audit.facts.append(
         f"{write_count(number, 'node')}, {write_count(len(drawn.document.edges), 'edge')}; labels read: {told}."
     )
+    if drawn.by_edges:
+        named = write_count(len(drawn.by_edges), "communication")
+        audit.facts.append(f"{named} drawn as labels of edges; each was taken for a node between its ends.")
     if not drawn.document.is_directed:
         audit.facts.append("It is undirected: each edge was read from the end that is named first.")
     if plan is not None and summed_purposes(subject):
@@ -65,12 +70,11 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
             "All-reduces were taken for the reduce-scatters and all-gathers of sequence parallelism: equal in bytes."
         )
     check_structure(subject, plan, audit)
+    check_order(subject, audit)
     exact = tells_everything(subject)
     if plan is not None:
         audit.facts.append(
-            "Every operator says its layer, rank and pass: each was checked."
-            if exact
-            else "Passes are not told apart: what is drawn once was taken for all of them."
+            "Every operator says its layer, rank and pass: each was checked." if exact else _write_passes(subject)
         )
         check_strategy(subject, plan, audit, whole=exact)
         if exact:
@@ -78,6 +82,7 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
             check_model(subject, plan, audit)
         else:
             check_drawn(subject, plan, audit)
+            check_extra(subject, plan, audit)
     if exact:
         check_dimensions(subject, plan, audit)
     else:
@@ -93,9 +98,20 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     return audit
 
 
+def _write_passes(subject: Subject) -> str:
+    told = told_passes(subject)
+    if not told:
+        return "Passes are not told apart: what is drawn once was taken for all of them."
+    if told == ("forward",):
+        return "Forward is told apart from backward, and was checked by itself; microbatches were laid over each other."
+    return "Prefill and decode are told apart, and each was checked by itself."
+
+
 def audit_claim(claim: Claim, plan: Plan | None, measured: Mapping[str, float]) -> Audit:
     """Check a claim that comes without any graph; `measured`: what a run has, by the names of `claim.MEASURED`."""
-    audit = Audit(subject=claim.name, against=_against(plan, "its own arithmetic"))
+    audit = Audit(
+        subject=claim.name, against=_against(plan, "its own arithmetic"), not_understood=list(claim.not_understood)
+    )
     audit.facts.append(f"A claim of {write_count(len(claim.numbers), 'number')}, without a graph.")
     check_claim(claim, None if plan is None else plan.expectation, audit, measured)
     for chapter in ("structure", "communication", "model", "dimension"):

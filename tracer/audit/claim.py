@@ -24,15 +24,77 @@ NUMBERS = (
 MEASURED = ("tokens_per_second", "tokens_per_second_per_gpu", "time_to_first_token_ms")
 """Those of `NUMBERS` that only a run can tell."""
 _ALIASES = {
-    "num_gpus": "gpus", "world_size": "gpus", "num_parameters": "parameters", "params": "parameters",
+    "num_gpus": "gpus",
+    "world_size": "gpus",
+    "num_parameters": "parameters",
+    "params": "parameters",
     "num_layers": "layers",
-    "num_hidden_layers": "layers", "hidden_size": "hidden", "num_heads": "heads", "num_attention_heads": "heads",
-    "num_kv_heads": "kv_heads", "num_query_groups": "kv_heads", "num_key_value_heads": "kv_heads",
-    "ffn_hidden_size": "ffn", "intermediate_size": "ffn", "num_experts": "experts", "num_local_experts": "experts",
-    "expert_hidden_size": "expert_hidden", "moe_intermediate_size": "expert_hidden", "vocab_size": "vocabulary",
-    "batch_size": "batch", "global_batch_size": "batch", "sequence_length": "sequence", "seq_len": "sequence",
-    "num_stages": "stages", "num_experts_per_tok": "top_k",
-}  # fmt: skip
+    "num_hidden_layers": "layers",
+    "hidden_size": "hidden",
+    "num_heads": "heads",
+    "num_attention_heads": "heads",
+    "num_kv_heads": "kv_heads",
+    "num_query_groups": "kv_heads",
+    "num_key_value_heads": "kv_heads",
+    "ffn_hidden_size": "ffn",
+    "intermediate_size": "ffn",
+    "num_experts": "experts",
+    "num_local_experts": "experts",
+    "expert_hidden_size": "expert_hidden",
+    "moe_intermediate_size": "expert_hidden",
+    "vocab_size": "vocabulary",
+    "batch_size": "batch",
+    "global_batch_size": "batch",
+    "sequence_length": "sequence",
+    "seq_len": "sequence",
+    "num_stages": "stages",
+    "num_experts_per_tok": "top_k",
+    "total_gpus": "gpus",
+    "n_gpus": "gpus",
+    "gpu_count": "gpus",
+    "num_devices": "gpus",
+    "experts_per_gpu": "experts_per_rank",
+    "experts_per_device": "experts_per_rank",
+    "local_experts": "experts_per_rank",
+    "vocab": "vocabulary",
+    "n_layers": "layers",
+    "num_transformer_layers": "layers",
+    "d_model": "hidden",
+    "hidden_dim": "hidden",
+    "hidden_dimension": "hidden",
+    "n_heads": "heads",
+    "attention_heads": "heads",
+    "head_dimension": "head_dim",
+    "ffn_hidden": "ffn",
+    "ffn_dim": "ffn",
+    "d_ff": "ffn",
+    "seq_length": "sequence",
+    "n_experts": "experts",
+    "experts_per_layer": "experts",
+    "total_experts": "experts",
+    "total_parameters": "parameters",
+    "model_size": "parameters",
+    "pipeline_stages": "stages",
+    "gpu_memory": "memory_per_gpu",
+    "model_name": "model",
+    "parallelism": "strategy",
+    "parallel_strategy": "strategy",
+    "throughput": "tokens_per_second",
+    "top_k_experts": "top_k",
+    "moe_top_k": "top_k",
+}
+_AXIS_NAMES = {"tensor": "TP", "pipeline": "PP", "data": "DP", "expert": "EP", "context": "CP"}
+_AXIS_KEY = re.compile(
+    r"^(?:(tensor|pipeline|data|expert|context)[\s_\-]*(?:model[\s_\-]*)?(?:parallel(?:ism)?)?|(vpp|etp|edp|tp|pp|dp|ep|cp))"
+    r"(?:[\s_\-]*(?:size|degree))?$",
+    re.I,
+)
+_GROUPS_KEY = re.compile(r"^(?:num_)?(etp|edp|tp|pp|dp|ep|cp)_groups$", re.I)  # fmt: skip
+_LONGEST_UNREAD = 80
+_MOST_UNREAD = 50
+_RANGES = re.compile(
+    r"\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*)*"
+)
 _PLACES = ("gpus_of_stage", "gpus_of_layers", "gpus_of_experts")
 _WORDS = ("name", "model", "strategy", "notes")
 
@@ -64,6 +126,9 @@ class Claim:
     places: Mapping[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = field(default_factory=dict)
     """gpus_of_stage, gpus_of_layers, gpus_of_experts: what is where, as pairs of numbers and ranks."""
 
+    not_understood: tuple[str, ...] = ()
+    """What it states beside that, which no check knows."""
+
     @property
     def axes(self) -> dict[str, int]:
         """Sizes by axis, as the strategy's text states them."""
@@ -89,11 +154,15 @@ def read_claim(told: object, *, name: str) -> Claim:
     if not isinstance(told, Mapping):
         raise ClaimError(f"{name}: a claim is a mapping, such as strategy: EP8-TP4-PP2-DP4 and gpus: 256")
     known = {*NUMBERS, *_PLACES, *_WORDS, "groups"}
+    told, unread = _joined(told, name), []
     named: dict[str, object] = {}
     for written, value in told.items():
-        key = _ALIASES.get(str(written), str(written))
+        key = _ALIASES.get(str(written).lower(), str(written))
         if key not in known:
             near = get_close_matches(key, [*known, *_ALIASES], n=1)
+            if not near and any(_ALIASES.get(str(one), str(one)) in known for one in told):
+                unread.append(f"{written}: {value}"[:_LONGEST_UNREAD])
+                continue
             hint = f"did you mean {near[0]}?" if near else f"it may state {', '.join(sorted(known))}"
             raise ClaimError(f"{name}: {str(written)!r} is nothing that a claim states; {hint}")
         if key in named:
@@ -119,11 +188,45 @@ def read_claim(told: object, *, name: str) -> Claim:
         name=str(told.get("name", name)),
         model=None if told.get("model") is None else str(told["model"]),
         strategy=None if told.get("strategy") is None else str(told["strategy"]),
-        numbers={key: parse_number(told[key], f"{name}: {key}") for key in NUMBERS if told.get(key) is not None},
+        numbers={
+            key: _count_gpus(told[key], f"{name}: {key}")
+            if key == "gpus"
+            else parse_number(told[key], f"{name}: {key}")
+            for key in NUMBERS
+            if told.get(key) is not None
+        },
         groups=groups,
         members=members,
         places={key: _places(told[key], f"{name}: {key}") for key in _PLACES if told.get(key) is not None},
+        not_understood=(*_odd_axes(str(told.get("strategy") or "")), *unread[:_MOST_UNREAD]),
     )
+
+
+def _joined(told: Mapping[object, object], name: str) -> dict[object, object]:
+    """Return a mapping in which axes that are stated one by one are a strategy, and numbers of groups are groups."""
+    flat = dict(told)
+    axes: dict[str, object] = {}
+    sizes = flat.get("strategy", flat.get("parallelism"))
+    for inner, rows in ((True, dict(sizes) if isinstance(sizes, Mapping) else {}), (False, dict(flat))):
+        for key, value in rows.items():
+            match = _AXIS_KEY.match(str(key))
+            if match is None:
+                if inner:
+                    raise ClaimError(f"{name}: strategy: {str(key)!r} is no axis, such as tp or tensor_parallel_size")
+                continue
+            if not inner:
+                del flat[key]
+            axes[_AXIS_NAMES.get((match[1] or "").lower(), (match[2] or "").upper())] = value
+    if axes:
+        written = "-".join(f"{axis}{parse_number(size, f'{name}: {axis}'):.0f}" for axis, size in axes.items())
+        stated = flat.pop("parallelism", None) or flat.get("strategy")
+        flat["strategy"] = stated if isinstance(stated, str) else written
+    groups = {match[1].lower(): key for key in list(flat) if (match := _GROUPS_KEY.match(str(key))) is not None}
+    if groups:
+        told_groups = flat.get("groups")
+        both = dict(told_groups) if isinstance(told_groups, Mapping) else {}
+        flat["groups"] = both | {axis: flat.pop(key) for axis, key in groups.items()}
+    return flat
 
 
 def claim_of_text(text: str, *, name: str) -> Claim | None:
@@ -143,6 +246,23 @@ def claim_of_text(text: str, *, name: str) -> Claim | None:
     return Claim(name=name, strategy=strategy or None, numbers=numbers)
 
 
+def _odd_axes(strategy: str) -> tuple[str, ...]:
+    """Return the words of a strategy that are no axis: XP4, FSDP."""
+    words = re.findall(r"[A-Za-z]{2,}\d*", _TOKEN.sub(" ", strategy))
+    return tuple(f"strategy: {word}" for word in dict.fromkeys(words) if word.lower() not in ("orthogonal", "folded"))
+
+
+def _count_gpus(value: object, what: str) -> float:
+    """Return how many GPUs are declared: a number, or as many as a range or a list names."""
+    if isinstance(value, list) and value and all(type(one) is int and one >= 0 for one in value):
+        return float(len(set(value)))
+    ranges = _RANGES.fullmatch(value) if isinstance(value, str) else None
+    if ranges is None:
+        kinds = re.fullmatch(r"\s*(\d[\d,_]*)\s*(?:x\s*)?[A-Za-z][\w\- ]*", value) if isinstance(value, str) else None
+        return parse_number(value if kinds is None else kinds[1], what)
+    return float(sum(abs(int(high) - int(low)) + 1 for low, high in re.findall(r"(\d+)\D+(\d+)", str(value))))
+
+
 def parse_number(value: object, what: str) -> float:
     """Return a number with its unit: 30B, 1,024, 80 GB.
 
@@ -156,6 +276,8 @@ def parse_number(value: object, what: str) -> float:
     if not isinstance(value, str):
         raise ClaimError(f"{what}: a number is needed, such as 256 or 30B")
     match = _NUMBER.match(value)
+    if match is not None and re.match(r"\s*(?:-|\u2013|to\b|\.\.)\s*\d", value[match.end() :]):
+        raise ClaimError(f"{what}: {value[:80]!r} is a range, where a number is needed")
     if match is None or (match.group(2) and match.group(2).lower() not in _SCALES):
         raise ClaimError(f"{what}: {value!r} is no number")
     scale = _SCALES.get(match.group(2).lower(), 1.0) if match.group(2) else 1.0

@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 
 from truedag.tracer.dry.programs import read_part
 from truedag.tracer.dry.quotient import ClassPart, Quotient, join_classes
-from truedag.tracer.dry.sizes import ClassSizes, Names, measure_sizes, size_tables, spread_rows
+from truedag.tracer.dry.sizes import (
+    ClassSizes,
+    Derived,
+    Names,
+    executed_only,
+    measure_sizes,
+    size_tables,
+    spread_rows,
+)
 from truedag.tracer.dry.world import Ints, Teams, World
 from truedag.tracer.errors import CycleError
 from truedag.tracer.graph import FORMAT_VERSION
@@ -59,6 +67,7 @@ def build_class_graph(
     deployment: str | None,
     strategy: str | None,
     told: Mapping[str, Any],
+    derived: Derived = executed_only,
 ) -> dict[str, int]:
     """Write the class graph of a world into a folder; return what `meta.json` counts.
 
@@ -69,6 +78,7 @@ def build_class_graph(
         deployment: what `meta.json` is to call it.
         strategy: the parallel strategy.
         told: what `meta.json` says under "dry".
+        derived: says the sizes of ranks that `world` has as executed, and that were not.
 
     Raises:
         TraceError: a trace is broken.
@@ -77,7 +87,7 @@ def build_class_graph(
     """
     parts = {rank: read_part(traces[rank]) for rank in world.representatives}
     names = Names()
-    sizes = measure_sizes(world, parts, traces, names)
+    sizes = measure_sizes(world, parts, traces, names, derived)
     teams = Teams(world)
     comms = {rank: read_comms_of(part) for rank, part in parts.items()}
     quotient = join_classes(world, teams, comms, sizes, list(names.texts))

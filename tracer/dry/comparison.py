@@ -77,8 +77,10 @@ class _Program:
             edges = graph.edges.filter(pl.col("kind") != "order").select("src", "dst", "kind").collect()
             groups = graph.groups.sort("group").collect()
             calls = dict(graph.participants.select("node", "arrive_ns").collect().iter_rows())
-        first = nodes.filter(pl.col("expert") >= 0)["expert"].min()
-        self._first_expert = int(first) if isinstance(first, int) else 0
+        # Grouped experts are one module: only their weights' names say which they are.
+        named = nodes["module"].str.extract(_EXPERT.pattern, 2).cast(pl.Int64)
+        told = [one for one in (named.min(), nodes.filter(pl.col("expert") >= 0)["expert"].min()) if one is not None]
+        self._first_expert = min((int(one) for one in told if isinstance(one, int)), default=0)
         rows = [row for row in nodes.iter_rows(named=True) if not _makes_nothing(row)]
         ran = [row for row in rows if row["kind"] not in _ENDS]
         self.operators = sorted(ran, key=lambda row: (calls.get(row["node"], row["host_start_ns"]), row["node"]))

@@ -19,7 +19,11 @@ from truedag.tracer.dry.world import Groups, Ints
 from truedag.tracer.errors import MergeError
 from truedag.tracer.merge.labels import NUMBERS, TEXTS, UNKNOWN
 from truedag.tracer.merge.making import Workers, make_parts
+from truedag.tracer.merge.nodes import RankNodes
 from truedag.tracer.merge.part import INPUT, PARAMETER, Part
+from truedag.tracer.merge.rank_graph import build_rank_graph
+from truedag.tracer.merge.rank_part import make_part
+from truedag.tracer.record.trace import read_trace
 
 _EXPERT = re.compile(r"(\.local_experts\.)(\d+)")
 _SIZES = re.compile(r"\d+(?=[,\]])")
@@ -37,6 +41,16 @@ def read_part(trace: Path) -> Part:
     if not isinstance(made.part, Part):
         raise MergeError(made.said)
     return _in_order(made.part)
+
+
+def read_rank(trace: Path) -> tuple[Part, RankNodes]:
+    """Return what `read_part` does, and the operators that it was made of; of a rank that recorded something.
+
+    Raises:
+        TraceError: the trace is broken.
+    """
+    graph = build_rank_graph(read_trace(trace))
+    return _in_order(make_part(graph)), graph.nodes
 
 
 def _in_order(part: Part) -> Part:
@@ -65,7 +79,11 @@ def _in_order(part: Part) -> Part:
     number = np.empty(part.num_nodes, np.int32)
     number[ordered] = np.arange(part.num_nodes)
     edges = {**part.edges, **{name: number[part.edges[name]] for name in ("src", "dst")}}
-    rows = np.lexsort((edges["kind"], edges["dst"], edges["src"]))
+    # Between the same nodes by what they carry: layouts are numbered as they come.
+    known = sorted(part.told["layouts"], key=lambda one: (one[1], one[2]))
+    carried = np.full(max((one for one, _, _ in known), default=0) + 2, -1)
+    carried[[one for one, _, _ in known]] = np.arange(len(known))
+    rows = np.lexsort((carried[edges["layout"]], edges["bytes"], edges["kind"], edges["dst"], edges["src"]))
     unlabelled = {name: np.where(column < 0, column, number[column]) for name, column in part.unlabelled.items()}
     return replace(
         part,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -116,14 +117,14 @@ def join_classes(
         axes=_told_axes(teams, ranks),
     )
     collectives: dict[tuple[int, int], dict[int, CommRecord]] = {}
-    lanes: dict[tuple[int, int, int, int], tuple[list[CommRecord], list[CommRecord]]] = {}
+    lanes: _Lanes = {}
     for number, rank in enumerate(world.representatives):
         counts: dict[int, int] = {}
         for record in sorted(ranks[rank].comms, key=lambda one: one.node):
             group = teams.group_of(rank, record.group_name)
             team = teams.teams[int(teams.of_group[group])]
             if record.is_p2p:
-                _add_message(lanes, world, team, group, number, record)
+                _add_message(lanes, world, teams, group, number, record)
             else:
                 place = counts[team.number] = counts.get(team.number, -1) + 1
                 collectives.setdefault((team.number, place), {})[number] = record
@@ -132,9 +133,8 @@ def join_classes(
         _join_collective(out, world, teams, teams.teams[team_number], place, records, ranks, sized)
         if sized is not None:
             _say_sizes(out, sized, texts)
-    for (team_number, source, destination, _), (sends, receives) in lanes.items():
-        team = teams.teams[team_number]
-        _join_lane(out, world, team, (source, destination), (sends, receives), ranks)
+    for (team_number, link, source, destination, _), (sends, receives) in lanes.items():
+        _join_lane(out, world, team_number, teams.teams[link], (source, destination), (sends, receives), ranks)
     return out
 
 
@@ -147,24 +147,27 @@ def _told_axes(teams: Teams, ranks: Mapping[int, RankComms]) -> dict[int, str]:
     return axes
 
 
-def _add_message(
-    lanes: dict[tuple[int, int, int, int], tuple[list[CommRecord], list[CommRecord]]],
-    world: World,
-    team: Team,
-    group: int,
-    rank_class: int,
-    record: CommRecord,
-) -> None:
-    own = team.place_of(rank_class)
-    ranks = world.groups[group][2]
-    if own is None or record.peer not in ranks:
+# By the team of the messages' group, the team in whose groups they are told by place, places of both ends, and tag:
+# what is sent, and what is received.
+_Lanes: TypeAlias = dict[tuple[int, int, int, int, int], tuple[list[CommRecord], list[CommRecord]]]
+
+
+def _add_message(lanes: _Lanes, world: World, teams: Teams, group: int, rank_class: int, record: CommRecord) -> None:
+    team = teams.teams[int(teams.of_group[group])]
+    # megatron-core sends every second message between two stages in the group of all ranks, where a class has many
+    # places: who its peer is, the stages' own group says.
+    link = group if team.place_of(rank_class) is not None else teams.find_link(rank_class, record.peer)
+    if link is None or record.peer not in world.groups[link][2]:
         raise MergeError(
             f"rank {world.representatives[rank_class]} sends to or receives from a rank of its own class, in group "
             f"{record.group_name}: execute all ranks (--all-ranks)"
         )
-    other = ranks.index(record.peer)
+    linked = teams.teams[int(teams.of_group[link])]
+    own, other = linked.place_of(rank_class), world.groups[link][2].index(record.peer)
+    assert own is not None
     is_send = record.op == "c10d::send"
-    lane = lanes.setdefault((team.number, *((own, other) if is_send else (other, own)), record.tag), ([], []))
+    places = (own, other) if is_send else (other, own)
+    lane = lanes.setdefault((team.number, linked.number, *places, record.tag), ([], []))
     lane[not is_send].append(record)
 
 
@@ -291,12 +294,13 @@ def _group_of(world: World, teams: Teams, rank_class: int, record: CommRecord) -
 def _join_lane(
     out: Quotient,
     world: World,
+    team_number: int,
     team: Team,
     places: tuple[int, int],
     ends: tuple[list[CommRecord], list[CommRecord]],
     ranks: Mapping[int, RankComms],
 ) -> None:
-    """Join the messages from one place of a team's groups to another."""
+    """Join the messages from one place of a team's groups to another; they are in the groups of team `team_number`."""
     sends, receives = ends
     classes = tuple(team.classes[place] for place in places)
     source, destination = (world.representatives[number] for number in classes)
@@ -336,7 +340,7 @@ def _join_lane(
             out.parts.append(
                 ClassPart(
                     rank_class=number,
-                    team=team.number,
+                    team=team_number,
                     node=node,
                     is_collective=False,
                     seq=seq,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -67,22 +67,34 @@ class ClassSizes:
 
     executed: Ints  # ascending; the first is the class's lowest
     ranks: list[RankSizes]  # of each of them
+    comms: Ints  # [4, ranks, communications] as theirs
     place: Mapping[int, int]  # of a communication, by its node
 
     def comms_of(self, sized_as: Ints, node: int) -> Ints:
         """Return [4, ranks] what some ranks give and get in a communication, and how their texts are numbered."""
-        every = np.stack([one.comms[:, self.place[node]] for one in self.ranks], axis=1)
-        found: Ints = every[:, np.searchsorted(self.executed, sized_as)]
+        found: Ints = self.comms[:, np.searchsorted(self.executed, sized_as), self.place[node]]
         return found
 
     def varies(self, node: int) -> bool:
         """Whether ranks of the class give or get different amounts in a communication."""
-        at = self.place[node]
-        return any((one.comms[:, at] != self.ranks[0].comms[:, at]).any() for one in self.ranks[1:])
+        own = self.comms[:, :, self.place[node]]
+        return bool((own != own[:, :1]).any())
+
+
+class Derived(Protocol):
+    """Says the sizes of ranks that were not executed."""
+
+    def __call__(self, rank: int, base: Sizes, names: Names) -> Sizes | None:
+        """Return those of a rank, of which another's of its program are known; None: it was executed."""
+
+
+def executed_only(rank: int, base: Sizes, names: Names) -> None:
+    """Derive nothing: all ranks were executed."""
+    del rank, base, names
 
 
 def measure_sizes(
-    world: World, parts: Mapping[int, Part], traces: Mapping[int, Path], names: Names
+    world: World, parts: Mapping[int, Part], traces: Mapping[int, Path], names: Names, derived: Derived
 ) -> list[ClassSizes]:
     """Return each class's sizes.
 
@@ -91,6 +103,7 @@ def measure_sizes(
         parts: of their lowest ranks.
         traces: of all executed ranks.
         names: hears of the texts and layouts.
+        derived: says those of the others.
 
     Raises:
         TraceError: a trace is broken.
@@ -99,10 +112,10 @@ def measure_sizes(
     found = []
     for executed in world.executed:
         first = parts[int(executed[0])]
-        base = _Sizes(first, names)
+        base = Sizes.of(first, names)
         ranks = [base.compared(base)]
         for rank in executed[1:].tolist():
-            own = _Sizes(read_part(traces[rank]), names)
+            own = derived(rank, base, names) or Sizes.of(read_part(traces[rank]), names)
             if own.shape != base.shape:
                 raise MergeError(
                     f"rank {rank} is said to run as rank {first.rank} does, and makes more or fewer nodes: a bug in "
@@ -110,38 +123,67 @@ def measure_sizes(
                 )
             ranks.append(own.compared(base))
         place = {record.node: at for at, record in enumerate(first.comms)}
-        found.append(ClassSizes(executed=executed, ranks=ranks, place=place))
+        comms = np.stack([one.comms for one in ranks], axis=1)
+        found.append(ClassSizes(executed=executed, ranks=ranks, comms=comms, place=place))
     return found
 
 
-class _Sizes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
     """All sizes of one rank."""
 
-    def __init__(self, part: Part, names: Names) -> None:
+    nodes: Ints  # [5, nodes] flops, bytes read and written, numbers of the texts of inputs and outputs
+    edges: Ints  # [2, edges] bytes, layout
+    comms: Ints  # [4, communications] sent, received, and the numbers of the texts
+    comm_nodes: Ints
+    memory: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, part: Part, names: Names) -> Sizes:
+        """Return those of an executed rank."""
         shapes, shape = part.told["shapes"], part.nodes["shape"]
-        numbers = [[*(_UNKNOWN if one is None else one for one in shapes[name]), _UNKNOWN] for name in _NUMBERS]
         texts = [[*(names.text(said) for said in shapes[name]), 0] for name in _TEXTS]
-        self._nodes: Ints = np.array([*numbers, *texts], np.int64)[:, shape]
+        nodes: Ints = np.array([*(column_of(shapes, name) for name in _NUMBERS), *texts], np.int64)[:, shape]
         layouts = np.full(max((number for number, _, _ in part.told["layouts"]), default=0) + 2, _UNKNOWN)
         for number, dtype, sizes in part.told["layouts"]:
             layouts[number] = names.layout(dtype, sizes)
-        self._edges: Ints = np.stack([part.edges["bytes"], layouts[part.edges["layout"]]])
-        moved = np.array([(one.sent_bytes, one.received_bytes) for one in part.comms], np.int64).reshape(-1, 2).T
-        self._comms: Ints = np.concatenate([moved, self._nodes[3:, [one.node for one in part.comms]]])
-        self._memory: Mapping[str, Any] | None = part.told["memory"]
+        comm_nodes = np.array([one.node for one in part.comms], np.int64)
+        return cls(
+            nodes=nodes,
+            edges=np.stack([part.edges["bytes"], layouts[part.edges["layout"]]]),
+            comms=np.concatenate([moved_bytes(part).T, nodes[3:, comm_nodes]]),
+            comm_nodes=comm_nodes,
+            memory=part.told["memory"],
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
         """How many nodes, edges and communications there are."""
-        return tuple(table.shape[1] for table in (self._nodes, self._edges, self._comms))
+        return tuple(table.shape[1] for table in (self.nodes, self.edges, self.comms))
 
-    def compared(self, base: _Sizes) -> RankSizes:
+    def same_as(self, other: Sizes) -> bool:
+        """Whether they are those of another rank, whose texts are numbered as its own."""
+        tables = ((self.nodes, other.nodes), (self.edges, other.edges), (self.comms, other.comms))
+        is_same = self.shape == other.shape and all((ours == theirs).all() for ours, theirs in tables)
+        return is_same and self.memory == other.memory
+
+    def compared(self, base: Sizes) -> RankSizes:
         """Return what differs from another rank's."""
         tables = []
-        for own, other in ((self._nodes, base._nodes), (self._edges, base._edges)):
+        for own, other in ((self.nodes, base.nodes), (self.edges, base.edges)):
             places = np.flatnonzero((own != other).any(axis=0))
             tables.append(Differing(places=places, values=own[:, places]))
-        return RankSizes(nodes=tables[0], edges=tables[1], comms=self._comms, memory=self._memory)
+        return RankSizes(nodes=tables[0], edges=tables[1], comms=self.comms, memory=self.memory)
+
+
+def column_of(shapes: Mapping[str, Any], name: str) -> Ints:
+    """Return a number of each shape of a part; the last is of none."""
+    return np.array([*(_UNKNOWN if one is None else one for one in shapes[name]), _UNKNOWN], np.int64)
+
+
+def moved_bytes(part: Part) -> Ints:
+    """Return [communications, 2] what a rank gives and gets."""
+    return np.array([(one.sent_bytes, one.received_bytes) for one in part.comms], np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

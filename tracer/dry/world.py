@@ -139,6 +139,20 @@ class Teams:
             raise MergeError(f"rank {representative} communicates in group {name}, which not all ranks have made")
         return number
 
+    def find_link(self, rank_class: int, peer: int) -> int | None:
+        """Return the smallest group of a class's representative that a rank is in, and the class at one place only.
+
+        Where a class stands in it every rank of the class has its own peer: that of the same place in its own group.
+        """
+        representative = self._world.representatives[rank_class]
+        found = [
+            number
+            for number in self._own[representative].values()
+            if peer in self._world.groups[number][2]
+            and self.teams[int(self.of_group[number])].place_of(rank_class) is not None
+        ]
+        return min(found, key=lambda number: (len(self._world.groups[number][2]), number), default=None)
+
 
 def _counts_before(values: Ints) -> Ints:
     """How many of the same value come before each."""

@@ -11,13 +11,14 @@ Source: mlcommons/chakra, schema/protobuf/et_def.proto (field numbers) and its f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from truedag.tracer.export.timeline import COMMUNICATIONS
+from truedag.tracer.export.timeline import COMMUNICATIONS, divide_ranks
 from truedag.tracer.export.wire import bytes_field, number_field, packed_field, varint
 from truedag.tracer.graph import Graph
 from truedag.tracer.graph.tensor_types import read_tensors
@@ -33,6 +34,8 @@ _COLLECTIVES = {
 _INT32, _INT64, _UINT64, _BOOL, _STRING = 7, 9, 13, 27, 29
 _COLUMNS = ("node", "kind", "op", "label", "module", "layer", "microbatch", "expert", "phase", "step", "stream",
             "start_ns", "end_ns", "flops", "bytes_read", "bytes_written", "inputs", "outputs", "timing")  # fmt: skip
+_DEPENDENCIES = ("data", "order")
+_AT_ONCE = 500_000  # nodes that are read at once
 _TOTALS = ("num_nodes", "num_data_dependencies", "num_order_dependencies", "num_unnamed_collectives",
            "num_open_messages")  # fmt: skip
 
@@ -53,64 +56,97 @@ def write_chakra(graph: Graph, folder: Path, show: Callable[[str], None]) -> Map
     (folder / "comm_groups.json").write_text(json.dumps(members) + "\n", encoding="utf-8")
     messages = _number_messages(graph)
     total = dict.fromkeys(_TOTALS, 0)
-    for rank in graph.ranks.select("rank").collect()["rank"].sort():
-        show(f"writing rank {rank}")
-        nodes = _rank_nodes(graph, rank)
-        data, order = (_dependencies(graph, nodes, kind) for kind in ("data", "order"))
-        with (folder / f"trace.{rank}.et").open("wb") as file:
+    for read in _read(graph):
+        show(f"writing rank {read.rank}")
+        with (folder / f"trace.{read.rank}.et").open("wb") as file:
             _write(file.write, bytes_field(1, SCHEMA_VERSION) + bytes_field(2, _string("producer", "truedag")))
-            for node in _write_nodes(nodes, rank, data, order, messages):
+            for node in _write_nodes(read, messages):
                 _write(file.write, node)
-        total["num_nodes"] += len(nodes)
-        total["num_data_dependencies"] += sum(map(len, data.values()))
-        total["num_order_dependencies"] += sum(map(len, order.values()))
+        total["num_nodes"] += len(read.nodes)
+        total["num_data_dependencies"] += sum(map(len, read.data.values()))
+        total["num_order_dependencies"] += sum(map(len, read.order.values()))
         total["num_unnamed_collectives"] += sum(
             kind == "collective" and _comm_type(label) is None
-            for kind, label in nodes.select("kind", "label").iter_rows()
+            for kind, label in read.nodes.select("kind", "label").iter_rows()
         )
-        ends = nodes.filter(pl.col("kind").is_in(["send", "recv"]))["node"]
+        ends = read.nodes.filter(pl.col("kind").is_in(["send", "recv"]))["node"]
         total["num_open_messages"] += sum(node not in messages for node in ends)
     return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """A rank's operators and the communications it was in; by node, what it follows from by data and by order."""
+
+    rank: int
+    nodes: pl.DataFrame
+    data: Mapping[int, list[int]]
+    order: Mapping[int, list[int]]
 
 
 def _write(write: Callable[[bytes], Any], message: bytes) -> None:
     write(varint(len(message)) + message)
 
 
-def _rank_nodes(graph: Graph, rank: int) -> pl.DataFrame:
-    """The rank's operators, and the communications it was in, with what it gave to them."""
-    met = graph.participants.filter(pl.col("rank") == rank).select(
-        "node", "group", "send_bytes", "recv_bytes", met_start="start_ns", met_end="end_ns"
+def _read(graph: Graph) -> Iterator[_Rank]:
+    """Read ranks one after the other, the tables once for many of them."""
+    sizes = dict(graph.nodes.group_by("rank").len().collect().iter_rows())
+    batches = list(divide_ranks(graph.ranks.select("rank").collect()["rank"].sort().to_list(), sizes, _AT_ONCE))
+    for ranks in batches:
+        part = graph if len(batches) == 1 else graph.subgraph(ranks=ranks)
+        nodes = _list_nodes(part, ranks)
+        edges = _list_dependencies(part, nodes)
+        own = nodes.partition_by("at", as_dict=True, include_key=False)
+        dependencies = edges.partition_by("at", "kind", as_dict=True, include_key=False)
+        for rank in ranks:
+            follows = {
+                kind: dict(dependencies[rank, kind].iter_rows()) if (rank, kind) in dependencies else {}
+                for kind in _DEPENDENCIES
+            }
+            yield _Rank(rank, own.get((rank,), nodes.clear().drop("at")), follows["data"], follows["order"])
+
+
+def _list_nodes(graph: Graph, ranks: Sequence[int]) -> pl.DataFrame:
+    """List each rank's (`at`) operators, and the communications it was in, with what it gave to them."""
+    met = graph.participants.filter(pl.col("rank").is_in(ranks)).select(
+        "node", "group", "send_bytes", "recv_bytes", at="rank", met_start="start_ns", met_end="end_ns"
     )
-    own = (pl.col("rank") == rank) & pl.col("kind").is_in([*_TYPES])
-    nodes = graph.nodes.with_columns(is_own=own).join(met, on="node", how="left")
-    kept = nodes.filter(pl.col("is_own") | ((pl.col("kind") == "collective") & pl.col("group").is_not_null()))
+    is_shared = pl.col("kind") == "collective"
+    is_own = pl.col("kind").is_in([*_TYPES]) & ~is_shared & pl.col("rank").is_in(ranks)
+    own = graph.nodes.filter(is_own).select(*_COLUMNS, at="rank").join(met, on=["node", "at"], how="left")
+    shared = graph.nodes.filter(is_shared).select(_COLUMNS).join(met, on="node")
     # Waiting for others is what a simulator finds out: from the last arrival on, if that is known.
     is_met = pl.col("kind").is_in(COMMUNICATIONS) & pl.col("group").is_not_null()
     return (
-        kept.with_columns(
+        pl.concat([own, shared], how="diagonal")
+        .with_columns(
             start_ns=pl.when(is_met).then("met_start").otherwise("start_ns"),
             end_ns=pl.when(is_met).then("met_end").otherwise("end_ns"),
         )
-        .select(*_COLUMNS, "group", "send_bytes", "recv_bytes")
-        .sort("node")
+        .select("at", *_COLUMNS, "group", "send_bytes", "recv_bytes")
+        .sort("at", "node")
         .collect()
     )
 
 
-def _dependencies(graph: Graph, nodes: pl.DataFrame, kind: str) -> dict[int, list[int]]:
-    """Return what each node follows from, by edges of a kind between two nodes of a rank."""
-    here = nodes.lazy().select("node")
-    edges = graph.edges.filter(pl.col("kind") == kind).select("src", "dst")
-    for end in ("src", "dst"):
-        edges = edges.join(here.rename({"node": end}), on=end, how="semi")
-    grouped = edges.unique().group_by("dst").agg(pl.col("src").sort()).collect()
-    return dict(grouped.iter_rows())
+def _list_dependencies(graph: Graph, nodes: pl.DataFrame) -> pl.DataFrame:
+    """Return what each node (`dst`) of a rank (`at`) follows from there, by edges of a kind."""
+    here = nodes.lazy().select("at", "node")
+    return (
+        graph.edges.filter(pl.col("kind").is_in(_DEPENDENCIES))
+        .select("kind", "src", "dst")
+        .join(here.rename({"node": "src"}), on="src")
+        .join(here.rename({"node": "dst"}), on=["dst", "at"], how="semi")
+        .unique()
+        .group_by("at", "kind", "dst")
+        .agg(pl.col("src").sort())
+        .collect()
+    )
 
 
 def _number_messages(graph: Graph) -> Mapping[int, tuple[int, int, int]]:
     """Return source, destination and tag of each end of a message; tags count the messages from one to the other."""
-    ranks = graph.participants.select("node", "rank")
+    ranks = graph.nodes.filter(pl.col("kind").is_in(["send", "recv"])).select("node", "rank")
     sent = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst").unique()
     pairs = (
         sent.join(ranks.rename({"node": "src", "rank": "source"}), on="src")
@@ -125,15 +161,9 @@ def _number_messages(graph: Graph) -> Mapping[int, tuple[int, int, int]]:
     return numbers
 
 
-def _write_nodes(
-    nodes: pl.DataFrame,
-    rank: int,
-    data: Mapping[int, list[int]],
-    order: Mapping[int, list[int]],
-    messages: Mapping[int, tuple[int, int, int]],
-) -> Iterator[bytes]:
+def _write_nodes(read: _Rank, messages: Mapping[int, tuple[int, int, int]]) -> Iterator[bytes]:
     shared: dict[tuple[Any, ...], bytes] = {}
-    for row in nodes.iter_rows(named=True):
+    for row in read.nodes.iter_rows(named=True):
         node, start, end = row["node"], row["start_ns"], row["end_ns"]
         label = row["kind"], row["op"], row["label"], row["module"], row["layer"], row["microbatch"], row["expert"]
         key = (*label, row["phase"], row["inputs"], row["outputs"], row["flops"], row["bytes_read"], row["stream"],
@@ -151,13 +181,15 @@ def _write_nodes(
         talk = b""
         if row["kind"] in ("send", "recv"):
             own = "comm_src" if row["kind"] == "send" else "comm_dst"
-            told = dict(zip(("comm_src", "comm_dst", "comm_tag"), messages.get(node, ()), strict=False)) or {own: rank}
+            told = dict(zip(("comm_src", "comm_dst", "comm_tag"), messages.get(node, ()), strict=False)) or {
+                own: read.rank
+            }
             talk = b"".join(bytes_field(10, _number(name, _INT32, value)) for name, value in told.items())
         yield (
             number_field(1, node)
             + constant
-            + packed_field(4, order.get(node, ()))
-            + packed_field(5, data.get(node, ()))
+            + packed_field(4, read.order.get(node, ()))
+            + packed_field(5, read.data.get(node, ()))
             + times
             + talk
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from truedag.tracer.export.timeline import NUMBERS, TEXTS, RankTimeline, list_timelines, list_tracks
+from truedag.tracer.export.timeline import NUMBERS, TEXTS, Timeline, list_timelines
 from truedag.tracer.graph import Graph
 
 
@@ -22,44 +22,46 @@ def write_chrome(graph: Graph, path: Path, show: Callable[[str], None]) -> Mappi
     with path.open("w", encoding="utf-8") as file:
         file.write('{"displayTimeUnit":"ns","traceEvents":[\n')
         ends: list[pl.DataFrame] = []
-        for timeline in list_timelines(graph):
-            show(f"writing rank {timeline.rank}")
-            tracks = {name: place for place, name in enumerate(list_tracks(timeline.slices))}
-            slices = timeline.slices.with_columns(tid=pl.col("track").replace_strict(tracks, return_dtype=pl.Int64))
-            file.write(",\n".join([*_describe(timeline, tracks), *_events(slices, timeline.rank)]) + ",\n")
-            flows = slices.filter(pl.col("flow").is_not_null())
-            ends.append(flows.select("flow", "start_ns", "is_receive", "tid", rank=pl.lit(timeline.rank)))
+        for make in list_timelines(graph):
+            timeline = make()
+            show(f"writing rank {max(timeline.names, default=0)}")
+            rank, place = (timeline.tracks[name].gather(timeline.slices["track"]) for name in ("rank", "place"))
+            slices = timeline.slices.with_columns(rank=rank, tid=place)
+            file.writelines(f"{event},\n" for event in _describe(timeline))
+            file.writelines(f"{event},\n" for event in _events(slices))
+            ends.append(
+                slices.filter(pl.col("flow").is_not_null()).select("flow", "start_ns", "is_receive", "tid", "rank")
+            )
             num_slices += len(slices)
         arrows = _flows(pl.concat(ends)) if ends else []
         file.write(",\n".join([*arrows, '{"ph":"M","pid":0,"name":"trace_by","args":{"name":"truedag"}}']) + "\n]}\n")
     return {"num_slices": num_slices}
 
 
-def _describe(timeline: RankTimeline, tracks: Mapping[str, int]) -> list[str]:
-    events: list[dict[str, object]] = [
-        {"name": "process_name", "args": {"name": timeline.name}},
-        {"name": "process_sort_index", "args": {"sort_index": timeline.rank}},
-    ]
-    for name, tid in tracks.items():
-        events.append({"name": "thread_name", "tid": tid, "args": {"name": name}})
-        events.append({"name": "thread_sort_index", "tid": tid, "args": {"sort_index": tid}})
-    return [json.dumps({"ph": "M", "pid": timeline.rank} | event) for event in events]
+def _describe(timeline: Timeline) -> list[str]:
+    events: list[dict[str, object]] = []
+    for rank, name in timeline.names.items():
+        events.append({"pid": rank, "name": "process_name", "args": {"name": name}})
+        events.append({"pid": rank, "name": "process_sort_index", "args": {"sort_index": rank}})
+    for rank, place, name in timeline.tracks.select("rank", "place", "name").iter_rows():
+        track = {"pid": rank, "tid": place}
+        events.append(track | {"name": "thread_name", "args": {"name": name}})
+        events.append(track | {"name": "thread_sort_index", "args": {"sort_index": place}})
+    return [json.dumps({"ph": "M"} | event) for event in events]
 
 
-def _events(slices: pl.DataFrame, rank: int) -> list[str]:
+def _events(slices: pl.DataFrame) -> list[str]:
     """Write complete events: the columns that a slice has are its arguments."""
-    told = [*NUMBERS, *TEXTS]
     texts = {name: _quote(slices[name]) for name in ("name", "category", *TEXTS)}
+    has = {name: pl.col(name) >= 0 for name in NUMBERS} | {name: pl.col(name).is_not_null() for name in TEXTS}
     arguments = [
-        pl.when(pl.col(name).is_not_null()).then(pl.format('"' + name + '":{}', name)).alias(name) for name in told
+        pl.when(is_told).then(pl.format('"' + name + '":{}', name)).alias(name) for name, is_told in has.items()
     ]
-    head = '{{"ph":"X","pid":' + str(rank) + ',"tid":{},"ts":{},"dur":{},"name":{},"cat":{},"args":'
+    head = '{{"ph":"X","pid":{},"tid":{},"ts":{},"dur":{},"name":{},"cat":{},"args":'
+    start, took = (_microseconds(time) for time in (pl.col("start_ns"), pl.col("end_ns") - pl.col("start_ns")))
     events = slices.with_columns(**texts).select(
         event=pl.concat_str(
-            pl.format(
-                head, "tid", _microseconds(pl.col("start_ns")), _microseconds(pl.col("end_ns") - pl.col("start_ns")),
-                "name", "category",
-            ),
+            pl.format(head, "rank", "tid", start, took, "name", "category"),
             pl.lit("{"), pl.concat_str(arguments, separator=",", ignore_nulls=True), pl.lit("}}"),
         )
     )  # fmt: skip

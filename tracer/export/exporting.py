@@ -117,18 +117,22 @@ def export(
         show: is told what goes on.
 
     Raises:
-        GraphError: it is more than the reader takes, cannot be folded, has no times, or cannot be written.
+        GraphError: nothing is in it, it is more than the reader takes, cannot be folded, has no times, or cannot
+            be written.
     """
     if path.exists() and not replace:
         raise GraphError(f"{path} is there already: name another with --out, or replace it with --force")
     if fold is not None and to.write_network is None:
         folding = ", ".join(one.name for one in FORMATS.values() if one.write_network is not None)
         raise GraphError(f"{to.name} is not a format of nodes and edges and takes no fold: {folding} do")
+    num_nodes = graph.nodes.select(pl.len()).collect().item()
+    if not num_nodes:
+        raise GraphError(_describe_nothing(graph))
     bound = to.most if most is None else most
     network = None
     if to.write_network is not None:
         if fold is None:
-            _check(graph, to, graph.nodes.select(pl.len()).collect().item(), bound)
+            _check(graph, to, num_nodes, bound)
         show("reading the graph" if fold is None else f"folding by {fold}")
         network = make_network(graph, fold, order=order)
         _check(graph, to, len(network.nodes), bound)
@@ -158,11 +162,24 @@ def export(
     )
 
 
+def _describe_nothing(graph: Graph) -> str:
+    nodes = graph.whole.nodes
+    steps = nodes.select("step").unique().collect()["step"].sort().to_list()
+    begin, end = nodes.select(pl.col("start_ns").min(), end=pl.col("end_ns").max()).collect().row(0)
+    told = [f"its steps are {', '.join(str(step) for step in steps if step >= 0) or 'not told'}"]
+    if begin is not None and end is not None:
+        told.append(f"a window lies between 0ms and {(end - begin) / 1e6:,.0f}ms")
+    return f"there is nothing in the part of {graph.path} that was asked for: {', '.join(told)}"
+
+
 def _check(graph: Graph, to: Format, num: int, bound: int | None) -> None:
     if bound is None or num <= bound:
         return
     what = "slices" if to.is_timeline else "nodes"
-    ways = ["fewer --ranks", "a --window of time"]
+    ranks = graph.ranks.select(pl.len()).collect().item()
+    ways = [f"fewer --ranks ({what} of a rank: about {num // ranks:,})"] if ranks > 1 else []
+    if graph.nodes.select(pl.col("start_ns").is_not_null().any()).collect().item():
+        ways.append("a --window of time")
     if to.write_network is not None:
         ways.append("--fold module, layer or stage")
     raise GraphError(

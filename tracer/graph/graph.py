@@ -179,7 +179,8 @@ class Graph:
         if cut.ranks is not None:
             known = set(self.ranks.select("rank").collect()["rank"].to_list())
             if unknown := sorted(cut.ranks - known):
-                raise GraphError(f"rank {unknown[0]} is not in this graph of {self.path}: it has ranks {sorted(known)}")
+                there = f"{len(known):,} ranks, from {min(known)} to {max(known)}" if known else "no ranks"
+                raise GraphError(f"rank {unknown[0]} is not in this graph of {self.path}: it has {there}")
         return Graph(self._source, cuts=(*self._cuts, cut))
 
     def adjacency(self, *, order: bool = False) -> Adjacency:

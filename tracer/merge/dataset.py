@@ -200,7 +200,11 @@ def _groups(ranks: Mapping[int, RankComms], group_numbers: dict[Group, int]) -> 
             key = (str(told["name"]), tuple(told["ranks"]))
             axes[key] = axes.get(key) or told.get("axis")
         for told in one.told["groups"]:
-            descriptions[str(told["name"]), tuple(told.get("ranks") or ())] = str(told.get("description") or "")
+            description = str(told.get("description") or "")
+            members = tuple(told.get("ranks") or ())
+            descriptions[str(told["name"]), members] = description
+            if not members:  # torch lists none of the group of all ranks
+                descriptions[str(told["name"]), tuple(range(int(told.get("size") or 0)))] = description
     for key in sorted(axes):
         group_numbers.setdefault(key, len(group_numbers))
     keys = sorted(group_numbers, key=lambda key: group_numbers[key])

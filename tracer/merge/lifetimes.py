@@ -12,11 +12,12 @@ shared) is never given back here. No recorder sees the frees of GPU memory, and 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ _BEFORE = -1  # of a life that began before the recording
 _NEVER = np.iinfo(np.int64).max
 _NUM_SHOWN = 24
 _LAYER = re.compile(r"\.\d+(?=\.|$)")
+
+LifeName: TypeAlias = tuple[str, str | None, int | None]  # what, the operator that made it, its layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,22 +62,37 @@ def measure_memory(nodes: RankNodes) -> dict[str, Any] | None:
     trace = nodes.trace
     if trace.meta["recorder"] != "native" or trace.meta.get("device") not in ("cpu", "meta"):
         return None
-    lives = find_lives(trace)
-    kept = {f"{role}_bytes": size for role, size in _weigh_named(trace).items()}
-    peak_ns, peak_bytes = find_peak(lives, np.ones(len(lives.num_bytes), bool))
-    activations = find_peak(lives, lives.begin_ns != _BEFORE)[1]
+    return sum_up(nodes, find_lives(trace), weigh_named(trace), functools.partial(name_life, nodes))
+
+
+def sum_up(
+    nodes: RankNodes, lives: Lives, named: Mapping[str, int], name: Callable[[Lives, int], LifeName]
+) -> dict[str, Any]:
+    """Return what `measure_memory` does, of these lives.
+
+    Args:
+        nodes: of the rank.
+        lives: of its memory; what holds no byte is left out.
+        named: `weigh_named` of its trace.
+        name: `name_life` of these nodes, or what remembers its answers.
+    """
+    kept = {f"{role}_bytes": size for role, size in named.items()}
+    held = lives.num_bytes > 0
+    peak_ns, peak_bytes = find_peak(lives, held)
+    activations = find_peak(lives, held & (lives.begin_ns != _BEFORE))[1]
     node = int(np.searchsorted(nodes.start_ns, peak_ns, side="left")) - 1
     label = nodes.belonging.label(node) if node >= 0 else Label()
+    alive = np.flatnonzero(held & (lives.begin_ns <= peak_ns) & (lives.end_ns >= peak_ns)).tolist()
     return {
         **kept,
         "activation_bytes": activations,
         "peak_bytes": peak_bytes,
         "peak_node": node,
-        "peak_op": str(trace.ops[int(nodes.op_number[node])]["name"]) if node >= 0 else None,
+        "peak_op": str(nodes.trace.ops[int(nodes.op_number[node])]["name"]) if node >= 0 else None,
         "peak_module": label.module,
         "peak_phase": label.phase,
         "peak_microbatch": label.microbatch,
-        "alive": _list_alive(nodes, lives, peak_ns),
+        "alive": _list_alive([(name(lives, one), int(lives.num_bytes[one])) for one in alive]),
     }
 
 
@@ -129,7 +147,7 @@ def find_lives(trace: Trace) -> Lives:
         role=role,
     )
     # What a communication made for its own use is not in the sum, whichever operator inside it takes it then.
-    kept = is_known & (num_bytes > 0) & ~seen["is_inside"][row]
+    kept = is_known & ~seen["is_inside"][row]
     return Lives(**{name: getattr(lives, name)[kept] for name in Lives.__slots__})
 
 
@@ -199,21 +217,23 @@ def find_peak(lives: Lives, chosen: NDArray[np.bool_]) -> tuple[int, int]:
     return int(time[order][at]), int(live[at])
 
 
-def _list_alive(nodes: RankNodes, lives: Lives, time_ns: int) -> list[dict[str, Any]]:
-    alive = np.flatnonzero((lives.begin_ns <= time_ns) & (lives.end_ns >= time_ns))
-    makers = np.searchsorted(nodes.start_ns, lives.made_ns[alive], side="right") - 1
+def name_life(nodes: RankNodes, lives: Lives, one: int) -> LifeName:
+    """Return what a life is told as, the operator that made it, and its layer."""
+    role = int(lives.role[one])
+    if role >= 0:
+        return ROLES[role], None, None
+    if lives.begin_ns[one] == _BEFORE:
+        return "before", None, None
+    maker = int(np.searchsorted(nodes.start_ns, lives.made_ns[one], side="right")) - 1
+    label = nodes.belonging.label(maker) if maker >= 0 else Label()
+    op = str(nodes.trace.ops[int(nodes.op_number[maker])]["name"]) if maker >= 0 else None
+    return _LAYER.sub(".*", label.module) if label.module else "no module", op, label.layer
+
+
+def _list_alive(alive: Sequence[tuple[LifeName, int]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str | None], _Pieces] = defaultdict(_Pieces)
-    for one, maker in zip(alive.tolist(), makers.tolist(), strict=True):
-        role, op, layer = int(lives.role[one]), None, None
-        if role >= 0:
-            what = ROLES[role]
-        elif lives.begin_ns[one] == _BEFORE:
-            what = "before"
-        else:
-            label = nodes.belonging.label(maker) if maker >= 0 else Label()
-            what, layer = _LAYER.sub(".*", label.module) if label.module else "no module", label.layer
-            op = str(nodes.trace.ops[int(nodes.op_number[maker])]["name"]) if maker >= 0 else None
-        found[what, op].add(int(lives.num_bytes[one]), layer)
+    for (what, op, layer), num_bytes in alive:
+        found[what, op].add(num_bytes, layer)
     rows = sorted(found.items(), key=lambda item: (-item[1].num_bytes, item[0][0], item[0][1] or ""))
     rest = _Pieces()
     for _, pieces in rows[_NUM_SHOWN:]:
@@ -243,7 +263,7 @@ class _Pieces:
         return {"what": what, "op": op, "layers": sorted(self.layers), "num": self.num, "bytes": self.num_bytes}
 
 
-def _weigh_named(trace: Trace) -> dict[str, int]:
+def weigh_named(trace: Trace) -> dict[str, int]:
     """Return the bytes of all tensors that a rank's program named, by role; each place in memory counts once."""
     places: dict[str, dict[tuple[int, int], int]] = {role: {} for role in ROLES}
     for told in trace.named_tensors:

@@ -22,6 +22,16 @@ CHECKS = (
         "Add the residual: an addition with two inputs.",
     ),
     Check(
+        "model.order",
+        "Parts follow each other",
+        "Softmax reads the scores, a residual its own layer's input, a dispatch the router: the right parts in a wrong "
+        "order are another model.",
+        "In a drawing: no part of a layer is reached from a later one, edges lead to the same layer or the next, and "
+        "gradients are reduced after the backward pass.",
+        "error",
+        "Turn round what reads what.",
+    ),
+    Check(
         "model.norm",
         "Norms",
         "A norm stands before attention and before the feed-forward of each layer, and after the last layer.",

@@ -8,12 +8,15 @@ node says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.checks.communication import CHECK_OF_PURPOSE
+from truedag.tracer.audit.checks.drawn_decode import check_decode
+from truedag.tracer.audit.checks.drawn_places import check_places
 from truedag.tracer.audit.checks.model import CHECK_OF_ROLE, single_residuals
 from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
 from truedag.tracer.audit.findings import Audit, Finding, write_count
@@ -67,6 +70,7 @@ def check_drawn(subject: Subject, plan: Plan, audit: Audit) -> None:
         audit.judge("model.backward", _backward(subject), "whether there is one")
     else:
         audit.judge("model.phases", _phases(subject), "whether there are prefill and decode")
+        check_decode(subject, plan, audit)
 
 
 def _finding(
@@ -105,10 +109,12 @@ def _axes(subject: Subject, plan: Plan) -> Iterator[Finding]:
 
 
 def _judge_roles(subject: Subject, plan: Plan, audit: Audit) -> None:
-    told = subject.covers
     by_role: dict[str, set[int]] = {}
-    for role, layer in told.select("role", "layer").unique().iter_rows():
+    ahead = subject.covers.filter(~pl.col("phase").fill_null("").is_in(["backward", "optimizer"]))
+    for role, layer in ahead.select("role", "layer").unique().iter_rows():
         by_role.setdefault(role, set()).add(layer)
+    # A router that is drawn as one node chooses as well.
+    by_role.setdefault("top-k choice", by_role.get("router", set()))
     for name, parts in _SYNONYMS.items():
         if all(part in by_role for part in parts):
             by_role.setdefault(name, set()).update(set.intersection(*(by_role[part] for part in parts)))
@@ -121,7 +127,7 @@ def _judge_roles(subject: Subject, plan: Plan, audit: Audit) -> None:
             if CHECK_OF_ROLE.get(row.role) == check and set(row.phases) & set(_AHEAD)
         }  # fmt: skip
         if wanted:
-            findings = [*_roles(wanted, by_role, check)]
+            findings = [*_roles(wanted, by_role, check), *check_places(subject, plan, [*wanted], check)]
             if check == "model.residual":
                 findings += single_residuals(subject)
             audit.judge(check, findings, ", ".join(wanted))
@@ -180,20 +186,61 @@ def _experts(subject: Subject, plan: Plan) -> Iterator[Finding]:
             f"experts {write_runs(shown)} of layers {write_runs(layer for layer in set(there['layer']) if layer >= 0)}",
             layers=sorted(set(lost["layer"])),
         )  # fmt: skip
-    placed = told.filter(pl.col("layer") >= 0).join(subject.where, on="node").select("layer", "expert", "rank").unique()
-    strange = placed.join(plan.experts, on=["layer", "expert", "rank"], how="anti")
+    yield from _misplaced_experts(subject, plan, told)
+
+
+def _misplaced_experts(subject: Subject, plan: Plan, told: pl.DataFrame) -> Iterator[Finding]:
+    """Experts on ranks that do not hold them, and, where an expert is drawn by itself, ranks on which it is not.
+
+    A node of several experts on several ranks is a fold: each of its ranks must hold one of them, and each of them be
+    on one of its ranks.
+    """
+    expectation = plan.expectation
+    total = expectation.num_experts * len(expectation.expert_layers)
+    inside = pl.col("layer") >= 0
+    placed = told.filter(inside).select("node", "layer", "expert").unique().join(subject.where, on="node")
+    there = placed.join(plan.experts, on=["layer", "expert", "rank"], how="semi")
+    strays = placed.join(there.select("node", "layer", "rank").unique(), on=["node", "layer", "rank"], how="anti")
+    homeless = placed.join(there.select("node", "layer", "expert").unique(), on=["node", "layer", "expert"], how="anti")
+    strange = pl.concat([strays, homeless]).select("layer", "expert", "rank").unique()
     if len(strange):
-        pairs = strange.select("layer", "expert").n_unique()
-        row = strange.sort("layer", "expert", "rank").row(0, named=True)
-        stage = expectation.stage_of_layer[row["layer"]] if row["layer"] < len(expectation.stage_of_layer) else 0
-        homes = expectation.ranks_of_expert[stage]
-        home = homes[row["expert"]] if row["expert"] < len(homes) else ()
+        yield _moved(plan, strange, total)
+    single = told.filter(inside).select("node", "layer", "expert").unique()
+    single = single.filter(pl.len().over("node", "layer") == 1)
+    shown = single.join(subject.where, on="node").select("layer", "expert", "rank").unique()
+    folded = placed.join(single, on=["node", "layer", "expert"], how="anti").select("layer", "expert").unique()
+    known = shown.select("layer", "expert").unique().join(folded, on=["layer", "expert"], how="anti")
+    lost = plan.experts.join(known, on=["layer", "expert"], how="semi").join(
+        shown, on=["layer", "expert", "rank"], how="anti"
+    )
+    lost = lost.join(strange, on=["layer", "expert"], how="anti")
+    if len(lost):
+        row = lost.sort("layer", "expert", "rank").row(0, named=True)
+        home = expectation.ranks_of_expert[expectation.stage_of_layer[row["layer"]]][row["expert"]]
+        on = sorted(set(shown.filter(layer=row["layer"], expert=row["expert"])["rank"]))
         yield _finding(
-            "strategy.experts", f"{pairs:,} of {total:,} experts are drawn on ranks that do not hold them: expert "
-            f"{row['expert']} of layer {row['layer']} on rank {row['rank']}",
-            f"ranks {write_runs(home)}" if home else f"experts 0-{number - 1}", f"rank {row['rank']}",
-            ranks=sorted(set(strange["rank"])), layers=sorted(set(strange["layer"])),
+            "strategy.experts", f"{lost.select('layer', 'expert').n_unique():,} of {total:,} experts are drawn on some "
+            f"of their ranks only: expert {row['expert']} of layer {row['layer']} on {len(on)} of {len(home)}",
+            f"ranks {write_runs(home)}", f"ranks {write_runs(on)}", ranks=sorted(set(lost["rank"])),
+            layers=sorted(set(lost["layer"])),
         )  # fmt: skip
+
+
+def _moved(plan: Plan, strange: pl.DataFrame, total: int) -> Finding:
+    expectation = plan.expectation
+    pairs = strange.select("layer", "expert").n_unique()
+    row = strange.sort("layer", "expert", "rank").row(0, named=True)
+    stage = expectation.stage_of_layer[row["layer"]] if row["layer"] < len(expectation.stage_of_layer) else 0
+    homes = expectation.ranks_of_expert[stage]
+    home = homes[row["expert"]] if row["expert"] < len(homes) else ()
+    on = sorted(set(strange.filter(layer=row["layer"], expert=row["expert"])["rank"]))
+    where = f"rank{'s' if len(on) > 1 else ''} {write_runs(on)}"
+    return _finding(
+        "strategy.experts", f"{pairs:,} of {total:,} experts are drawn on ranks that do not hold them: expert "
+        f"{row['expert']} of layer {row['layer']} on {where}",
+        f"ranks {write_runs(home)}" if home else f"experts 0-{expectation.num_experts - 1}", where,
+        ranks=sorted(set(strange["rank"])), layers=sorted(set(strange["layer"])),
+    )  # fmt: skip
 
 
 def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
@@ -213,11 +260,33 @@ def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
         findings = [
             finding
             for purpose in purposes
-            for finding in _purpose(
-                needed.filter(pl.col("purpose") == purpose), found.filter(pl.col("purpose") == purpose), check
+            for finding in _in_each_pass(
+                needed.filter(pl.col("purpose") == purpose), found.filter(pl.col("purpose") == purpose), check,
+                told_passes(subject),
             )
-        ]
+        ]  # fmt: skip
         audit.judge(check, findings, ", ".join(purposes))
+
+
+def told_passes(subject: Subject) -> tuple[str, ...]:
+    """Return the passes that a drawing tells apart; what says none is then of the forward pass, or of each."""
+    told = set(subject.nodes["phase"].drop_nulls())
+    if "backward" in told:
+        return ("forward",)
+    return ("prefill", "decode") if told >= {"prefill", "decode"} else ()
+
+
+def _in_each_pass(needed: pl.DataFrame, found: pl.DataFrame, check: str, passes: tuple[str, ...]) -> Iterator[Finding]:
+    """Yield what a purpose lacks: in each pass that is told apart, where it is needed in several."""
+    told = [one for one in passes if (needed["phase"] == one).any()]
+    if not told:
+        yield from _purpose(needed, found, check)
+        return
+    for one in told:
+        mine = found.filter(pl.col("phase").is_null() | (pl.col("phase") == one))
+        for finding in _purpose(needed.filter(pl.col("phase") == one), mine, check):
+            during = f"in the {one} pass" if one == "forward" else f"in {one}"
+            yield replace(finding, title=f"{finding.title}, {during}")
 
 
 def _purpose(needed: pl.DataFrame, found: pl.DataFrame, check: str) -> Iterator[Finding]:
@@ -305,7 +374,7 @@ def _halves(sends: int, receives: int) -> Iterator[Finding]:
 
 
 def _backward(subject: Subject) -> Iterator[Finding]:
-    phases = {*subject.covers["phase"].drop_nulls(), *subject.communications["phase"].drop_nulls()}
+    phases = {*subject.nodes["phase"].drop_nulls(), *subject.communications["phase"].drop_nulls()}
     if "backward" not in phases:
         yield _finding(
             "model.backward", "No backward pass is drawn, and the deployment trains",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import polars as pl
+
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
 from truedag.tracer.audit.drawing.reading import DrawnSubject
 from truedag.tracer.audit.findings import Audit, Finding, pick_nodes, write_count
 from truedag.tracer.audit.plan import Plan
+
+_AFTER = ("backward", "optimizer")
 
 
 def check_honesty(drawn: DrawnSubject, plan: Plan | None, audit: Audit) -> None:
@@ -35,7 +39,13 @@ def _ellipses(drawn: DrawnSubject) -> Iterator[Finding]:
             "behind dots, 'same as' or a count", "every operator drawn, or folded with what it stands for",
             write_count(len(hidden), "such node"), hidden,
         )  # fmt: skip
-    whole = [name for name, reading in drawn.readings.items() if reading.is_whole]
+    # The backward pass of a layer that is drawn in full may be one node.
+    full = set(drawn.subject.covers.filter(pl.col("role").is_not_null())["layer"])
+    whole = [
+        name
+        for name, reading in drawn.readings.items()
+        if reading.is_whole and not (reading.phase in _AFTER and full.issuperset(reading.numbers["layers"]))
+    ]
     if whole:
         layers = {layer for name in whole for layer in drawn.readings[name].numbers["layers"]}
         yield _finding(
@@ -70,7 +80,10 @@ def _count(drawn: DrawnSubject, plan: Plan) -> Iterator[Finding]:
     expectation = plan.expectation
     number = len(drawn.document.nodes)
     folded = sum(len(row.layers) for row in expectation.operators)
-    if number < folded // 2:
+    # A node that says of which layers it is stands for one operator in each of them.
+    told = drawn.subject.covers.filter(pl.col("layer") >= 0).select("role", "layer").unique()
+    nodes = drawn.subject.covers.filter(pl.col("layer") >= 0)["node"].n_unique()
+    if number - nodes + max(nodes, len(told)) < folded // 2:
         yield _finding(
             "honesty.node-count",
             f"{number:,} nodes for {expectation.world_size:,} GPUs: one pass forward alone has "

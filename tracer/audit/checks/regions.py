@@ -28,7 +28,10 @@ def summed_purposes(subject: Subject) -> tuple[str, ...]:
         return ()
     purposes: list[str] = []
     for region in (_DENSE, _OF_EXPERTS):
-        kinds = set(subject.communications.filter(pl.col("purpose").is_in(region))["kind"])
+        told = subject.communications.filter(pl.col("purpose").is_in(region))
+        # Logits are gathered at the head either way.
+        inside = told.filter(~pl.col("purpose").is_in(["embedding", "head"]))
+        kinds = set((told if inside.is_empty() else inside)["kind"])
         if "all-reduce" in kinds and not kinds & {"reduce-scatter", "all-gather"}:
             purposes += region
     return tuple(purposes)

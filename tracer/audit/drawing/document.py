@@ -89,6 +89,8 @@ def read_document(path: Path) -> Document:
 def _said(text: str) -> str:
     """Return what the parser says, in one line; graphviz says where the error is in a line of its own."""
     lines = text.splitlines()
+    if "out of memory" in text:
+        return "it needs more memory than a drawing may have: subgraphs joined to subgraphs make an edge for each pair"
     first = next((line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")), None)
     return f"it is no DOT: {first}" if first is not None else text
 

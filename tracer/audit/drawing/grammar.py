@@ -26,22 +26,26 @@ from truedag.tracer.audit.roles import ATTENTION_CORE
 Certainty = Literal["stated", "named", "inferred", "unknown"]
 
 _LIST = (
-    r"\[?\(?\s*(\d{1,9}(?:[\s_]*(?:->|=>|\u2192|-|\u2013|\u2014|to|through|\.\.\.?|\u2026|,|;|&|\+|/|and)"
+    r"[\[({]{0,2}\s*(\d{1,9}(?:[\s_]*(?:->|=>|\u2192|-|\u2013|\u2014|to|through|\.\.\.?|\u2026|,|;|&|\+|/|and)"
     r"[\s_]*\d{1,9})*)"
 )
 _NUMBERS: dict[str, tuple[re.Pattern[str], ...]] = {
     "ranks": (
         re.compile(
-            r"(?<![a-z])(?:gpus?|ranks?|devices?|cuda|dev)(?:\s*(?:ids?|nos?\.?))?\s*[:=#_\-]?\s*" + _LIST, re.I
+            r"(?<![a-z])(?:[gntx]pus?|ranks?|devices?|workers?|cuda|dev)(?:[\s_]*(?:ids?|nos?\.?))?\s*[:=#_\-]?\s*"
+            + _LIST,
+            re.I,
         ),
+        re.compile(r"(?:^|[\s_(,|@])r[_ ]?" + _LIST + r"(?![A-Za-z0-9.])"),
     ),
     "layers": (
         re.compile(r"(?<![a-z])(?:layers?|blocks?)\s*[:=#_\-]?\s*" + _LIST, re.I),
         re.compile(r"(?:^|[\s_(,|])l[_ ]?" + _LIST + r"(?![A-Za-z0-9.])", re.I),
+        re.compile(r"(?<![A-Za-z])(?:h|blk)\.(\d{1,4})(?=\.)"),
     ),
     "experts": (
         re.compile(r"(?<![a-z])(?:experts?|exp)\s*[:=#_\-]?\s*" + _LIST + r"(?!\s*(?:experts|active|total|per))", re.I),
-        re.compile(r"(?:^|[\s_(,|])e[_ ]?" + _LIST + r"(?![A-Za-z0-9.])"),
+        re.compile(r"(?:^|[\s_(,|])[eE][_ ]?" + _LIST + r"(?![A-Za-z0-9.])"),
     ),
     "stages": (re.compile(r"(?<![a-z])(?:pipeline\s+|pp\s*)?stages?\s*[:=#_\-]?\s*" + _LIST, re.I),),
     "microbatch": (re.compile(r"(?<![a-z])(?:micro[\s\-_]?batch|mb)\s*[:=#_\-]?\s*" + _LIST, re.I),),
@@ -55,6 +59,15 @@ _PLACED = re.compile(
     re.I | re.M,
 )
 _RANGE = re.compile(r"(\d+)[\s_]*(?:-(?!>)|\u2013|\u2014|to|through|\.\.\.?|\u2026)[\s_]*(\d+)")
+# A range that names its word again at its end: GPU0-GPU7, cuda:0..cuda:7, L0-L11, #0-#7.
+_SAID_TWICE = re.compile(
+    r"(?<![A-Za-z])([A-Za-z]{1,7}[\s:_#]?|#)(\d{1,9})(\s*(?:-|\u2013|\u2014|to|through|\.\.\.?|\u2026)\s*)\1(\d{1,9})",
+    re.I,
+)
+_SLICE = re.compile(r"\[(\d{1,9}):(\d{1,9})\]")
+# Whether 7 is one of them nobody can tell.
+_HALF_OPEN = re.compile(r"\(\d{1,9}:\d{1,9}\)")
+_EVERY_LAYER = re.compile(r"\b(?:all|each|every)\s+(?:of\s+the\s+)?(?:\d+\s+)?layers?\b|\bper[\s\-]layer\b", re.I)
 MOST_NUMBERS = 1 << 16
 """In one list; a range that is longer is cut."""
 # A label that is longer is read as far as this: nobody reads more of it either.
@@ -65,10 +78,13 @@ _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("all-reduce", re.compile(r"all[\s\-_]?reduce", re.I)),
     ("reduce-scatter", re.compile(r"reduce[\s\-_]?scatter", re.I)),
     ("all-gather", re.compile(r"all[\s\-_]?gather", re.I)),
+    ("all-reduce", re.compile(r"(?<![A-Za-z])AR(?![A-Za-z])(?!\s+(?:decod|generat|loop|step|model))")),
+    ("reduce-scatter", re.compile(r"(?<![A-Za-z])RS(?![A-Za-z])")),
+    ("all-gather", re.compile(r"(?<![A-Za-z])AG(?![A-Za-z])")),
     ("all-to-all", re.compile(r"all[\s\-_]?(?:to|2)[\s\-_]?all|\ba2a\b", re.I)),
     ("broadcast", re.compile(r"\bbroadcast\b", re.I)),
-    ("send", re.compile(r"(?<![a-z])send(?!er)", re.I)),
-    ("recv", re.compile(r"(?<![a-z])(?:recv|receive)", re.I)),
+    ("send", re.compile(r"(?<![a-z])i?send(?!er)", re.I)),
+    ("recv", re.compile(r"(?<![a-z])i?(?:recv|receive)", re.I)),
     ("message", re.compile(r"\bp2p\b|point[\s\-]?to[\s\-]?point", re.I)),
     ("message", re.compile(r"(?:stage|pipeline|pp|activation)[\s\-_]*(?:transfer|comm)", re.I)),
 )  # fmt: skip
@@ -101,8 +117,11 @@ _PURPOSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("sequence gradients", r"sequence grad"),
         ("embedding gradients", r"embedding grad"),
         ("activation gradients", r"activation grad|grad\w*\W+(?:send|recv|receive)|(?:send|recv|receive)\W+grad"),
-        ("dense gradients", r"grad"),
-        ("dense parameters", r"dense parameters|param\w*\W+gather"),
+        ("dense gradients", r"(?<!input )(?<!output )(?<!activation )grad"),
+        (
+            "dense parameters",
+            r"dense parameters|param\w*\W+(?:all\W?)?gather|gather\w*\W+(?:\w+\W+)?param|gather\b.*\bparam",
+        ),
         ("expert parameters", r"expert parameters"),
         ("sampled tokens", r"sampled token"),
         ("dispatch", r"dispatch"),
@@ -126,7 +145,9 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("feed-forward residual",),
          r"feed-forward residual|residual~(?:2|ffn|mlp|moe)"
          r"|post~(?:ffn|mlp|moe)~residual"),
-        (("residual",), r"residual|skip~connection|\badd\b\s*&|\badd[\s_]*\d*\s*$"),
+        (("residual",),
+         r"residual|skip~connection|\badd\b\s*&|\badd[\s_]*\d*\s*$"
+         r"|(?:^|[\s:|])[+\u2295](?=\s*(?:$|[(|]))"),
         (("feed-forward norm",),
          r"(?:feed-forward|post~attention|post~attn|pre~(?:mlp|ffn|moe)|ffn|mlp|moe)~(?:layer|rms)?~norm|(?:layer|rms)?norm~2|\bln_?2\b"),
         (("attention norm",),
@@ -145,9 +166,10 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
         (("attention softmax",), r"softmax"),
         (("attention context",),
          r"(?:attention|attn)~context|\bcontext\b"
-         r"|(?:attention|attn|weights?|a)\s*[@·x*]\s*v\b|weighted sum of v"),
+         r"|(?:attention|attn|weights?|a|p)\s*[@·x*]\s*v\b|weighted sum of v|\bpv\b"),
         (("fused attention",), r"fused attention|flash~att|\bsdpa\b"),
-        (("expert aggregation",), r"aggregat"),
+        (("expert aggregation",), r"aggregat|weighted~sum"),
+        (("head",), r"(?:lm|language~model)~head"),
         (("first layer",),
          r"first~(?:layer|linear)|\bfc_?1\b|\bw_?1\b|\blinear_?(?:fc)?1\b|up~proj"
          r"|gate~(?:&|\+|/|and|up|proj)|column~parallel"),
@@ -156,7 +178,7 @@ _ROLES: tuple[tuple[tuple[str, ...], Certainty, re.Pattern[str]], ...] = tuple(
          r"|\blinear_?(?:fc)?2\b|down~proj|row~parallel"),
         (("activation",), r"\bgelu\b|\bsilu\b|swiglu|\brelu\b|(?<!post[\s_\-])\bactivation\b"),
         (("cache write",), r"(?:kv|key~value)~cache|cache write"),
-        (("embedding",), r"embed"),
+        (("embedding",), r"embed|\bwte\b"),
         (("attention",), r"self~att\w*|multi~head|\bmha\b|\bgqa\b|\battention\b|\battn\b"),
         (("head",), r"(?:lm|output|language~model)~head|\bhead\b(?!s)|unembed|\blogits\b"),
         (("loss",), r"\bloss\b|cross~entropy"),
@@ -175,6 +197,11 @@ _ENDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("input", re.compile(r"^\s*(?:(?:model|batch|total)\s+)?(?:inputs?|tokens?|prompts?)\b", re.I)),
     ("output", re.compile(r"^\s*(?:model\s+|final\s+)?outputs?\b(?!\s*proj)|^\s*next token", re.I)),
 )  # fmt: skip
+_PASS_BEFORE = re.compile(
+    r"^\s*[\[(]?(?:prefill|decode|forward|backward)(?:\s+(?:step|pass|phase))?\s*\d*\s*[\])]?\s*[:\-]?\s*", re.I
+)
+# What begins with such a word and is no end: Input LayerNorm, Output Projection, Token Embedding.
+_NO_END = re.compile(r"proj|embed|norm|residual|att(?:entio)?n|expert|rout|gat(?:e|ing)\b|linear|head", re.I)
 _BATCH = re.compile(r"(?:split|scatter|partition|merge|gather|concat\w*)\b.*\bbatch|\bbatch\b.*(?:split|merge)", re.I)
 _PHASES = (
     ("backward", re.compile(r"backward|\bbwd\b", re.I)),
@@ -201,7 +228,7 @@ _WHOLE = re.compile(r"(?<![a-z])(?:layers?|blocks?)(?![a-z])", re.I)
 SAMPLED = re.compile(
     r"representative|sampled?\s+(?:gpus?|ranks?|layers?|experts?)|for example|\be\.g\.|one of (?:the )?\d+", re.I
 )
-_TYPED = re.compile(r"[a-z]+\d*\[[\d,]*\]")
+_TYPED = re.compile(r"(?<![a-z])(?!(?:layers?|blocks?|experts?|gpus?|ranks?|stages?|h)\[)[a-z]+\d*\[[\d,]*\]")
 _IN_LINE = re.compile(
     r"(?:^|[\s|;,])(in|out)(?:puts?)?(?:[\s_]*(?:shape|dims?|size)s?)?\s*[:=]\s*"
     r"(.*?)(?=$|[\s|;,]+(?:in|out)(?:puts?)?(?:[\s_]*(?:shape|dims?|size)s?)?\s*[:=])",
@@ -236,6 +263,9 @@ class Reading:
     everywhere: bool = False
     """It says that it is on all GPUs."""
 
+    in_every_layer: bool = False
+    """It says that it is in all layers."""
+
     inputs: str = ""
     outputs: str = ""
     bytes: int | None = None
@@ -267,6 +297,7 @@ def read_label(label: str) -> Reading:
     reading = Reading()
     label = _read_places(label, reading)[:_LONGEST_LABEL]
     text = _without_types(label)
+    text = _SAID_TWICE.sub(r"\1\2\3\4", _HALF_OPEN.sub(" ", _SLICE.sub(_closed, text)))
     counted = _LIKENESS.sub(" ", text)
     for name, patterns in _NUMBERS.items():
         found: set[int] = set()
@@ -279,6 +310,7 @@ def read_label(label: str) -> Reading:
         if found:
             reading.numbers.setdefault(name, tuple(sorted(found)))
     reading.everywhere = bool(re.search(r"\ball\s+(?:\d+\s+)?(?:gpus|ranks|devices)", text, re.I))
+    reading.in_every_layer = "layers" not in reading.numbers and bool(_EVERY_LAYER.search(text))
     reading.is_ellipsis = bool(ELLIPSIS.search(_DOTTED_RANGE.sub("-", text)))
     reading.is_sampled = bool(SAMPLED.search(text))
     reading.phase = next((phase for phase, pattern in _PHASES if pattern.search(text)), None)
@@ -292,8 +324,9 @@ def read_label(label: str) -> Reading:
         reading.certainty = "stated" if reading.purpose or reading.axis else "named"
         return reading
     head = text.strip().splitlines()[0] if text.strip() else ""
-    reading.end = next((end for end, pattern in _ENDS if pattern.search(head)), None)
-    if reading.end is not None and not re.search(r"proj|embed", head, re.I):
+    named = _PASS_BEFORE.sub("", head)
+    reading.end = next((end for end, pattern in _ENDS if pattern.search(named)), None)
+    if reading.end is not None and not _NO_END.search(head):
         reading.certainty = "named"
         return reading
     reading.end = None
@@ -312,6 +345,11 @@ def read_label(label: str) -> Reading:
     if not reading.roles and "layers" in reading.numbers and _WHOLE.search(head):
         reading.is_whole, reading.certainty = True, "stated"
     return reading
+
+
+def _closed(match: re.Match[str]) -> str:
+    """Write a slice, whose end is not in it, as a range whose end is."""
+    return f"[{match[1]}-{int(match[2]) - 1}]" if int(match[2]) > int(match[1]) else " "
 
 
 def _read_places(label: str, reading: Reading) -> str:

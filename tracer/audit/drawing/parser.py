@@ -249,9 +249,15 @@ class _GraphML:
 def parse_json(text: str) -> Document:
     """Parse networkx's node-link JSON."""
     try:
+        # A lone half of a surrogate pair is no character, and could not be printed.
         told = json.loads(text)
+        json.dumps(told, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError("it holds half of a surrogate pair, which is no character") from error
     except ValueError as error:
         raise RefusedError(f"it is no JSON: {error}") from error
+    if isinstance(told, dict) and isinstance(told.get("elements"), dict):
+        told = _of_cytoscape(told["elements"])
     if not isinstance(told, dict) or not isinstance(told.get("nodes"), list):
         raise RefusedError('it is no node-link JSON: it needs a list "nodes" and a list "links" or "edges"')
     links = told.get("links", told.get("edges", []))
@@ -264,6 +270,7 @@ def parse_json(text: str) -> Document:
             raise RefusedError('a node without an "id"')
         nodes.append([str(node["id"] if "id" in node else node["name"]), _flat(node, "id"), []])
     edges = []
+    links = [_ends_named(link) for link in links]
     for link in links:
         if not isinstance(link, dict) or "source" not in link or "target" not in link:
             raise RefusedError('a link without "source" and "target"')
@@ -277,6 +284,24 @@ def parse_json(text: str) -> Document:
         "graph": _flat(graph) if isinstance(graph, dict) else {},
         "directed": bool(told.get("directed", True)),
     }
+
+
+def _of_cytoscape(elements: dict[str, Any]) -> dict[str, Any]:
+    """Return Cytoscape's JSON as node-link JSON: each element's own data."""
+    lists = (elements.get("nodes"), elements.get("edges"))
+    nodes, links = (
+        [one.get("data") if isinstance(one, dict) else one for one in some] if isinstance(some, list) else []
+        for some in lists
+    )
+    return {"nodes": nodes, "links": links}
+
+
+def _ends_named(link: Any) -> Any:
+    """Call the ends of a link source and target; others call them from and to."""
+    if isinstance(link, dict) and "source" not in link and "from" in link and "to" in link:
+        others = {key: value for key, value in link.items() if key not in ("from", "to")}
+        return {"source": link["from"], "target": link["to"], **others}
+    return link
 
 
 def _number_ends(links: list[Any], nodes: list[list[Any]], edges: list[list[Any]]) -> None:

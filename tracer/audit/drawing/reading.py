@@ -12,7 +12,9 @@ from functools import lru_cache
 import polars as pl
 
 from truedag.tracer.audit.drawing.document import Document, DrawnNode
+from truedag.tracer.audit.drawing.edge_labels import name_communications
 from truedag.tracer.audit.drawing.grammar import Reading, read_label
+from truedag.tracer.audit.drawing.legend import is_legend, ranks_of_colors
 from truedag.tracer.audit.drawing.neighbours import EXCHANGES, EXPERT, settle
 from truedag.tracer.audit.expectation import Expectation
 from truedag.tracer.audit.subject import (
@@ -57,6 +59,9 @@ class DrawnSubject:
     certainty: Mapping[str, int]
     """How many nodes were read how surely."""
 
+    by_edges: tuple[str, ...] = ()
+    """Communications that only labels of edges name."""
+
     overflow: tuple[str, ...] = ()
     """Nodes that claim to stand for more than there can be."""
 
@@ -65,7 +70,11 @@ class DrawnSubject:
 
 def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSubject:
     """Read a drawing; with an expectation, groups are told from what a communication's ranks are."""
+    drawn = document
+    legend = {node.id for node in document.nodes if is_legend(node)}
     readings, endless = _read_all(document)
+    _use_legend(document, readings, legend, expectation)
+    document, readings, by_edges = name_communications(document, readings)
     into: dict[str, list[str]] = {}
     out: dict[str, list[str]] = {}
     for edge in document.edges:
@@ -79,12 +88,12 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
     covers, too_much = _covers(document, readings, places)
     not_understood = tuple(
         _first_line(node) for node in document.nodes if readings[node.id].certainty == "unknown"
-        and not readings[node.id].is_ellipsis
+        and not readings[node.id].is_ellipsis and node.id not in legend
     )  # fmt: skip
     subject = Subject(
         name=str(document.path),
         form="drawing",
-        nodes=_nodes(document, readings, numbers),
+        nodes=_nodes(document, readings, numbers, legend),
         covers=covers,
         where=_where(readings, places),
         communications=_communications(document, readings, numbers, ranks, out, expectation),
@@ -110,12 +119,32 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
     )
     return DrawnSubject(
         subject=subject,
-        document=document,
+        document=drawn,
         readings=readings,
         not_understood=not_understood,
-        certainty=Counter(str(reading.certainty) for reading in readings.values()),
+        certainty=Counter(
+            str(reading.certainty) for name, reading in readings.items() if name not in legend and name not in by_edges
+        ),
+        by_edges=tuple(sorted(by_edges)),
         overflow=(*endless, *too_much),
     )
+
+
+def _use_legend(
+    document: Document, readings: dict[str, Reading], legend: set[str], expectation: Expectation | None
+) -> None:
+    """Forget what a legend's nodes seem to be, give its colours' ranks to the others, and "all layers" its numbers."""
+    colors = ranks_of_colors((node for node in document.nodes if node.id in legend), readings)
+    num_layers = 0 if expectation is None else len(expectation.stage_of_layer)
+    for node in document.nodes:
+        reading = readings[node.id]
+        if node.id in legend:
+            readings[node.id] = Reading()
+            continue
+        if node.color in colors and not reading.everywhere:
+            reading.numbers.setdefault("ranks", colors[node.color])
+        if reading.in_every_layer and num_layers:
+            reading.numbers["layers"] = tuple(range(num_layers))
 
 
 def _read_all(document: Document) -> tuple[dict[str, Reading], tuple[str, ...]]:
@@ -264,12 +293,15 @@ def _pass_of(reading: Reading) -> tuple[str | None, int, int]:
     return reading.phase, batch, step if reading.phase == "decode" else -1
 
 
-def _nodes(document: Document, readings: Mapping[str, Reading], numbers: Mapping[str, int]) -> pl.DataFrame:
+def _nodes(
+    document: Document, readings: Mapping[str, Reading], numbers: Mapping[str, int], legend: set[str]
+) -> pl.DataFrame:
     rows = []
     for node in document.nodes:
         reading = readings[node.id]
         kind = reading.end or ("compute" if reading.kind is None else _KINDS.get(reading.kind, "collective"))
-        if reading.certainty == "unknown" and not reading.is_ellipsis and node.shape in _REMARKS:
+        silent = reading.certainty == "unknown" and not reading.is_ellipsis
+        if node.id in legend or (silent and node.shape in _REMARKS):
             kind = "remark"
         phase, batch, step = _pass_of(reading)
         rows.append(
@@ -304,6 +336,7 @@ def _communications(
     expectation: Expectation | None,
 ) -> pl.DataFrame:
     rows = []
+    alone: dict[tuple[str | None, str, str, int, str | None, int, int, float], list[tuple[int, int]]] = {}
     for node in document.nodes:
         reading = readings[node.id]
         if reading.kind is None or reading.kind == "recv":
@@ -317,12 +350,24 @@ def _communications(
             after = [other for other in out.get(node.id, ()) if other in readings]  # an edge may lead nowhere
             ends = [ranks[other] for other in after if readings[other].kind == "recv"]
             groups = list(_pairs(reading, ranks[node.id], ends, expectation))
+        elif len(ranks[node.id]) == 1 and axis is not None:
+            for layer in layers:
+                key = (reading.purpose, kind, axis, layer, phase, batch, step, 1 / reading.num_parts)
+                alone.setdefault(key, []).append((ranks[node.id][0], numbers[node.id]))
+            continue
         else:
             groups = list(_groups(axis, ranks[node.id], None if reading.purpose in _MIXED else expectation))
         rows += [
             (numbers[node.id], reading.purpose, kind, axis, layer, phase, batch, step, members, 1 / reading.num_parts)
             for layer in layers
             for members in (groups or (None,))
+        ]
+    # One node for each participant: together they are the groups of their axis.
+    for (purpose, kind, axis, layer, phase, batch, step, weight), places in alone.items():
+        there = tuple(sorted({rank for rank, _ in places}))
+        rows += [
+            (places[0][1], purpose, kind, axis, layer, phase, batch, step, members, weight)
+            for members in _groups(axis, there, None if purpose in _MIXED else expectation)
         ]
     rows += _transfers(document, readings, numbers, ranks, expectation)
     return pl.DataFrame(rows, schema=COMMUNICATIONS, orient="row")

@@ -42,8 +42,6 @@ struct Caches {
   // By the address of the TensorImpl: right as long as all else is the same.
   struct TensorSlot {
     const void* storage = nullptr;
-    const void* data = nullptr;
-    uint64_t bytes = 0;
     int64_t offset = 0;
     const LayoutEntry* layout = nullptr;
     uint32_t id = 0;

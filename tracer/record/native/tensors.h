@@ -72,11 +72,8 @@ inline Ref name_tensor(Session& session, ThreadState& state, const at::TensorImp
                                                     static_cast<int32_t>(impl->device_type()), impl->sizes(),
                                                     impl->strides());
   if (is_layout && known.storage == storage && known.offset == offset) {
-    if (known.data != data || known.bytes != bytes) {
-      find_storage(session, state, storage, data, bytes, is_input);
-      known.data = data;
-      known.bytes = bytes;
-    }
+    // Another tensor may have been on this storage since, with other memory: what was seen last counts.
+    find_storage(session, state, storage, data, bytes, is_input);
     return known.id;
   }
   const LayoutEntry* layout = is_layout ? known.layout : find_layout(session, state, impl);
@@ -87,7 +84,7 @@ inline Ref name_tensor(Session& session, ThreadState& state, const at::TensorImp
     state.tensors.append(&tensor, sizeof(tensor));
     number = {tensor, static_cast<uint32_t>(state.tensors.count())};
   }
-  known = {storage, data, bytes, offset, layout, number.id};
+  known = {storage, offset, layout, number.id};
   return number.id;
 }
 

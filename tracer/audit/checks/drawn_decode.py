@@ -1,0 +1,97 @@
+"""Whether decoding, in a drawing that tells prefill and decode apart, depends on the cache and on the sampled token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import polars as pl
+
+from truedag.tracer.analysis.quantities import write_runs
+from truedag.tracer.audit.catalogue import CHECKS
+from truedag.tracer.audit.findings import Audit, Finding, write_count
+from truedag.tracer.audit.plan import Plan
+from truedag.tracer.audit.subject import Subject
+
+
+def check_decode(subject: Subject, plan: Plan, audit: Audit) -> None:
+    """Check what leads from prefill to decode."""
+    phases = dict(subject.nodes.select("node", "phase").iter_rows())
+    told = set(phases.values())
+    if not {"prefill", "decode"} <= told:
+        return
+    following: dict[int, list[int]] = {}
+    for source, target in subject.edges.select("src", "dst").iter_rows():
+        following.setdefault(source, []).append(target)
+    findings = [*_cache(subject, plan, phases, following), *_token(subject, phases, following)]
+    audit.findings += findings
+
+
+def _cache(
+    subject: Subject, plan: Plan, phases: dict[int, str | None], following: dict[int, list[int]]
+) -> Iterator[Finding]:
+    """Yield the layers whose decoding reads nothing of the same layer's prefill.
+
+    What joins them may be an edge, or a cache without a phase of its own.
+    """
+    layers: dict[int, set[int]] = {}
+    for node, layer in subject.covers.filter(pl.col("layer") >= 0).select("node", "layer").unique().iter_rows():
+        layers.setdefault(node, set()).add(layer)
+    read = set()
+    for node, mine in layers.items():
+        if phases.get(node) != "prefill":
+            continue
+        frontier, seen = list(following.get(node, ())), set()
+        while frontier:
+            other = frontier.pop()
+            if other in seen:
+                continue
+            seen.add(other)
+            if phases.get(other) == "decode":
+                read |= mine & layers.get(other, set())
+            elif phases.get(other) is None and (layers.get(other, mine) & mine):
+                frontier += following.get(other, ())
+    drawn = {layer for node, mine in layers.items() if phases.get(node) == "decode" for layer in mine}
+    lost = sorted(layer for layer in drawn - read if layer < len(plan.expectation.stage_of_layer))
+    if lost:
+        yield _finding(
+            f"Decoding reads nothing of the same layer's prefill in {write_count(len(lost), 'layer')}: "
+            f"{write_runs(lost)}", "an edge from the cache that prefill wrote to each layer of decode",
+            f"none in {write_count(len(lost), 'layer')}", layers=lost,
+            fix=f"Lead an edge from the cache of prefill to decode in layers {write_runs(lost)}.",
+        )  # fmt: skip
+
+
+def _token(subject: Subject, phases: dict[int, str | None], following: dict[int, list[int]]) -> Iterator[Finding]:
+    """Yield embeddings of decode that nothing of prefill leads to: the first of them reads the token it sampled."""
+    entries = subject.covers.filter((pl.col("role") == "embedding") & (pl.col("phase") == "decode"))["node"].unique()
+    if entries.is_empty():
+        return
+    reached = _reached([node for node, phase in phases.items() if phase == "prefill"], following)
+    lost = entries.filter(~entries.is_in(list(reached)))
+    if len(lost):
+        yield _finding(
+            f"{write_count(len(lost), 'embedding')} of decode do{'es' if len(lost) == 1 else ''} not depend on the "
+            "token that prefill sampled", "a path from the sampled token to the embedding of decode",
+            f"{len(lost)} without", nodes=subject.name_nodes(lost), num_nodes=len(lost),
+            fix="Lead an edge from the sampled token to the embedding of the next step.",
+        )  # fmt: skip
+
+
+def _reached(starts: Iterable[int], following: dict[int, list[int]]) -> set[int]:
+    reached = set(starts)
+    frontier = list(reached)
+    while frontier:
+        fresh = [node for node in following.get(frontier.pop(), ()) if node not in reached]
+        reached.update(fresh)
+        frontier += fresh
+    return reached
+
+
+def _finding(
+    title: str, expected: str, found: str, *, fix: str, layers: Iterable[int] = (), nodes: tuple[str, ...] = (),
+    num_nodes: int = 0,
+) -> Finding:  # fmt: skip
+    return Finding(
+        check="model.cache", title=title, expected=expected, found=found, fix=fix,
+        severity=CHECKS["model.cache"].severity, layers=tuple(layers), nodes=nodes, num_nodes=num_nodes,
+    )  # fmt: skip
