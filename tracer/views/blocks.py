@@ -5,7 +5,7 @@ told to route or belongs to the module that exchanges tokens over the expert axi
 inside it, everything else is `computation`. Axes, experts, layers and phases were told by the program; what it did not
 tell is drawn as computation.
 
-Layers that follow each other in a stage and are alike can be drawn once (`alike`).
+Layers that follow each other in a stage and are alike can be drawn once (`alike`), and so can stages (`alike_stages`).
 
 Ranks of a stage and microbatches run the same blocks (a block is a layer in a phase), so their segments are folded
 together: by block, role, and how many communications and changes of role the program has passed in it. Whether the
@@ -24,6 +24,7 @@ import polars as pl
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph.fold import COMMUNICATIONS, ENDS, Fold, coarsen, fold
 from truedag.tracer.views.alike import find_alike, fold_alike
+from truedag.tracer.views.alike_stages import AlikeStages, find_alike_stages, fold_stages
 from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.scope import Scope, weigh
 
@@ -52,8 +53,8 @@ class Blocks:
         folded: what is folded together, in words.
         num_microbatches: how many microbatches are folded together.
         num_unlike: how many of them pass other folded nodes or edges than the first.
-        layers: for each stage and layer that is drawn, the layers that it stands for.
-        repeats: for each of those, edges and bytes from one of its layers to another, which are not drawn.
+        alike: which stages and layers each that is drawn stands for, and what leads from one of them to another, which
+            is not drawn.
         later: edges and bytes from a decode step to a later one, which are not drawn.
         weights: node and weight: how many nodes of the graph each node that was read stands for.
     """
@@ -64,8 +65,7 @@ class Blocks:
     folded: str
     num_microbatches: int
     num_unlike: int
-    layers: dict[tuple[int, int], tuple[int, ...]]
-    repeats: dict[tuple[int, int], tuple[int, int]]
+    alike: AlikeStages
     later: tuple[int, int]
     weights: pl.DataFrame
 
@@ -75,7 +75,7 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
 
     Args:
         scope: what is read of the graph.
-        alike: draw layers that follow each other and pass the same folded nodes and edges once.
+        alike: draw layers that follow each other and pass the same folded nodes and edges once, and stages too.
 
     Raises:
         GraphError: the dataset is broken.
@@ -106,11 +106,20 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
     layers: dict[tuple[int, int], tuple[int, ...]] = {
         (stage, layer): (layer,) for stage, layer in coarse.nodes.select("stage", "layer").unique().iter_rows()
     }
-    repeats: dict[tuple[int, int], tuple[int, int]] = {}
+    stages: dict[int, tuple[int, ...]] = {stage: (stage,) for stage, _ in layers}
+    told = AlikeStages(runs=stages, layers=layers, repeats={})
     if alike:
         layers = find_alike(coarse)
         fine, repeats = fold_alike(fine, layers)
         folded, coarse, later = _coarsen(fine)
+        told = AlikeStages(runs=stages, layers=layers, repeats=repeats)
+        runs = find_alike_stages(coarse, layers, scope.stage_sizes)
+        if any(len(run) > 1 for run in runs.values()):
+            joined, found = fold_stages(fine, layers, repeats, runs)
+            tried = _coarsen(joined)
+            if tried[0] == folded:  # else they are apart for the sake of a DAG
+                folded, coarse, later = tried
+                told = found
     weights = weigh(scope, nodes, participants)
     times = _communication_times(coarse, participants, scope)
     coarse = replace(coarse, nodes=coarse.nodes.join(times, on="fold", how="left").sort("fold"))
@@ -122,8 +131,7 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
         folded=folded,
         num_microbatches=num,
         num_unlike=num_unlike,
-        layers=layers,
-        repeats=repeats,
+        alike=told,
         later=later,
         weights=weights,
     )

@@ -105,6 +105,7 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], *, l
             links=link_views(linked, but=NAME),
             num_total=scope.num_total,
             about=scope.about,
+            faults=scope.faults,
         ),
     )
     return [first, *sheets]

@@ -25,11 +25,13 @@ class Problem:
         sizes: width and height of each box.
         lines: from box to box.
         orders: from a box to one that shall stand below it, without a line.
+        shapes: of each box, as graphviz calls it, where lines end on its border; none: all are boxes.
     """
 
     sizes: tuple[Point, ...]
     lines: tuple[tuple[int, int], ...]
     orders: tuple[tuple[int, int], ...] = ()
+    shapes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +128,8 @@ def _lay_out(problem: dict[str, list[list[float]]]) -> dict[str, object]:
     )
     graph.node_attr.update(shape="box", fixedsize="true", label="")
     for i, (width, height) in enumerate(problem["sizes"]):
-        graph.add_node(i, width=f"{width / 72:.4f}", height=f"{height / 72:.4f}")
+        shape = problem["shapes"][i] if problem["shapes"] else "box"
+        graph.add_node(i, width=f"{width / 72:.4f}", height=f"{height / 72:.4f}", shape=shape)
     for i, (src, dst) in enumerate(problem["lines"]):
         graph.add_edge(int(src), int(dst), key=i, arrowhead="none")
     for src, dst in problem["orders"]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 
 from truedag.tracer.views.engine import Layout, Problem, lay_out_layers
 from truedag.tracer.views.fitting import fit_text
@@ -17,6 +16,7 @@ from truedag.tracer.views.font_metrics import text_width
 from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.layout_text import wrap
 from truedag.tracer.views.operators import Operator, Operators
+from truedag.tracer.views.packing import pack
 
 BOX = 142.0
 CARD = 150.0
@@ -29,7 +29,6 @@ PORT_SIZE = 7.0
 _PORT_LINE = 8.6
 COLUMN_GAP = 26.0
 _ROW_GAP = 18.0
-_ASPECT = 1.4  # width to height, about
 _MAX_ROW = 5  # boxes side by side that read and give the same
 COLUMN_HEAD = 30.0
 COLUMN_PAD = 12.0
@@ -72,10 +71,11 @@ class OperatorPage:
     """Where all stands, in points, y downwards.
 
     Attributes:
-        columns: from left to right.
+        columns: in reading order.
         places: of the operators, by number.
         texts: their lines, as broken.
         num_title: how many of these are the title.
+        card_of: for the operators on an expert's card, by number, the expert.
         cards: of the experts, by number.
         ports: of ports, by column and place in it.
         panels: of the columns.
@@ -85,6 +85,7 @@ class OperatorPage:
     """
 
     columns: list[Column]
+    card_of: Mapping[int, int]
     places: dict[int, Rectangle] = field(default_factory=dict)
     texts: dict[int, list[str]] = field(default_factory=dict)
     num_title: dict[int, int] = field(default_factory=dict)
@@ -108,9 +109,9 @@ def lay_out_operators(sheet: Operators, texts: Sequence[Sequence[str]]) -> Opera
         sheet: the operators.
         texts: of each its lines, the first is the title.
     """
-    columns = _cut_columns(sheet)
-    page = OperatorPage(columns=columns)
     cards = find_cards(sheet)
+    columns = _cut_columns(sheet, cards)
+    page = OperatorPage(columns=columns, card_of=cards)
     for i, one in enumerate(sheet.operators):
         shape, width = shape_of(one), CARD - 12 if i in cards else BOX
         fitted = fit_text(texts[i], shape, width)
@@ -121,24 +122,37 @@ def lay_out_operators(sheet: Operators, texts: Sequence[Sequence[str]]) -> Opera
     layouts, page.engine = lay_out_layers([_problem(sheet, column, page) for column in free])
     for column, layout in zip(free, layouts, strict=True):
         column.layout = layout
-    tallest = max((layout.height + COLUMN_HEAD + COLUMN_PAD for layout in layouts), default=0.0)
-    area = sum((one.width + COLUMN_GAP) * (one.height + COLUMN_HEAD) for one in layouts)
-    area += sum((CARD + _CARD_GAP) * (page.places[i].height + _OP_GAP) for i in cards)
-    tallest = max(tallest, sqrt(area / _ASPECT))
-    x, y, wide = COLUMN_PAD, 0.0, 0.0
-    for number, column in enumerate(columns):
-        if column.layout is not None:
-            width, height = _place_column(page, number, column, column.layout)
-        else:
-            width, height = _place_cards(sheet, page, number, column, tallest)
-        if y > 0 and y + height > tallest:
-            x, y, wide = x + wide + COLUMN_GAP, 0.0, 0.0
-        _move_column(page, number, column, x, y)
-        page.panels[number] = Rectangle(x + width / 2, y + height / 2, width, height)
-        y, wide = y + height + _ROW_GAP, max(wide, width)
-    page.width = x + wide + COLUMN_PAD
-    page.height = max(panel.bottom for panel in page.panels.values())
+    packings = [(_size_columns(page, num), num) for num in _list_card_rows(len(set(cards.values())))]
+    packing, num = min(
+        ((pack(sizes, (COLUMN_GAP, _ROW_GAP)), num) for sizes, num in packings), key=lambda one: one[0].side
+    )
+    for number, (column, (x, y)) in enumerate(zip(columns, packing.corners, strict=True)):
+        width, height = _place(page, number, num)
+        _move_column(page, number, column, x + COLUMN_PAD, y)
+        page.panels[number] = Rectangle(x + COLUMN_PAD + width / 2, y + height / 2, width, height)
+    page.width = packing.width + 2 * COLUMN_PAD
+    page.height = packing.height
     return page
+
+
+def _list_card_rows(num_cards: int) -> list[int]:
+    """List how many cards a row may have so that all rows have as many; of a prime number, about as many."""
+    whole = [num for num in range(1, num_cards + 1) if num_cards % num == 0]
+    if len(whole) > 2 or num_cards < 5:
+        return whole or [1]
+    return sorted({-(-num_cards // rows) for rows in range(1, num_cards + 1)})
+
+
+def _size_columns(page: OperatorPage, num: int) -> list[tuple[float, float]]:
+    return [_place(page, number, num) for number in range(len(page.columns))]
+
+
+def _place(page: OperatorPage, number: int, num: int) -> tuple[float, float]:
+    """Place what is in a column, or in the panel of experts with `num` cards in a row; return its size."""
+    column = page.columns[number]
+    if column.layout is None:
+        return _place_cards(page, number, column, num)
+    return _place_column(page, number, column, column.layout)
 
 
 def move_down(page: OperatorPage, distance: float) -> None:
@@ -164,9 +178,8 @@ def port_lines(port: Port) -> list[str]:
     return wrap([port.text], _PORT - 8, size=PORT_SIZE)
 
 
-def _cut_columns(sheet: Operators) -> list[Column]:
+def _cut_columns(sheet: Operators, cards: Mapping[int, int]) -> list[Column]:
     numbers = range(len(sheet.operators))
-    cards = find_cards(sheet)
     experts = sorted(cards)
     first = min((i for i in experts if sheet.operators[i].expert >= 0), default=len(sheet.operators))
     leads = _leads_to(sheet, experts)
@@ -313,7 +326,8 @@ def _problem(sheet: Operators, column: Column, page: OperatorPage) -> Problem:
     for place, port in enumerate(column.ports, len(sizes)):
         lines += [(place, spot[end]) if port.is_source else (spot[end], place) for end in port.ends]
     sizes += [_port_size(port) for port in column.ports]
-    return Problem(sizes=tuple(sizes), lines=tuple(lines), orders=_wrap_rows(len(sizes), lines))
+    shapes = [shape_of(sheet.operators[number]) for number in column.numbers] + ["box"] * len(column.ports)
+    return Problem(sizes=tuple(sizes), shapes=tuple(shapes), lines=tuple(lines), orders=_wrap_rows(len(sizes), lines))
 
 
 def _wrap_rows(num: int, lines: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -341,19 +355,12 @@ def _place_column(page: OperatorPage, number: int, column: Column, layout: Layou
     return wide + 2 * COLUMN_PAD, layout.height + COLUMN_HEAD + COLUMN_PAD
 
 
-def _place_cards(
-    sheet: Operators, page: OperatorPage, number: int, column: Column, tallest: float
-) -> tuple[float, float]:
-    """Place the experts' cards in rows of equal cards, about as high as the columns."""
+def _place_cards(page: OperatorPage, number: int, column: Column, num: int) -> tuple[float, float]:
+    """Place the experts' cards in rows of `num`, all as high."""
     held: dict[int, list[int]] = {}
-    cards = find_cards(sheet)
     for operator in column.numbers:
-        held.setdefault(cards[operator], []).append(operator)
+        held.setdefault(page.card_of[operator], []).append(operator)
     card_height = CARD_HEAD + max(sum(page.places[one].height + _OP_GAP for one in inside) for inside in held.values())
-    per_column = max(1, int((tallest - 80) // (card_height + _CARD_GAP)))
-    num = max(1, min(len(held), -(-len(held) // per_column)))
-    num = next((size for size in (2, 4, 8, 16, 32) if size >= num), num) if len(held) % 2 == 0 else num
-    num = min(num, len(held))
     width = num * (CARD + _CARD_GAP) - _CARD_GAP
     above = _place_strip(page, number, column, COLUMN_PAD, COLUMN_HEAD, width, is_source=True)
     for i, expert in enumerate(sorted(held)):

@@ -15,7 +15,6 @@ from truedag.tracer.views.operator_page import (
     COLUMN_HEAD,
     PORT_SIZE,
     OperatorPage,
-    find_cards,
     lay_out_operators,
     move_down,
     port_lines,
@@ -28,7 +27,7 @@ _MIN_WIDTH = 760.0
 _MARGIN = 12.0
 _DARK, _LIGHT = "#3a3a3a", "#9a9a9a"
 _PORT_FILL, _PORT_LINE = "#f3f3f3", "#c4c4c4"
-SIGNS = (
+_SIGNS = (
     Sign(words="computation", shape="box", fill=tint(GREY, SHARES["box"])),
     Sign(words="communication", shape="ellipse", fill=tint(GREY, SHARES["ellipse"])),
     Sign(words="routing and aggregation", shape="parallelogram", fill=tint(GREY, SHARES["parallelogram"])),
@@ -87,7 +86,7 @@ def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
     width = max(page.width, _MIN_WIDTH)
     told = [*_tell(sheet, subject, page, num_parameter_edges), *subject.told]
     told += [f"{TOLD}; a click on one leads to its place on the page."] if sheet.faults else []
-    head = plan_head(subject.title, told, SIGNS, width=width, links=subject.links)
+    head = plan_head(subject.title, told, _SIGNS, width=width, links=subject.links)
     move_down(page, head.height)
     dot = Dot(name=subject.title, width=width + _MARGIN, height=page.height + head.height + _MARGIN)
     colour = stage_colour(subject.stage)
@@ -124,8 +123,8 @@ def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_
     if sheet.is_first_alone:
         alike += "; their orders differ so that lines which lead back are left out"
     if sheet.is_by_depth:
-        alike += "; operators of one name, as deep in their call as the other, stand in one box: 57 x 8 are 57 in each"
-        alike += " of 8 calls"
+        alike += "; operators of one name, as deep in their call as the other, stand in one box: 57 ops x 8 are 57 in "
+        alike += "each of 8 calls, 265 ops in 8 are 265 in all of them"
     return [
         f"{len(sheet.operators):,} nodes shown of {subject.num_total:,}: they stand for {sheet.num_nodes:,}, "
         f"which are every operator and communication of {write_gpus(subject.ranks)} here, and of all experts. "
@@ -138,12 +137,14 @@ def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_
 def _describe(one: Operator, parameters: Sequence[str]) -> list[str]:
     last = one.path.rpartition(".")[2]
     title = one.label if not last else f"{one.label} · {last}"
-    out = " ".join(captions.write_shapes(one.outputs))
-    into = " ".join(captions.write_shapes(one.inputs))
-    calls = f"x {one.num_calls:,}" if one.num_alike == 1 else f"{one.num_alike:,.4g} x {one.num_calls:,}"
-    text = [title, f"{into} → {out}" if into or out else "no tensor"]
+    calls = captions.count_in_calls(one.num_runs, one.num_calls, one.fewest, one.most, "op")
+    calls = f"x {one.num_calls:,}" if one.most == 1 else calls
+    text = [
+        title,
+        captions.write_in_out(captions.write_shapes(one.inputs), captions.write_shapes(one.outputs)) or "no tensor",
+    ]
     if parameters and one.expert < 0:
-        many = f"{len(parameters):,} parameters" if one.num_alike > 1 else ", ".join(parameters)
+        many = f"{len(parameters):,} parameters" if one.most > 1 else ", ".join(parameters)
         text.append(f"reads {many}")
     if one.kind != "compute":
         text.append(f"{_groups(one)} · {write_bytes(one.num_bytes)} · {calls}")
@@ -189,9 +190,8 @@ def _draw_panels(dot: Dot, page: OperatorPage, colour: str) -> None:
 def _draw_cards(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> None:
     held = _held(sheet)
     groups = sorted(set(held.values()))
-    cards = find_cards(sheet)
     for expert, place in page.cards.items():
-        inside = [f"op{i}" for i, other in cards.items() if other == expert]
+        inside = [f"op{i}" for i, other in page.card_of.items() if other == expert]
         dot.box(
             f"expert {expert}",
             place,
@@ -305,10 +305,9 @@ def _draw_way(
 
 def _draw_card_lines(dot: Dot, sheet: Operators, page: OperatorPage, lines: Sequence[int], drawn: set[int]) -> None:
     """Draw the lines inside cards: to the next operator straight, past others along the card's right side."""
-    cards = find_cards(sheet)
     for i in lines:
         line = sheet.lines[i]
-        if cards[line.src] != cards[line.dst]:
+        if page.card_of[line.src] != page.card_of[line.dst]:
             continue
         drawn.add(i)
         a, b = page.places[line.src], page.places[line.dst]

@@ -43,7 +43,9 @@ class Operator:
         num_groups: how many groups it stands for; 0: no communication.
         num_nodes: nodes of the graph that it stands for.
         num_calls: calls that were read and ran it.
-        num_alike: how many times it ran in each of these, in the mean; more than 1 on sheets that are folded by depth.
+        num_runs: how many times it ran in these calls; more often than once in a call on sheets folded by depth.
+        fewest: how many times in the call that ran it the fewest times.
+        most: how many times in the call that ran it the most times.
         mean_ns: mean time of a call (a communication's transfer); None: unknown.
         max_ns: the longest.
         wait_ns: mean time that a participant waited for the last one.
@@ -65,7 +67,9 @@ class Operator:
     num_groups: int
     num_nodes: int
     num_calls: int
-    num_alike: float
+    num_runs: int
+    fewest: int
+    most: int
     mean_ns: float | None
     max_ns: float | None
     wait_ns: float | None
@@ -231,6 +235,7 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
     groups = {
         row["group"]: tuple(row["ranks"]) for row in scope.whole.groups.select("group", "ranks").collect().to_dicts()
     }
+    in_calls = items.group_by("number", "rank", "layer", *CALL).len().group_by("number")
     rows = (
         items.group_by("number")
         .agg(
@@ -239,13 +244,13 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
             pl.col("outputs").unique(),
             pl.col("rank").unique().sort(),
             num_nodes=pl.col("node").n_unique(),
-            num_calls=pl.struct("rank", "layer", *CALL).n_unique(),
             num_rows=pl.len(),
             mean=duration.mean(),
             longest=duration.max(),
             estimated=(pl.col("timing") == "estimated").any(),
             per_rank=pl.len() / pl.col("rank").n_unique(),
         )
+        .join(in_calls.agg(num_calls=pl.len(), fewest=pl.col("len").min(), most=pl.col("len").max()), on="number")
         .sort("number")
     )
     described = []
@@ -268,7 +273,9 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
                 num_groups=_num_groups(scope, calls.lead, found),
                 num_nodes=_num_nodes(scope, calls.lead, row, ranks, found),
                 num_calls=row["num_calls"],
-                num_alike=row["num_rows"] / row["num_calls"],
+                num_runs=row["num_rows"],
+                fewest=row["fewest"],
+                most=row["most"],
                 mean_ns=row["mean"] if talk is None else talk["transfer"],
                 max_ns=row["longest"] if talk is None else talk["max_transfer"],
                 wait_ns=None if talk is None else talk["wait"],
