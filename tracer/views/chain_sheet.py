@@ -15,7 +15,7 @@ from truedag.tracer.views.colours import DARK, LIGHT, SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.faults import Faults, mark_faults, write_faults
 from truedag.tracer.views.fitting import fit_text
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, find_way, frame_stage, plan_head
 
@@ -89,7 +89,7 @@ def draw_chain(chain: Chain, subject: ChainSubject) -> Sheet:
             shape=shape,
             fillcolor=tint(stage_colour(part.stage), SHARES[shape]),
             stands_for=part.num_nodes,
-            ranks=write_runs(subject.ranks[part.stage]),
+            ranks=list_gpus(subject.ranks[part.stage]),
             **{
                 "color": stage_colour(part.stage),
                 **mark_faults(subject.name, chain.faults.get(i, ())),

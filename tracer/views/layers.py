@@ -19,7 +19,7 @@ from truedag.tracer.views.colours import DARK, LIGHT, stage_colour
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.faults import Faults, mark_faults, write_faults
 from truedag.tracer.views.font_metrics import text_width
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.layout import Page, Rectangle, lay_out
 from truedag.tracer.views.legend import group_colour, list_signs, name_stages, tell
 from truedag.tracer.views.routes import find_routes
@@ -78,7 +78,7 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
             shape=box.shape,
             fillcolor=colours[box.fold],
             stands_for=box.num_nodes,
-            ranks=write_runs(box.ranks),
+            ranks=list_gpus(box.ranks),
             **{
                 "color": stage_colour(box.stage),
                 "tooltip": f"{box.text[0]}: {box.num_nodes:,} nodes of the graph",

@@ -102,37 +102,52 @@ def shape_of(one: Operator) -> str:
     return _SHAPES.get(one.category, "box") if one.kind == "compute" else "ellipse"
 
 
-def lay_out_operators(sheet: Operators, texts: Sequence[Sequence[str]]) -> OperatorPage:
-    """Place a sheet's operators.
+def lay_out_operators(sheets: Sequence[tuple[Operators, Sequence[Sequence[str]]]]) -> list[OperatorPage]:
+    """Place the operators of sheets.
 
     Args:
-        sheet: the operators.
-        texts: of each its lines, the first is the title.
+        sheets: for each its operators, and of each of these the lines of its text, the first is the title.
     """
+    pages, problems = [], []
+    for sheet, texts in sheets:
+        page = _begin_page(sheet, texts)
+        pages.append(page)
+        problems += [_problem(sheet, column, page) for column in page.columns if not column.is_experts]
+    made = zip(*lay_out_layers(problems), strict=True)
+    for page in pages:
+        for column in page.columns:
+            if not column.is_experts:
+                column.layout, why = next(made)
+                page.engine = page.engine or why
+        _end_page(page)
+    return pages
+
+
+def _begin_page(sheet: Operators, texts: Sequence[Sequence[str]]) -> OperatorPage:
+    """Break the texts, and cut the operators into columns."""
     cards = find_cards(sheet)
-    columns = _cut_columns(sheet, cards)
-    page = OperatorPage(columns=columns, card_of=cards)
+    page = OperatorPage(columns=_cut_columns(sheet, cards), card_of=cards)
     for i, one in enumerate(sheet.operators):
         shape, width = shape_of(one), CARD - 12 if i in cards else BOX
         fitted = fit_text(texts[i], shape, width)
         page.num_title[i], page.texts[i] = fitted.num_title, fitted.lines
         page.places[i] = Rectangle(0.0, 0.0, width, fitted.height)
-    _add_ports(sheet, columns)
-    free = [column for column in columns if not column.is_experts]
-    layouts, page.engine = lay_out_layers([_problem(sheet, column, page) for column in free])
-    for column, layout in zip(free, layouts, strict=True):
-        column.layout = layout
-    packings = [(_size_columns(page, num), num) for num in _list_card_rows(len(set(cards.values())))]
+    _add_ports(sheet, page.columns)
+    return page
+
+
+def _end_page(page: OperatorPage) -> None:
+    """Place the columns, which are laid out, and the experts, in rows of as many cards as make the smallest sheet."""
+    packings = [(_size_columns(page, num), num) for num in _list_card_rows(len(set(page.card_of.values())))]
     packing, num = min(
         ((pack(sizes, (COLUMN_GAP, _ROW_GAP)), num) for sizes, num in packings), key=lambda one: one[0].side
     )
-    for number, (column, (x, y)) in enumerate(zip(columns, packing.corners, strict=True)):
+    for number, (column, (x, y)) in enumerate(zip(page.columns, packing.corners, strict=True)):
         width, height = _place(page, number, num)
         _move_column(page, number, column, x + COLUMN_PAD, y)
         page.panels[number] = Rectangle(x + COLUMN_PAD + width / 2, y + height / 2, width, height)
     page.width = packing.width + 2 * COLUMN_PAD
     page.height = packing.height
-    return page
 
 
 def _list_card_rows(num_cards: int) -> list[int]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
+from truedag.tracer.analysis.quantities import write_bytes, write_time
 from truedag.tracer.views import captions
 from truedag.tracer.views.colours import SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.operator_page import (
     COLUMN_HEAD,
     PORT_SIZE,
@@ -66,23 +66,31 @@ class Subject:
     num_total: int
 
 
-def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
-    """Draw operators, the lines between them, and what leads to other sheets."""
-    parameters = {
-        number: [
-            text.partition(" ")[2] for text, ends in sheet.sources.items() if _is_parameter(text) and number in ends
-        ]
-        for number in range(len(sheet.operators))
-    }
-    num_parameter_edges = sum(
-        told[0] for text, ends in sheet.sources.items() if _is_parameter(text) for told in ends.values()
-    )
-    sheet.sources = {text: ends for text, ends in sheet.sources.items() if not _is_parameter(text)}
+def draw_operators(contents: Sequence[tuple[Operators, Subject]]) -> list[Sheet]:
+    """Draw sheets of operators, the lines between them, and what leads to other sheets."""
+    read = [_take_parameters(sheet) for sheet, _ in contents]
     texts = [
-        [*_describe(one, parameters[i]), *write_faults(sheet.faults.get(i, ()))]
-        for i, one in enumerate(sheet.operators)
+        [[*_describe(one, names[i]), *write_faults(sheet.faults.get(i, ()))] for i, one in enumerate(sheet.operators)]
+        for (sheet, _), (names, _) in zip(contents, read, strict=True)
     ]
-    page = lay_out_operators(sheet, texts)
+    pages = lay_out_operators([(sheet, text) for (sheet, _), text in zip(contents, texts, strict=True)])
+    return [
+        _draw(sheet, subject, page, num) for (sheet, subject), page, (_, num) in zip(contents, pages, read, strict=True)
+    ]
+
+
+def _take_parameters(sheet: Operators) -> tuple[list[list[str]], int]:
+    """Take the parameters out of the sources: which each operator reads, and by how many edges in all."""
+    held = {text: ends for text, ends in sheet.sources.items() if _is_parameter(text)}
+    sheet.sources = {text: ends for text, ends in sheet.sources.items() if not _is_parameter(text)}
+    names: list[list[str]] = [[] for _ in sheet.operators]
+    for text, ends in held.items():
+        for number in ends:
+            names[number].append(text.partition(" ")[2])
+    return names, sum(told[0] for ends in held.values() for told in ends.values())
+
+
+def _draw(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_edges: int) -> Sheet:
     width = max(page.width, _MIN_WIDTH)
     told = [*_tell(sheet, subject, page, num_parameter_edges), *subject.told]
     told += [f"{TOLD}; a click on one leads to its place on the page."] if sheet.faults else []
@@ -225,7 +233,7 @@ def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str, nam
             shape=shape,
             fillcolor="#ffffff" if one.expert >= 0 and shape == "box" else tint(colour, SHARES[shape]),
             stands_for=one.num_nodes,
-            ranks=write_runs(one.ranks),
+            ranks=list_gpus(one.ranks),
             **{
                 "color": colour,
                 "tooltip": f"{one.op}{module}: {one.num_nodes:,} nodes of the graph",

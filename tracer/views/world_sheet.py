@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from truedag.tracer.analysis.quantities import write_bytes, write_runs
+from truedag.tracer.analysis.quantities import write_bytes
 from truedag.tracer.views import captions
 from truedag.tracer.views.colours import DARK, LIGHT, SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.faults import mark_faults
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, find_way, frame_stage, plan_head
@@ -69,7 +69,7 @@ def draw_world(
             shape=one.shape,
             fillcolor=tint(colour, SHARES[one.shape]),
             stands_for=one.stands_for,
-            ranks=write_runs(one.ranks),
+            ranks=list_gpus(one.ranks),
             **{"color": colour, **mark_faults(name, one.faults)},
         )
     _draw_lines(dot, world, page)
