@@ -10,7 +10,7 @@ from truedag.tracer.views.layout import Rectangle
 
 WIDTH, PITCH, ROW_GAP = 124.0, 144.0, 34.0
 COLUMN_GAP = 36.0
-_STAGE_HEAD, _PAD = 30.0, 12.0
+_STAGE_HEAD, _PAD = 38.0, 12.0
 _PER_ROW = 24
 
 

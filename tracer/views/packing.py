@@ -23,10 +23,12 @@ class Packing:
     @property
     def side(self) -> float:
         """The shorter side of the sheet of paper that holds it."""
-        return min(
-            max(self.width / sqrt(2), self.height),
-            max(self.width, self.height / sqrt(2)),
-        )
+        return paper_side(self.width, self.height)
+
+
+def paper_side(width: float, height: float) -> float:
+    """Return the shorter side of the smallest sheet of paper that holds a page."""
+    return min(max(width / sqrt(2), height), max(width, height / sqrt(2)))
 
 
 def pack(sizes: Sequence[tuple[float, float]], gaps: tuple[float, float]) -> Packing:

@@ -34,14 +34,21 @@ def find_routes(ties: Sequence[Tie], boxes: Sequence[Box], page: Page) -> list[R
     ways = _ColumnWays(boxes, page)
     steps = _find_step_rows(boxes, page)
     routes = []
+    feet: dict[tuple[int, str], int] = {}
     turns = {stage: turn for turn, stage in enumerate(sorted(page.stages))}
     for tie in ties:
         src, dst = by_fold[tie.src], by_fold[tie.dst]
         a, b = page.boxes[tie.src], page.boxes[tie.dst]
         is_aside = False
         if tie.kind == "p2p":
-            is_far = abs(turns.get(src.stage, -1) - turns.get(dst.stage, -1)) != 1 or abs(a.y - b.y) > _FAR
-            points = _below(a, b, page.panels[src.stage, src.panel]) if is_far else _sideways(a, b)
+            is_near = abs(turns.get(src.stage, -1) - turns.get(dst.stage, -1)) == 1 and abs(a.y - b.y) <= _FAR
+            if is_near and ways.face_each_other(src, dst):
+                points = _sideways(a, b)
+            else:
+                place = (src.stage, src.panel)
+                feet[place] = feet.get(place, 0) + 1
+                foot = page.panels[place].bottom - 3.0 * feet[place]
+                points = _below(a, b, foot, is_last=ways.is_last(src))
         elif src.column is None or dst.column is None:
             is_across = ACROSS in (src.panel, dst.panel)
             points = (
@@ -79,6 +86,19 @@ class _ColumnWays:
         if abs(here[2] - there[2]) == 1:
             return self._to_next(src, dst, is_last=is_last, is_first=is_first), not (is_last and is_first)
         return self._far(src, dst), True
+
+    def is_last(self, box: Box) -> bool:
+        """Whether nothing stands below a box in its slot, or it is in none."""
+        return box.column is None or self._page.boxes[box.fold].y == self._rows[self._slot(box)][-1]
+
+    def face_each_other(self, src: Box, dst: Box) -> bool:
+        """Whether nothing of their stages stands between two boxes of stages beside each other."""
+        if src.column is None or dst.column is None:
+            return True
+        left, right = sorted((src, dst), key=lambda box: self._page.boxes[box.fold].x)
+        here, there = self._slot(left), self._slot(right)
+        is_outer = here[2] == max(slot for *panel, slot in self._rows if tuple(panel) == here[:2])
+        return is_outer and there[2] == min(slot for *panel, slot in self._rows if tuple(panel) == there[:2])
 
     def _slot(self, box: Box) -> tuple[int, str, int]:
         return (box.stage, box.panel, self._page.slots[box.fold])
@@ -191,11 +211,14 @@ def _sideways(a: Rectangle, b: Rectangle) -> tuple[Point, ...]:
     return (start, end) if a.y == b.y else (start, (middle, a.y), (middle, b.y), end)
 
 
-def _below(a: Rectangle, b: Rectangle, panel: Rectangle) -> tuple[Point, ...]:
+def _below(a: Rectangle, b: Rectangle, foot: float, *, is_last: bool) -> tuple[Point, ...]:
     """Take the foot of the panel to a column that is far away, and the gutter beside it up."""
-    foot = panel.bottom - 6.0
     side, aside = (b.right, b.right + 9.0) if a.x > b.x else (b.left, b.left - 9.0)
-    return ((a.x, a.bottom), (a.x, foot), (aside, foot), (aside, b.y), (side, b.y))
+    lead: tuple[Point, ...] = ((a.x, a.bottom), (a.x, foot))
+    if not is_last:
+        gutter = a.right + 9.0
+        lead = ((a.right, a.y), (gutter, a.y), (gutter, foot))
+    return (*lead, (aside, foot), (aside, b.y), (side, b.y))
 
 
 def _across(a: Rectangle, b: Rectangle, panel: Rectangle) -> tuple[Point, ...]:

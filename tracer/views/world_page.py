@@ -12,6 +12,7 @@ from truedag.tracer.views.faults import Fault, write_faults
 from truedag.tracer.views.fitting import fit_text
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.layout import Rectangle
+from truedag.tracer.views.packing import paper_side
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.world import Traffic, World
 from truedag.tracer.views.world_text import (
@@ -27,8 +28,9 @@ from truedag.tracer.views.world_text import (
 _BOX, _GAP, _PAD, MARGIN = 172.0, 14.0, 16.0, 12.0
 _CELL_W, _CELL_H, _ROW_HEAD = 27.0, 13.0, 108.0
 _STAGE_GAP, _STAGE_HEAD = 44.0, 34.0
-_MAX_WIDTH = 3400.0
 _BLOCK_GAP = 8.0
+_PART_GAP = 22.0
+_MIN_ROWS = 8  # of a part of the map
 _BUS = 38.0  # room for messages below the groups
 
 
@@ -86,23 +88,35 @@ class WorldPage:
 
 
 def lay_out_world(scope: Scope, world: World, experts: ExpertMap) -> WorldPage:
-    """Place the batch, the stages, and what merges, below each other."""
-    page = WorldPage(faults=scope.faults.on_ranks({*scope.places, *world.missing}))
+    """Place the batch, the stages, and what merges, below each other; stages in as many rows as fill a sheet best."""
     stages = sorted({one.stage for one in world.classes})
-    widths = {stage: max(_grid_width(scope, stage), _num_beside(world, stage) * (_BOX + _GAP)) for stage in stages}
+    width = max(max(_grid_width(scope, stage), _num_beside(world, stage) * (_BOX + _GAP)) for stage in stages)
+    sizes = sorted({-(-len(stages) // rows) for rows in range(1, len(stages) + 1)})
+    pages = [
+        _lay_bands(scope, world, experts, [stages[i : i + size] for i in range(0, len(stages), size)], width)
+        for size in sizes
+    ]
+    return min(pages, key=lambda page: paper_side(page.width, page.height))
+
+
+def _lay_bands(
+    scope: Scope, world: World, experts: ExpertMap, bands: Sequence[Sequence[int]], width: float
+) -> WorldPage:
+    page = WorldPage(faults=scope.faults.on_ranks({*scope.places, *world.missing}))
     y = _lay_split(page, scope, world)
     below = y
-    for band in _bands(stages, widths):
+    for band in bands:
         lefts, x = {}, _PAD
         for stage in band:
             lefts[stage] = x
-            x += widths[stage] + 2 * _PAD + _STAGE_GAP
-        low = max(_lay_groups(page, scope, world, stage, lefts[stage] + _PAD, y, widths[stage]) for stage in band)
-        below = (
-            max(_lay_grid(page, scope, world, experts, stage, lefts[stage] + _PAD, low + _BUS) for stage in band) + _PAD
-        )
+            x += width + 2 * _PAD + _STAGE_GAP
+        low = max(_lay_groups(page, scope, world, stage, lefts[stage] + _PAD, y, width) for stage in band)
+        ends = [
+            _lay_grid(page, scope, world, experts, stage, (lefts[stage] + _PAD, low + _BUS), width) for stage in band
+        ]
+        below = max(ends) + _PAD
         for stage in band:
-            wide = widths[stage] + 2 * _PAD
+            wide = width + 2 * _PAD
             page.stages[stage] = Rectangle(lefts[stage] + wide / 2, (y + below) / 2, wide, below - y)
             page.buses[stage] = low + 6.0
         y = below + _STAGE_GAP
@@ -113,16 +127,9 @@ def lay_out_world(scope: Scope, world: World, experts: ExpertMap) -> WorldPage:
     return page
 
 
-def _bands(stages: Sequence[int], widths: Mapping[int, float]) -> list[list[int]]:
-    """Spread the stages over rows that are about alike and not too wide."""
-    wide = sum(widths[stage] + 2 * _PAD + _STAGE_GAP for stage in stages)
-    size = -(-len(stages) // -(-int(wide) // int(_MAX_WIDTH)))
-    return [list(stages[i : i + size]) for i in range(0, len(stages), size)]
-
-
 def _num_beside(world: World, stage: int) -> int:
     most = max(sum(one.stage == stage for one in world.classes), len(_inner_traffic(world, stage)))
-    return max(3, min(most, 6))
+    return max(3, min(most, 8))
 
 
 def _inner_traffic(world: World, stage: int) -> list[int]:
@@ -247,8 +254,16 @@ def _grid_width(scope: Scope, stage: int) -> float:
 
 
 def _lay_grid(
-    page: WorldPage, scope: Scope, world: World, experts: ExpertMap, stage: int, left: float, top: float
+    page: WorldPage,
+    scope: Scope,
+    world: World,
+    experts: ExpertMap,
+    stage: int,
+    corner: tuple[float, float],
+    width: float,
 ) -> float:
+    """Place a stage's GPUs, in as many parts beside each other as there is room for; return where they end."""
+    left, top = corner
     axis = _row_axis(scope)
     rows = _rows(scope, stage)
     blocks_of = [tuple(rank for block in blocks for rank in block) for blocks in rows.values()]
@@ -258,26 +273,35 @@ def _lay_grid(
     heads = _head_columns(scope, world, list(rows.values()))
     note += "; above a column its attention heads" if heads else ""
     page.words.append((Rectangle(left, top, 0.0, 0.0), note, 9.0, True))
-    for x, text in heads:
-        page.words.append((Rectangle(left + _ROW_HEAD + x, top + 12.0, 0.0, 0.0), text, 6.5, False))
-    y = top + (20.0 if heads else 12.0)
+    wide = _grid_width(scope, stage) + _PART_GAP
+    num_parts = max(1, min(int((width + _PART_GAP) // wide), -(-len(rows) // _MIN_ROWS)))
+    per_part = -(-len(rows) // num_parts)
+    first = top + (20.0 if heads else 12.0)
+    for part in range(-(-len(rows) // per_part)):
+        for x, text in heads:
+            place = Rectangle(left + part * wide + _ROW_HEAD + x, top + 12.0, 0.0, 0.0)
+            page.words.append((place, text, 6.5, False))
     for i, (row, blocks) in enumerate(rows.items()):
-        held = experts.held.get(blocks[0][0], {})
-        text = f"{axis} {row}" if axis else ""
-        if held:
-            text += f": {describe_experts(held)}"
-        elif axis == "tp" and world.heads is not None:
-            text += f": heads {write_runs(world.heads.of([row]))}"
-        page.words.append((Rectangle(left, y + _CELL_H / 2, 0.0, 0.0), text, 7.5, False))
-        x = left + _ROW_HEAD
+        x, y = left + (i // per_part) * wide, first + (i % per_part) * _CELL_H
+        text = _name_row(world, axis, row, experts.held.get(blocks[0][0], {}))
+        page.words.append((Rectangle(x, y + _CELL_H / 2, 0.0, 0.0), text, 7.5, False))
+        x += _ROW_HEAD
         fill = group_tint(stage_colour(stage), blocks_of[i], blocks_of)
         for block in blocks:
             for rank in block:
                 page.cells.append(_cell(page, rank, x, y, fill))
                 x += _CELL_W
             x += _BLOCK_GAP
-        y += _CELL_H
-    return y
+    return first + per_part * _CELL_H
+
+
+def _name_row(world: World, axis: str, row: int, held: Mapping[int, tuple[int, ...]]) -> str:
+    text = f"{axis} {row}" if axis else ""
+    if held:
+        text += f": {describe_experts(held)}"
+    elif axis == "tp" and world.heads is not None:
+        text += f": heads {write_runs(world.heads.of([row]))}"
+    return text
 
 
 def _cell(page: WorldPage, rank: int, left: float, top: float, fill: str) -> Cell:

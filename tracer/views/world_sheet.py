@@ -139,6 +139,7 @@ def _draw_stages(dot: Dot, scope: Scope, page: WorldPage, ways: Mapping[int, str
 
 def _draw_lines(dot: Dot, world: World, page: WorldPage) -> None:
     places = {one.name: one.place for one in page.nodes}
+    merging = [places[f"traffic{i}"] for i, talk in enumerate(world.traffic) if is_below(world, talk)]
     for i, talk in enumerate(world.traffic):
         there = places[f"traffic{i}"]
         for first in talk.classes:
@@ -152,12 +153,12 @@ def _draw_lines(dot: Dot, world: World, page: WorldPage) -> None:
                 dot.line(f"traffic{i}", f"class{first}", (ends[1], ends[0]), color=_LIGHT, penwidth=0.8, dir="none")
         if is_below(world, talk) and "merged" in places:
             goal = places["merged"]
-            dot.line(
-                f"traffic{i}",
-                "merged",
-                ((there.x, there.bottom), (there.x, goal.top - 14.0), (goal.x, goal.top - 14.0), (goal.x, goal.top)),
-                color=DARK,
-            )
+            bus = goal.top - 14.0
+            lead: tuple[tuple[float, float], ...] = ((there.x, there.bottom), (there.x, bus))
+            if any(other.x == there.x and there.bottom < other.top < bus for other in merging):
+                beside = there.right + 7.0  # past the row below
+                lead = ((there.right, there.y), (beside, there.y), (beside, bus))
+            dot.line(f"traffic{i}", "merged", (*lead, (goal.x, bus), (goal.x, goal.top)), color=DARK)
     for i, part in enumerate(world.parts):
         a, b = places["batch"], places[f"part{i}"]
         above = b.top - 6.0
