@@ -41,6 +41,9 @@ _LADDER: tuple[tuple[str, Sequence[str]], ...] = (
 )
 
 
+Later = dict[tuple[int, str | None], tuple[int, int]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
     """The folded graph with, for each folded node, its block and role.
@@ -55,7 +58,7 @@ class Blocks:
         num_unlike: how many of them pass other folded nodes or edges than the first.
         alike: which stages and layers each that is drawn stands for, and what leads from one of them to another, which
             is not drawn.
-        later: edges and bytes from a decode step to a later one, which are not drawn.
+        later: by stage and phase edges and bytes from a decode step to a later one, which are not drawn.
         weights: node and weight: how many nodes of the graph each node that was read stands for.
     """
 
@@ -66,7 +69,7 @@ class Blocks:
     num_microbatches: int
     num_unlike: int
     alike: AlikeStages
-    later: tuple[int, int]
+    later: Later
     weights: pl.DataFrame
 
 
@@ -137,37 +140,39 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
     )
 
 
-def _coarsen(fine: Fold) -> tuple[str, Fold, tuple[int, int]]:
+def _coarsen(fine: Fold) -> tuple[str, Fold, Later]:
     """Fold as much together as still makes a DAG.
 
     Returns:
-        what is folded together, the fold, and edges and bytes from one call to a later one that had to be taken out.
+        what is folded together, the fold, and edges and bytes from one call to a later one that had to be taken out,
+        by stage and phase.
     """
     try:
-        return _LADDER[0][0], coarsen(fine, _LADDER[0][1]), (0, 0)
+        return _LADDER[0][0], coarsen(fine, _LADDER[0][1]), {}
     except GraphError:
-        cut, num, size = _cut_calls(fine)
+        cut, later = _cut_calls(fine)
     for folded, by, one in (
         ("ranks, microbatches and decode steps", _LADDER[0][1], cut),
         *((folded, by, fine) for folded, by in _LADDER[1:]),
     ):
         try:
-            return folded, coarsen(one, by), (num, size) if one is cut else (0, 0)
+            return folded, coarsen(one, by), later if one is cut else {}
         except GraphError:
             continue
-    return "nothing but a rank's segments", fine, (0, 0)
+    return "nothing but a rank's segments", fine, {}
 
 
-def _cut_calls(fine: Fold) -> tuple[Fold, int, int]:
+def _cut_calls(fine: Fold) -> tuple[Fold, Later]:
     """Take out the edges that lead from a microbatch or decode step to another one of the same phase."""
-    ends = fine.nodes.filter(pl.col("decode_step") >= 0).select("fold", "phase", call=pl.struct(*_CALL))
+    ends = fine.nodes.filter(pl.col("decode_step") >= 0).select("fold", "stage", "phase", call=pl.struct(*_CALL))
     later = (
         fine.edges.join(ends.rename({"fold": "src"}), on="src")
         .join(ends.rename({"fold": "dst"}), on="dst", suffix="_b")
         .filter((pl.col("phase") == pl.col("phase_b")) & (pl.col("call") != pl.col("call_b")))
     )
     kept = fine.edges.join(later.select("src", "dst", "kind"), on=["src", "dst", "kind"], how="anti")
-    return replace(fine, edges=kept), int(later["num_edges"].sum()), int(later["bytes"].sum())
+    counted = later.group_by("stage", "phase").agg(pl.col("num_edges").sum(), pl.col("bytes").sum()).sort("stage")
+    return replace(fine, edges=kept), {(stage, phase): (num, size) for stage, phase, num, size in counted.iter_rows()}
 
 
 def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:

@@ -123,6 +123,7 @@ def _draw_sections(dot: Dot, blocks: Blocks, boxes: Sequence[Box], page: Page, s
             align="l",
             **_way(subject, stage),
         )
+    stepped = set(blocks.nodes.filter(pl.col("decode_step") >= 0)["phase"].unique().to_list())
     for (stage, name), place in page.panels.items():
         inside = [box for box in boxes if (box.stage, box.panel) == (stage, name)]
         dot.box(
@@ -133,11 +134,11 @@ def _draw_sections(dot: Dot, blocks: Blocks, boxes: Sequence[Box], page: Page, s
             fillcolor="#ffffff",
             color="#d0d0d0",
         )
-        title = {STEP: "once per step", ACROSS: "across the stages"}.get(name, f"{name}, once per microbatch")
+        often = "once per microbatch and decode step" if name in stepped else "once per microbatch"
+        title = {STEP: "once per step", ACROSS: "across the stages"}.get(name, f"{name}, {often}")
         dot.words(f"head {name} {stage}", (place.left + 10, place.top + 13), title, size=15, bold=True, align="l")
-        num, _ = blocks.alike.transfers.get((stage, name), (0, 0))
-        if num:
-            words = f"and {captions.count(num, 'transfer')} from one of these stages to the next"
+        words = _tell_beside(blocks, stage, name)
+        if words:
             right = place.left + 10 + text_width(title, 15, bold=True) + 14
             dot.words(f"transfers {name} {stage}", (right, place.top + 14), words, size=9, align="l")
     for (stage, name, column), place in page.groups.items():
@@ -145,6 +146,18 @@ def _draw_sections(dot: Dot, blocks: Blocks, boxes: Sequence[Box], page: Page, s
         look = {"style": "filled,rounded", "fillcolor": "#f6f6f6", "color": "#f6f6f6"}
         dot.box(f"column {name} {stage} {column}", place, [f"n{box.fold}" for box in inside], **look)
     _draw_heads(dot, blocks, page)
+
+
+def _tell_beside(blocks: Blocks, stage: int, phase: str) -> str:
+    """Say what leads from a panel into itself, which no line shows."""
+    told = []
+    num, _ = blocks.alike.transfers.get((stage, phase), (0, 0))
+    if num:
+        told.append(f"and {captions.count(num, 'transfer')} from one of these stages to the next")
+    num, size = blocks.later.get((stage, phase), (0, 0))
+    if num:
+        told.append(f"each step follows from those before it: {captions.count(num, 'edge')}, {write_bytes(size)}")
+    return "; ".join(told)
 
 
 def _way(subject: LayerSubject, stage: int) -> dict[str, str]:

@@ -89,15 +89,17 @@ def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties
     counted = ", ".join(captions.count(round(weight), kind) for kind, weight in rows)
     drawn, bundled = sum(tie.num_edges for tie in ties.lines), sum(tie.num_edges for tie in ties.bundled)
     repeated = sum(num for num, _ in blocks.alike.repeats.values())
+    later = sum(num for num, _ in blocks.later.values())
     passed = sum(num for _, num in blocks.alike.transfers.values())
     total, inner = len(blocks.edges), blocks.fold.num_inner_edges
-    others = total - drawn - bundled - inner - repeated - passed - blocks.later[0]
+    others = total - drawn - bundled - inner - repeated - passed - later
     of_classes = " of one GPU of each rank class" if scope.is_folded else ""
     between = f"{repeated:,} lead from a layer to one that is drawn as the same, " if repeated else ""
     if passed:
         between += f"{passed:,} from a stage to one that is drawn as the same, "
-    if blocks.later[0]:
-        between += f"{blocks.later[0]:,} from a decode step to a later one ({write_bytes(blocks.later[1])}), "
+    if later:
+        size = sum(size for _, size in blocks.later.values())
+        between += f"{later:,} from a decode step to a later one ({write_bytes(size)}), "
     return (
         f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for "
         f"{scope.about}{sum(box.num_nodes for box in boxes):,}; the others are {counted}. "

@@ -102,7 +102,7 @@ def _describe_groups(one: Traffic) -> str:
     first = "{" + write_gpus(one.first).partition(" ")[2] + "}"
     if sum(one.groups.values()) == 1:
         return f"one group {first}"
-    counted = [f"{num:,} groups of {size:,}" for size, num in one.groups.items()]
+    counted = [f"{captions.count(num, 'group')} of {size:,}" for size, num in one.groups.items()]
     return f"{' and '.join(counted)}, the first {first}"
 
 
