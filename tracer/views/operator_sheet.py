@@ -9,15 +9,15 @@ from truedag.tracer.analysis.quantities import write_bytes, write_time
 from truedag.tracer.views import captions
 from truedag.tracer.views.colours import SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.ends import PARAMETER
 from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
 from truedag.tracer.views.gpus import list_gpus, write_gpus
+from truedag.tracer.views.operator_columns import PORT_SIZE, port_lines
 from truedag.tracer.views.operator_page import (
     COLUMN_HEAD,
-    PORT_SIZE,
     OperatorPage,
     lay_out_operators,
     move_down,
-    port_lines,
     shape_of,
 )
 from truedag.tracer.views.operators import Operator, Operators
@@ -116,7 +116,7 @@ def _draw(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_
 
 
 def _is_parameter(text: str) -> bool:
-    return text.startswith("parameter ")
+    return text.startswith(PARAMETER)
 
 
 def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_edges: int) -> list[str]:
