@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from PIL import Image
 
@@ -35,6 +36,7 @@ RUNS = {
     "large": ("dry", "moe-30b-ep64-tp8-pp2-dp2"),
 }
 MOST_BYTES = 400_000
+NUM_EXACT = 128
 MARGIN = 20  # pixels around a part of a sheet
 OPEN = """(() => {
   const { app, model } = truedag, view = app.views.graph;
@@ -61,18 +63,41 @@ def make_run(name: str, folder: Path) -> Path:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Save a picture with a palette, in half the colours or smaller while it has too many bytes."""
+    """Save a picture with a palette, smaller while it has too many bytes."""
     plain = image.convert("RGB")
     share = 1.0
     while True:
         size = (round(plain.width * share), round(plain.height * share))
         scaled = plain if share == 1.0 else plain.resize(size, Image.Resampling.LANCZOS)
-        # White stays white: the palette is of the colours that are there, not of boxes of colours.
-        scaled.quantize(255, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
+        reduce_colours(scaled).save(path, optimize=True)
         if path.stat().st_size <= MOST_BYTES:
             break
         share *= 0.9
     print(f"{path.name}: {scaled.width} x {scaled.height}, {path.stat().st_size / 1000:,.0f} KB", flush=True)
+
+
+def reduce_colours(image: Image.Image) -> Image.Image:
+    """Keep 256 colours: the most frequent as they are, so that white stays white, and some for all others.
+
+    Pillow's own way to a given palette moves colours that are in it.
+    """
+    pixels = np.asarray(image, np.int32)
+    packed = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
+    found, at, num = np.unique(packed, return_inverse=True, return_counts=True)
+    often = found[np.argsort(-num, kind="stable")[:NUM_EXACT]]
+    rest = image.quantize(256 - NUM_EXACT, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
+    palette = np.concatenate([unpack(often), np.array(rest, np.int64).reshape(-1, 3)])[:256]
+    nearest = np.concatenate(
+        [np.argmin(((part[:, None] - palette) ** 2).sum(-1), 1) for part in np.array_split(unpack(found), 64)]
+    )
+    reduced = Image.fromarray(nearest[at].reshape(packed.shape).astype(np.uint8), "P")
+    reduced.putpalette(palette.astype(np.uint8).tobytes())
+    return reduced
+
+
+def unpack(colours: np.ndarray) -> np.ndarray:
+    """Return red, green and blue of colours."""
+    return np.stack([colours >> 16, colours >> 8 & 255, colours & 255], -1).astype(np.int64)
 
 
 def cut_panel(sheet: Path, title: str) -> Image.Image:
@@ -168,7 +193,7 @@ def open_boxes(browser: Chromium, *names: str, is_open: bool) -> None:
 def show_path(browser: Chromium, _: Graph) -> None:
     """Choose the second of the stragglers."""
     go(browser, "#view=path")
-    browser.evaluate("document.querySelectorAll('#view-path table')[2].querySelectorAll('tbody tr')[1].click()")
+    browser.evaluate("document.querySelectorAll('tr[data-straggler]')[1].click()")
 
 
 def main() -> None:
