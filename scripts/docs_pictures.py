@@ -4,8 +4,8 @@
 
 TRAIN is a run of moe-10b-tp2-ep2-pp2-cpu, ANSWER one of llama3-70b-tp2-pp4-cpu, LARGE a dry run of
 moe-30b-ep64-tp8-pp2-dp2; those that are not named are made, which takes some minutes. Views are drawn and pages are
-written anew into a folder of their own; the runs stay as they are. Bitmaps are saved with a palette, and made smaller
-until they have at most 400 KB. What is in them, and at which place, follows the run: look at each.
+written anew into a folder of their own; the runs stay as they are. Bitmaps have at most 400 KB, with a palette where
+they need one. What is in them, and at which place, follows the run: look at each.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ RUNS = {
 }
 MOST_BYTES = 400_000
 NUM_EXACT = 128
+LEAST_PIXELS = 20  # of a colour that is to be kept
 MARGIN = 20  # pixels around a part of a sheet
 OPEN = """(() => {
   const { app, model } = truedag, view = app.views.graph;
@@ -52,46 +53,50 @@ OPEN = """(() => {
 
 
 def make_run(name: str, folder: Path) -> Path:
-    """Run a deployment, or execute it dry, without views."""
+    """Run a deployment, or execute it dry."""
     command, deployment = RUNS[name]
     out = folder / deployment
+    bare = ["--no-views"] if command == "dry" else []
     subprocess.run(
-        [sys.executable, "-m", "truedag.launch.cli", command, deployment, "--no-views", "--out", str(out)], check=True,
+        [sys.executable, "-m", "truedag.launch.cli", command, deployment, *bare, "--out", str(out)], check=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     return out
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Save a picture with a palette, smaller while it has too many bytes."""
+    """Save a picture as it is, or if it has too many bytes then with a palette, and at last smaller."""
     plain = image.convert("RGB")
+    plain.save(path, optimize=True)
     share = 1.0
-    while True:
-        size = (round(plain.width * share), round(plain.height * share))
-        scaled = plain if share == 1.0 else plain.resize(size, Image.Resampling.LANCZOS)
+    while path.stat().st_size > MOST_BYTES:
+        scaled = plain.resize((round(plain.width * share), round(plain.height * share)), Image.Resampling.LANCZOS)
         reduce_colours(scaled).save(path, optimize=True)
-        if path.stat().st_size <= MOST_BYTES:
-            break
         share *= 0.9
-    print(f"{path.name}: {scaled.width} x {scaled.height}, {path.stat().st_size / 1000:,.0f} KB", flush=True)
+    with Image.open(path) as saved:
+        print(f"{path.name}: {saved.width} x {saved.height}, {path.stat().st_size / 1000:,.0f} KB", flush=True)
 
 
 def reduce_colours(image: Image.Image) -> Image.Image:
-    """Keep 256 colours: the most frequent as they are, so that white stays white, and some for all others.
+    """Keep 256 colours: the most frequent as they are, so that white stays white, and those farthest from all of these.
 
-    Pillow's own way to a given palette moves colours that are in it.
+    Pillow's own ways move colours that are frequent, and lose those of small places, a legend's say.
     """
     pixels = np.asarray(image, np.int32)
     packed = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
     found, at, num = np.unique(packed, return_inverse=True, return_counts=True)
-    often = found[np.argsort(-num, kind="stable")[:NUM_EXACT]]
-    rest = image.quantize(256 - NUM_EXACT, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
-    palette = np.concatenate([unpack(often), np.array(rest, np.int64).reshape(-1, 3)])[:256]
-    nearest = np.concatenate(
-        [np.argmin(((part[:, None] - palette) ** 2).sum(-1), 1) for part in np.array_split(unpack(found), 64)]
-    )
+    colours = unpack(found)
+    chosen = list(np.argsort(-num, kind="stable")[:NUM_EXACT])
+    away = np.full(len(found), np.iinfo(np.int64).max)
+    nearest = np.zeros(len(found), np.int64)
+    for place in range(256):
+        if place >= len(chosen):
+            chosen.append(int(np.argmax(np.where(num >= LEAST_PIXELS, away, 0))))
+        off = ((colours - colours[chosen[place]]) ** 2).sum(-1)
+        nearest[off < away] = place
+        away = np.minimum(away, off)
     reduced = Image.fromarray(nearest[at].reshape(packed.shape).astype(np.uint8), "P")
-    reduced.putpalette(palette.astype(np.uint8).tobytes())
+    reduced.putpalette(colours[chosen].astype(np.uint8).tobytes())
     return reduced
 
 
