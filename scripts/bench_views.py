@@ -131,14 +131,20 @@ def read_slices(browser: Chromium, page: Page, num_ranks: int) -> str:
     )
 
 
+def children_s() -> float:
+    """CPU seconds of the processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def print_drawings(graph: Graph, folder: Path) -> None:
     """Draw a graph and print how many sheets of how many bytes that made, and how long it took."""
-    begin, used = time.perf_counter(), time.process_time()
+    begin, used, others = time.perf_counter(), time.process_time(), children_s()
     drawings = draw(graph.path, folder)
-    seconds, spent = time.perf_counter() - begin, time.process_time() - used
+    seconds, spent, graphviz = time.perf_counter() - begin, time.process_time() - used, children_s() - others
     sizes = {suffix: sum(path.stat().st_size for path in folder.rglob(f"*.{suffix}")) for suffix in ("svg", "png")}
     print(
-        f"  drawn in {seconds:,.1f} s (CPU, without graphviz: {spent:,.1f} s): "
+        f"  drawn in {seconds:,.1f} s (CPU: {spent:,.1f} s, and {graphviz:,.1f} s in graphviz): "
         + ", ".join(f"{one.view} {len(one.sheets)} sheets, {one.num_shown:,} nodes" for one in drawings)
         + f"; SVG {sizes['svg'] / 1e6:,.1f} MB, PNG {sizes['png'] / 1e6:,.1f} MB",
         flush=True,

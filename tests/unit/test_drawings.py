@@ -119,6 +119,11 @@ def sheets(views: Path, suffix: str) -> list[Path]:
     return sorted(views.rglob(f"*.{suffix}"))
 
 
+def head_of(dot: Path) -> str:
+    """What a sheet's head says, its lines joined."""
+    return " ".join(re.findall(r'^  "told .*?<TD ALIGN="LEFT">(.*?)</TD>', dot.read_text(), re.MULTILINE))
+
+
 def test_every_view_has_its_first_sheet_in_three_formats(views):
     names = {f"{view}.{suffix}" for view in VIEWS for suffix in ("dot", "svg", "png")}
     assert names <= {path.name for path in views.iterdir()}
@@ -304,7 +309,7 @@ def test_operators_of_many_parameters_are_folded_by_their_depth():
     _, *sheets = draw_detailed(find_scope(with_places(dag)), Choice(), lambda _: None, linked=())
     (update,) = [sheet for sheet in sheets if sheet.name.endswith("outside-layers.update")]
     assert (update.num_shown, update.num_nodes) == (3, 600)
-    assert update.dot.count("200 x 1") == 3
+    assert update.dot.count("200 ops x 1") == 3
     graph = nx.MultiDiGraph(nx.nx_agraph.from_agraph(pygraphviz.AGraph(string=update.dot)))
     assert sum(int(edge.get("num_edges", 0)) for _, _, edge in graph.edges(data=True)) == 400
 
@@ -345,12 +350,12 @@ def test_counts_that_one_rank_gave_for_others_that_ran_are_marked():
 def test_alike_layers_are_drawn_once_and_others_are_not():
     dag = replicas(num_layers=3)
     blocks = fold_blocks(find_scope(with_places(dag)), alike=True)
-    assert blocks.layers == {(0, 0): (0, 1, 2), (1, 3): (3, 4, 5)}
-    assert blocks.repeats[0, 0][0] == 2 * 2, "from two layers to the next, on two ranks"
+    assert blocks.alike.layers == {(0, 0): (0, 1, 2), (1, 3): (3, 4, 5)}
+    assert blocks.alike.repeats[0, 0][0] == 2 * 2, "from two layers to the next, on two ranks"
     odd = next(row["node"] for row in dag.nodes if row["layer"] == 1)
     dag.node(rank=0, after=[odd], module="decoder.layers.1.extra", phase="forward", microbatch=0, layer=1, expert=7)
     other = fold_blocks(find_scope(with_places(dag)), alike=True)
-    assert other.layers == {(0, 0): (0,), (0, 1): (1,), (0, 2): (2,), (1, 3): (3, 4, 5)}
+    assert other.alike.layers == {(0, 0): (0,), (0, 1): (1,), (0, 2): (2,), (1, 3): (3, 4, 5)}
 
 
 def test_all_drawings_of_the_same_graph_are_the_same_bytes(tmp_path):
@@ -445,7 +450,7 @@ def test_what_an_audit_found_is_marked_and_leads_to_the_page(tmp_path):
         assert RED not in plain[one.view]
         for sheet in one.sheets:
             dot = pygraphviz.AGraph(filename=str(sheet.with_suffix(".dot")))
-            marked = [node for node in dot.nodes() if node.attr["color"] == RED]
+            marked = [node for node in dot.nodes() if node.attr["color"] == RED and not node.startswith("gpu")]
             up = "../" * len(sheet.parent.relative_to(tmp_path / "views").parts)
             for node in marked:
                 number = 1 if "an operator is wrong" in node.attr["label"] else 0
@@ -454,5 +459,30 @@ def test_what_an_audit_found_is_marked_and_leads_to_the_page(tmp_path):
                 assert node.attr["URL"] == way or node.attr["URL"].startswith(up + "detailed/")
             if one.view == "simplified":
                 assert marked
+            if sheet.stem in VIEWS:
+                said = head_of(sheet.with_suffix(".dot")).partition("no place of its own here: ")[2]
+                assert "3. a GPU is missing" in said
     members = graph.nodes.select("node", "rank", "layer", box="node").collect()
     assert [one.number for one in Faults.of({"findings": findings}).on(members)[faulty]] == [1]
+
+
+def test_gpus_of_findings_are_red_on_the_map_and_those_that_recorded_nothing_are_there(tmp_path):
+    path = replicas().write(tmp_path / "dag")
+    with_places(replicas())._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+    meta = json.loads((path / "meta.json").read_text()) | {"missing_ranks": [4, 5]}
+    (path / "meta.json").write_text(json.dumps(meta))
+    findings = [
+        {"title": "two GPUs are missing", "nodes": [], "ranks": [4, 5], "layers": []},
+        {"title": "a GPU is odd", "nodes": [], "ranks": [3], "layers": []},
+        {"title": "all of them are slow", "nodes": [], "ranks": [0, 1, 2, 3, 4, 5], "layers": []},
+    ]
+    (one,) = draw(path, tmp_path / "views", views=["comprehensive"], audit={"findings": findings})
+    dot = pygraphviz.AGraph(filename=str(one.dot))
+    red = {str(node): node.attr["URL"] for node in dot.nodes() if node.attr["color"] == RED}
+    way = "index.html#view=graph&select=finding."
+    assert red == {"gpu4": f"{way}0", "gpu5": f"{way}0", "gpu3": f"{way}1", "class2": f"{way}1"}
+    assert "recorded nothing" in dot.get_node("gpu4").attr["tooltip"]
+    text = head_of(one.dot)
+    assert "6 GPUs are drawn, all of them." in text
+    assert "2 GPUs of these recorded nothing" in text
+    assert "The audit also found, with no place of its own here: 3. all of them are slow." in text

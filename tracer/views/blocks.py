@@ -5,7 +5,7 @@ told to route or belongs to the module that exchanges tokens over the expert axi
 inside it, everything else is `computation`. Axes, experts, layers and phases were told by the program; what it did not
 tell is drawn as computation.
 
-Layers that follow each other in a stage and are alike can be drawn once (`alike`).
+Layers that follow each other in a stage and are alike can be drawn once (`alike`), and so can stages (`alike_stages`).
 
 Ranks of a stage and microbatches run the same blocks (a block is a layer in a phase), so their segments are folded
 together: by block, role, and how many communications and changes of role the program has passed in it. Whether the
@@ -25,6 +25,7 @@ from truedag.tracer.analysis.estimates import forget_estimates
 from truedag.tracer.errors import GraphError
 from truedag.tracer.graph.fold import COMMUNICATIONS, ENDS, Fold, coarsen, fold
 from truedag.tracer.views.alike import find_alike, fold_alike
+from truedag.tracer.views.alike_stages import AlikeStages, find_alike_stages, fold_stages
 from truedag.tracer.views.experts import ExpertMap
 from truedag.tracer.views.scope import Scope, weigh
 
@@ -41,6 +42,9 @@ _LADDER: tuple[tuple[str, Sequence[str]], ...] = (
 )
 
 
+Later = dict[tuple[int, str | None], tuple[int, int]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
     """The folded graph with, for each folded node, its block and role.
@@ -53,9 +57,9 @@ class Blocks:
         folded: what is folded together, in words.
         num_microbatches: how many microbatches are folded together.
         num_unlike: how many of them pass other folded nodes or edges than the first.
-        layers: for each stage and layer that is drawn, the layers that it stands for.
-        repeats: for each of those, edges and bytes from one of its layers to another, which are not drawn.
-        later: edges and bytes from a decode step to a later one, which are not drawn.
+        alike: which stages and layers each that is drawn stands for, and what leads from one of them to another, which
+            is not drawn.
+        later: by stage and phase edges and bytes from a decode step to a later one, which are not drawn.
         weights: node and weight: how many nodes of the graph each node that was read stands for.
     """
 
@@ -65,9 +69,8 @@ class Blocks:
     folded: str
     num_microbatches: int
     num_unlike: int
-    layers: dict[tuple[int, int], tuple[int, ...]]
-    repeats: dict[tuple[int, int], tuple[int, int]]
-    later: tuple[int, int]
+    alike: AlikeStages
+    later: Later
     weights: pl.DataFrame
 
 
@@ -76,7 +79,7 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
 
     Args:
         scope: what is read of the graph.
-        alike: draw layers that follow each other and pass the same folded nodes and edges once.
+        alike: draw layers that follow each other and pass the same folded nodes and edges once, and stages too.
 
     Raises:
         GraphError: the dataset is broken.
@@ -107,11 +110,20 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
     layers: dict[tuple[int, int], tuple[int, ...]] = {
         (stage, layer): (layer,) for stage, layer in coarse.nodes.select("stage", "layer").unique().iter_rows()
     }
-    repeats: dict[tuple[int, int], tuple[int, int]] = {}
+    stages: dict[int, tuple[int, ...]] = {stage: (stage,) for stage, _ in layers}
+    told = AlikeStages(runs=stages, layers=layers, repeats={})
     if alike:
         layers = find_alike(coarse)
         fine, repeats = fold_alike(fine, layers)
         folded, coarse, later = _coarsen(fine)
+        told = AlikeStages(runs=stages, layers=layers, repeats=repeats)
+        runs = find_alike_stages(coarse, layers, scope.stage_sizes)
+        if any(len(run) > 1 for run in runs.values()):
+            joined, found = fold_stages(fine, layers, repeats, runs)
+            tried = _coarsen(joined)
+            if tried[0] == folded:  # else they are apart for the sake of a DAG
+                folded, coarse, later = tried
+                told = found
     weights = weigh(scope, nodes, participants)
     times = _communication_times(coarse, forget_estimates(participants, nodes), scope)
     coarse = replace(coarse, nodes=coarse.nodes.join(times, on="fold", how="left").sort("fold"))
@@ -123,44 +135,45 @@ def fold_blocks(scope: Scope, *, alike: bool) -> Blocks:
         folded=folded,
         num_microbatches=num,
         num_unlike=num_unlike,
-        layers=layers,
-        repeats=repeats,
+        alike=told,
         later=later,
         weights=weights,
     )
 
 
-def _coarsen(fine: Fold) -> tuple[str, Fold, tuple[int, int]]:
+def _coarsen(fine: Fold) -> tuple[str, Fold, Later]:
     """Fold as much together as still makes a DAG.
 
     Returns:
-        what is folded together, the fold, and edges and bytes from one call to a later one that had to be taken out.
+        what is folded together, the fold, and edges and bytes from one call to a later one that had to be taken out,
+        by stage and phase.
     """
     try:
-        return _LADDER[0][0], coarsen(fine, _LADDER[0][1]), (0, 0)
+        return _LADDER[0][0], coarsen(fine, _LADDER[0][1]), {}
     except GraphError:
-        cut, num, size = _cut_calls(fine)
+        cut, later = _cut_calls(fine)
     for folded, by, one in (
         ("ranks, microbatches and decode steps", _LADDER[0][1], cut),
         *((folded, by, fine) for folded, by in _LADDER[1:]),
     ):
         try:
-            return folded, coarsen(one, by), (num, size) if one is cut else (0, 0)
+            return folded, coarsen(one, by), later if one is cut else {}
         except GraphError:
             continue
-    return "nothing but a rank's segments", fine, (0, 0)
+    return "nothing but a rank's segments", fine, {}
 
 
-def _cut_calls(fine: Fold) -> tuple[Fold, int, int]:
+def _cut_calls(fine: Fold) -> tuple[Fold, Later]:
     """Take out the edges that lead from a microbatch or decode step to another one of the same phase."""
-    ends = fine.nodes.filter(pl.col("decode_step") >= 0).select("fold", "phase", call=pl.struct(*_CALL))
+    ends = fine.nodes.filter(pl.col("decode_step") >= 0).select("fold", "stage", "phase", call=pl.struct(*_CALL))
     later = (
         fine.edges.join(ends.rename({"fold": "src"}), on="src")
         .join(ends.rename({"fold": "dst"}), on="dst", suffix="_b")
         .filter((pl.col("phase") == pl.col("phase_b")) & (pl.col("call") != pl.col("call_b")))
     )
     kept = fine.edges.join(later.select("src", "dst", "kind"), on=["src", "dst", "kind"], how="anti")
-    return replace(fine, edges=kept), int(later["num_edges"].sum()), int(later["bytes"].sum())
+    counted = later.group_by("stage", "phase").agg(pl.col("num_edges").sum(), pl.col("bytes").sum()).sort("stage")
+    return replace(fine, edges=kept), {(stage, phase): (num, size) for stage, phase, num, size in counted.iter_rows()}
 
 
 def _add_role(nodes: pl.DataFrame) -> pl.DataFrame:

@@ -18,6 +18,7 @@ from truedag.tracer.graph.fold import ENDS
 from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.views import captions
 from truedag.tracer.views.blocks import Blocks
+from truedag.tracer.views.boundaries import find_boundaries
 from truedag.tracer.views.gpus import write_gpus
 from truedag.tracer.views.scope import Scope
 
@@ -36,6 +37,7 @@ class Box:
         stage: -1 across stages, or where none was told.
         panel: a phase, STEP or ACROSS.
         column: None in the panels that have none.
+        falls: its phase runs through the layers from the last to the first.
         text: its lines, the first is the title.
         ranks: its GPUs.
         experts: the experts it carries.
@@ -50,6 +52,7 @@ class Box:
     stage: int
     panel: str
     column: Column | None
+    falls: bool
     text: tuple[str, ...]
     ranks: tuple[int, ...]
     experts: str
@@ -71,14 +74,14 @@ def make_boxes(scope: Scope, blocks: Blocks) -> list[Box]:
     shapes_in, shapes_out = _shapes(blocks, panels)
     boxes = []
     sides = _sides_of_experts(folded, falling)
+    boundaries = find_boundaries(blocks.nodes, blocks.edges, blocks.fold.members)
     for row in folded.to_dicts():
         number = row["fold"]
         called, ranks = calls[number], scope.spread(row["ranks"])
         texts = [captions.write_shapes(found.get(number, ())) for found in (shapes_in, shapes_out)]
         if row["role"] == "communication":
-            text = _describe_communication(
-                row, stood[number], ranks, groups.get(number, ""), texts, sides.get(number, "")
-            )
+            side = captions.write_boundaries(boundaries.get(number, ())) or sides.get(number, "")
+            text = _describe_communication(row, stood[number], ranks, groups.get(number, ""), texts, side)
         else:
             text = _describe_computation(row, parts[number], called, ranks, texts, sides.get(number, ""))
         boxes.append(
@@ -91,6 +94,7 @@ def make_boxes(scope: Scope, blocks: Blocks) -> list[Box]:
                 stage=row["stage"],
                 panel=panels[number],
                 column=_column(row, falling) if panels[number] not in (STEP, ACROSS) else None,
+                falls=panels[number] in falling,
                 text=tuple(text),
                 ranks=ranks,
                 experts=row["experts"] or "",
@@ -271,7 +275,7 @@ def _describe_communication(
     return [
         row["what"],
         f"{module} · {calls}" if module else calls,
-        _in_out(texts),
+        captions.write_in_out(*texts),
         f"{who} · {write_bytes(moved)}",
         _time(row["transfer_ns"], row["max_transfer_ns"]),
         "" if row["wait_ns"] is None else f"wait {_time(row['wait_ns'], row['max_wait_ns'])}",
@@ -295,7 +299,7 @@ def _describe_computation(
     each = captions.count_in_calls(called["num_ops"], called["num_calls"], called["fewest"], called["most"], "op")
     return [
         title,
-        _in_out(texts),
+        captions.write_in_out(*texts),
         f"{write_gpus(ranks)} · {each}",
         _time(called["mean_ns"], called["max_ns"]),
     ]
@@ -303,10 +307,3 @@ def _describe_computation(
 
 def _time(mean_ns: float | None, max_ns: float | None) -> str:
     return "not timed" if mean_ns is None else f"{write_time(mean_ns)}, max {write_time(max_ns)}"
-
-
-def _in_out(texts: Sequence[list[str]]) -> str:
-    into, out = texts
-    if len(into) == len(out) == 1 and into[0].partition("[")[0] == out[0].partition("[")[0]:
-        out = ["[" + out[0].partition("[")[2]]  # the same type is written once
-    return f"{' '.join(into)} → {' '.join(out)}" if into or out else ""

@@ -33,6 +33,12 @@ def count_in_calls(total: int, num_calls: int, fewest: int, most: int, noun: str
     return f"{count(fewest, noun)} x {num_calls:,}" if fewest == most else f"{count(total, noun)} in {num_calls:,}"
 
 
+def write_boundaries(pairs: Iterable[tuple[int, int]]) -> str:
+    """Name the layers between which a message goes: layer 19→20."""
+    written = ", ".join(f"{one}→{other}" for one, other in sorted(pairs))
+    return f"layer{'s' if ',' in written else ''} {written}" if written else ""
+
+
 def write_shapes(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
     """Write tensor types, the largest first; many of one kind as a range in each dimension that varies."""
     kinds: dict[tuple[str, int], set[tuple[int, ...]]] = {}
@@ -48,6 +54,13 @@ def write_shapes(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
         largest = max(map(_size, found))
         written += [(largest, f"{_DTYPES.get(dtype, dtype)}[{part}]") for part in parts]
     return [text for _, text in sorted(written, key=lambda pair: (-pair[0], pair[1]))]
+
+
+def write_in_out(into: Sequence[str], out: Sequence[str]) -> str:
+    """Write what goes in and comes out, each as `write_shapes` has it; nothing if neither is known."""
+    if len(into) == len(out) == 1 and into[0].partition("[")[0] == out[0].partition("[")[0]:
+        out = ["[" + out[0].partition("[")[2]]  # the same type is written once
+    return f"{' '.join(into)} → {' '.join(out)}".strip() if into or out else ""
 
 
 def relative_module(module: str, layer: int) -> str:

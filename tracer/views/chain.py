@@ -11,6 +11,7 @@ import polars as pl
 from truedag.tracer.graph import Graph
 from truedag.tracer.graph.fold import ENDS
 from truedag.tracer.views import captions
+from truedag.tracer.views.boundaries import find_boundaries
 from truedag.tracer.views.calls import CALL, Calls
 from truedag.tracer.views.faults import Fault, Faults
 from truedag.tracer.views.operators import Tensor
@@ -25,6 +26,7 @@ class Part:
     Attributes:
         slot: the layer; or BEFORE, AFTER, ALONE.
         label: of a message's end what it is; else ''.
+        is_receive: it is the end that receives.
         num_nodes: nodes that were read and that it stands for.
         num_items: the same, counted on each of their ranks.
         num_calls: calls of it.
@@ -32,12 +34,14 @@ class Part:
         most: nodes in the call that ran the most.
         mean_ns: mean over calls of the sum of the operators' times; None: not all are known.
         num_parameters: elements of the parameters of the layer on one GPU.
+        boundaries: of a message's end between which layers it goes.
     """
 
     stage: int
     phase: str | None
     slot: int
     label: str
+    is_receive: bool
     num_nodes: int
     num_items: int
     num_calls: int
@@ -47,6 +51,7 @@ class Part:
     inputs: set[Tensor] = field(default_factory=set)
     outputs: set[Tensor] = field(default_factory=set)
     num_parameters: int = 0
+    boundaries: set[tuple[int, int]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,9 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls], faults: Faults) -> Chai
             time=pl.when(pl.col("known").all()).then(pl.col("time").mean()),
         )
         .join(
-            inside.group_by(by).agg(nodes=pl.struct("node", "weight").unique().struct.field("weight").sum()),
+            inside.group_by(by).agg(
+                pl.col("kind").first(), nodes=pl.struct("node", "weight").unique().struct.field("weight").sum()
+            ),
             on=by,
             nulls_equal=True,
         )
@@ -90,6 +97,7 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls], faults: Faults) -> Chai
             phase=row["phase"],
             slot=row["slot"],
             label=row["talk"] or "",
+            is_receive=row["kind"] == "recv",
             num_nodes=round(row["nodes"]),
             num_items=row["num"],
             num_calls=row["calls"],
@@ -102,8 +110,11 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls], faults: Faults) -> Chai
     numbers = rows.select(*by).with_row_index("part")
     place = inside.join(numbers, on=by, nulls_equal=True).select("node", pl.col("part").cast(pl.Int64)).unique("node")
     _add_parameters(parts, items)
-    edges = [one.edges for one in calls.values()]
-    edges.append(_messages(graph, calls))
+    messages = _messages(graph, calls)
+    edges = [*(one.edges for one in calls.values()), messages]
+    of_stages = inside.select("node", "stage", "layer", "phase").unique("node")
+    for part, pairs in find_boundaries(of_stages, messages, place.rename({"part": "fold"})).items():
+        parts[part].boundaries = pairs
     held = faults.on(
         place.join(inside.select("node", "rank", "layer").unique("node"), on="node").rename({"part": "box"})
     )

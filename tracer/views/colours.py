@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Okabe and Ito's palette, which people with any colour vision tell apart; black and yellow are left out.
-# Source: Okabe, Ito, "Color Universal Design", 2008.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Okabe and Ito's palette, which people with any colour vision tell apart; black and yellow are left out. Two of Tol's
+# muted scheme follow, so that eight stages have eight colours.
+# Source: Okabe, Ito, "Color Universal Design", 2008; Tol, "Colour Schemes", SRON/EPS/TN/09-002, 2021.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933")
 ACROSS = "#6f6f6f"
 DARK, LIGHT = "#3a3a3a", "#9a9a9a"  # of lines
 SHARES = {"ellipse": 0.42, "box": 0.16, "parallelogram": 0.27}

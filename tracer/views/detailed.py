@@ -72,7 +72,7 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], *, l
             f"layer {unknown[0]} is not in the graph of {scope.whole.path}: it has layers {write_runs(known)}"
         )
     ways: dict[tuple[int, str | None, int], str] = {}
-    sheets: list[Sheet] = []
+    contents: list[tuple[Operators, Subject]] = []
     left_out: list[str] = []
     for stage, one in calls.items():
         for layers, phase in _contents(one, choice):
@@ -91,7 +91,9 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], *, l
             for layer in layers:
                 for slot in (layer,) if layer >= 0 else (BEFORE, AFTER, ALONE):
                     ways[stage, phase, slot] = subject.name
-            sheets.append(draw_operators(found, subject))
+            contents.append((found, subject))
+    say(f"laying out {captions.count(len(contents), 'sheet')} of operators")
+    sheets = draw_operators(contents)
     chain = make_chain(scope.whole, calls, scope.faults)
     told = f"Left out as too many for a sheet, and counted here: {'; '.join(left_out)}." if left_out else ""
     first = draw_chain(
@@ -105,6 +107,7 @@ def draw_detailed(scope: Scope, choice: Choice, say: Callable[[str], None], *, l
             links=link_views(linked, but=NAME),
             num_total=scope.num_total,
             about=scope.about,
+            faults=scope.faults,
         ),
     )
     return [first, *sheets]

@@ -25,11 +25,13 @@ class Problem:
         sizes: width and height of each box.
         lines: from box to box.
         orders: from a box to one that shall stand below it, without a line.
+        shapes: of each box, as graphviz calls it, where lines end on its border; none: all are boxes.
     """
 
     sizes: tuple[Point, ...]
     lines: tuple[tuple[int, int], ...]
     orders: tuple[tuple[int, int], ...] = ()
+    shapes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +48,30 @@ class Layout:
     splines: bool
 
 
-def lay_out_layers(problems: Sequence[Problem], *, timeout_s: float = 60.0) -> tuple[list[Layout], str]:
-    """Lay each graph out.
+def lay_out_layers(problems: Sequence[Problem], *, timeout_s: float = 120.0) -> tuple[list[Layout], list[str]]:
+    """Lay each graph out, all of them in one child; those that it has done when it dies or is late are kept.
 
     Returns:
-        the layouts, and why graphviz did not make them: '' if it did.
+        the layouts, and for each why graphviz did not make it: '' if it did.
     """
     command = [sys.executable, "-m", "truedag.tracer.views.engine"]
     given = json.dumps([asdict(problem) for problem in problems])
     try:
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return [by_depth(problem) for problem in problems], f"graphviz took longer than {timeout_s:.0f} s"
-    if done.returncode != 0:
+        text = done.stdout
         said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        return [by_depth(problem) for problem in problems], f"graphviz failed: {said[0]}"
-    return [_read(found) for found in json.loads(done.stdout)], ""
+        why = f"graphviz failed: {said[0]}"
+    except subprocess.TimeoutExpired as error:
+        text = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        why = f"graphviz took longer than {timeout_s:g} s"
+    return take_answers(problems, text, why)
+
+
+def take_answers(problems: Sequence[Problem], text: str, why: str) -> tuple[list[Layout], list[str]]:
+    """Read what the child wrote, a line for each graph; those it did not come to are laid out by depth, and say why."""
+    made = [_read(json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    late = problems[len(made) :]
+    return [*made, *(by_depth(problem) for problem in late)], [""] * len(made) + [why] * len(late)
 
 
 def by_depth(problem: Problem) -> Layout:
@@ -126,7 +136,8 @@ def _lay_out(problem: dict[str, list[list[float]]]) -> dict[str, object]:
     )
     graph.node_attr.update(shape="box", fixedsize="true", label="")
     for i, (width, height) in enumerate(problem["sizes"]):
-        graph.add_node(i, width=f"{width / 72:.4f}", height=f"{height / 72:.4f}")
+        shape = problem["shapes"][i] if problem["shapes"] else "box"
+        graph.add_node(i, width=f"{width / 72:.4f}", height=f"{height / 72:.4f}", shape=shape)
     for i, (src, dst) in enumerate(problem["lines"]):
         graph.add_edge(int(src), int(dst), key=i, arrowhead="none")
     for src, dst in problem["orders"]:
@@ -145,4 +156,6 @@ def _lay_out(problem: dict[str, list[list[float]]]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    json.dump([_lay_out(problem) for problem in json.load(sys.stdin)], sys.stdout)
+    for one in json.load(sys.stdin):
+        sys.stdout.write(json.dumps(_lay_out(one)) + "\n")
+        sys.stdout.flush()

@@ -42,6 +42,13 @@ def fit_text(text: Sequence[str], shape: str, width: float) -> Fitted:
     return fitted
 
 
+def border(shape: str, width: float, height: float, off: float, sign: int) -> float:
+    """Return how far from its middle a shape ends on its right (sign 1) or left (-1), `off` below its middle."""
+    if shape == "parallelogram":
+        return sign * width * (_HALF - sign * _LEAN * off / height)
+    return sign * _half(shape, width, height, off)
+
+
 def _fits(fitted: Fitted, shape: str, width: float) -> bool:
     middle = (len(fitted.lines) - 1) / 2
     for i, line in enumerate(fitted.lines):

@@ -17,10 +17,11 @@ from truedag.tracer.views.blocks import Blocks
 from truedag.tracer.views.boxes import ACROSS, STEP, Box
 from truedag.tracer.views.colours import DARK, LIGHT, stage_colour
 from truedag.tracer.views.dot import Dot
-from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.faults import Faults, mark_faults, write_faults
+from truedag.tracer.views.font_metrics import text_width
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.layout import Page, Rectangle, lay_out
-from truedag.tracer.views.legend import group_colour, list_signs, tell
+from truedag.tracer.views.legend import group_colour, list_signs, name_stages, tell
 from truedag.tracer.views.routes import find_routes
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.sheet import Link, Sheet, draw_head, find_way, frame_stage, plan_head
@@ -61,8 +62,8 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
     levels = count_levels(blocks.fold.edges, boxes)
     width = max(lay_out(boxes, levels, top=0.0).width, _MIN_WIDTH)
     told = tell(scope, blocks, boxes, ties, is_part=subject.stage is not None)
-    told += [f"{TOLD}; a click on one leads to its place on the page."] if faults else []
-    head = plan_head(subject.title, told, list_signs(boxes), width=width, links=subject.links)
+    told += (scope.faults if subject.stage is None else Faults()).tell(faults.values())
+    head = plan_head(subject.title, told, list_signs(boxes, blocks.alike.runs), width=width, links=subject.links)
     page = lay_out(boxes, levels, top=head.height)
     dot = Dot(name=subject.title, width=width + _MARGIN, height=page.height)
     _draw_sections(dot, blocks, boxes, page, subject)
@@ -77,7 +78,7 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
             shape=box.shape,
             fillcolor=colours[box.fold],
             stands_for=box.num_nodes,
-            ranks=write_runs(box.ranks),
+            ranks=list_gpus(box.ranks),
             **{
                 "color": stage_colour(box.stage),
                 "tooltip": f"{box.text[0]}: {box.num_nodes:,} nodes of the graph",
@@ -107,18 +108,22 @@ def _draw_sections(dot: Dot, blocks: Blocks, boxes: Sequence[Box], page: Page, s
         frame_stage(dot, stage, place, [f"n{box.fold}" for box in inside])
         ranks = sorted({rank for box in inside for rank in box.ranks})
         firsts = sorted({box.column[1] for box in inside if box.column is not None and box.column[0] == 1})
-        layers = [layer for first in firsts for layer in blocks.layers.get((stage, first), (first,))]
-        name = "all ranks" if stage < 0 else f"Stage {stage}"
-        title = f"{name} · {write_gpus(ranks)}" + (f" · layers {write_runs(layers)}" if layers else "")
+        layers = [layer for first in firsts for layer in blocks.alike.layers.get((stage, first), (first,))]
+        run = blocks.alike.runs.get(stage, (stage,))
+        title = f"{name_stages(run)} · {write_gpus(ranks)}" + (f" · layers {write_runs(layers)}" if layers else "")
+        if len(run) > 1 and layers:
+            title += f", {len(layers) // len(run)} in each"
+        size = min(22.0, 22.0 * (place.width - 24) / text_width(title, 22.0, bold=True))
         dot.words(
             f"head {stage}",
             (place.left + 12, place.top + 19),
             title,
-            size=22,
+            size=size,
             bold=True,
             align="l",
             **_way(subject, stage),
         )
+    stepped = set(blocks.nodes.filter(pl.col("decode_step") >= 0)["phase"].unique().to_list())
     for (stage, name), place in page.panels.items():
         inside = [box for box in boxes if (box.stage, box.panel) == (stage, name)]
         dot.box(
@@ -129,9 +134,30 @@ def _draw_sections(dot: Dot, blocks: Blocks, boxes: Sequence[Box], page: Page, s
             fillcolor="#ffffff",
             color="#d0d0d0",
         )
-        title = {STEP: "once per step", ACROSS: "across the stages"}.get(name, f"{name}, once per microbatch")
+        often = "once per microbatch and decode step" if name in stepped else "once per microbatch"
+        title = {STEP: "once per step", ACROSS: "across the stages"}.get(name, f"{name}, {often}")
         dot.words(f"head {name} {stage}", (place.left + 10, place.top + 13), title, size=15, bold=True, align="l")
+        words = _tell_beside(blocks, stage, name)
+        if words:
+            right = place.left + 10 + text_width(title, 15, bold=True) + 14
+            dot.words(f"transfers {name} {stage}", (right, place.top + 14), words, size=9, align="l")
+    for (stage, name, column), place in page.groups.items():
+        inside = [box for box in boxes if (box.stage, box.panel, box.column) == (stage, name, column)]
+        look = {"style": "filled,rounded", "fillcolor": "#f6f6f6", "color": "#f6f6f6"}
+        dot.box(f"column {name} {stage} {column}", place, [f"n{box.fold}" for box in inside], **look)
     _draw_heads(dot, blocks, page)
+
+
+def _tell_beside(blocks: Blocks, stage: int, phase: str) -> str:
+    """Say what leads from a panel into itself, which no line shows."""
+    told = []
+    num, _ = blocks.alike.transfers.get((stage, phase), (0, 0))
+    if num:
+        told.append(f"and {captions.count(num, 'transfer')} from one of these stages to the next")
+    num, size = blocks.later.get((stage, phase), (0, 0))
+    if num:
+        told.append(f"each step follows from those before it: {captions.count(num, 'edge')}, {write_bytes(size)}")
+    return "; ".join(told)
 
 
 def _way(subject: LayerSubject, stage: int) -> dict[str, str]:
@@ -149,7 +175,7 @@ def _draw_heads(dot: Dot, blocks: Blocks, page: Page) -> None:
         held = parameters.get((stage, column[1])) if column[0] == 1 else None
         if held is not None:
             notes = [f"{held / 1e6:,.1f} M parameters on all GPUs"]
-        num, size = blocks.repeats.get((stage, column[1]), (0, 0)) if column[0] == 1 else (0, 0)
+        num, size = blocks.alike.repeats.get((stage, column[1]), (0, 0)) if column[0] == 1 else (0, 0)
         if num:
             notes = [f"each; {num:,} edges, {write_bytes(size)} to the next", *notes]
         dot.words(f"head {stage} {name} {column}", (place.x, place.y - 9), title, size=8.5, bold=True)
@@ -158,7 +184,7 @@ def _draw_heads(dot: Dot, blocks: Blocks, page: Page) -> None:
 
 
 def _name_layers(blocks: Blocks, stage: int, first: int) -> str:
-    layers = blocks.layers.get((stage, first), (first,))
+    layers = blocks.alike.layers.get((stage, first), (first,))
     return f"layer{'' if len(layers) == 1 else 's'} {write_runs(layers)}"
 
 

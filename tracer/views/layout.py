@@ -2,29 +2,33 @@
 
 A stage's panels stand below each other and stages side by side, in as many bands as make the page's longer side short.
 In a panel of columns all columns share their rows, so that alike layers line up and their times can be compared by eye;
-boxes that carry experts share a row two by two. A panel without columns is filled like a text, left to right.
+a column that is too long for the page is broken into slots (`slots.py`). A panel without columns is filled like a text,
+left to right.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
 from truedag.tracer.views.boxes import ACROSS, STEP, Box, Column
 from truedag.tracer.views.fitting import fit_text
+from truedag.tracer.views.slots import Slots, cut_slots, list_lengths
 
 BOX_WIDTH = 130.0
 PITCH = 160.0  # from one column to the next
 _ROW_GAP = 13.0
 _STEP_ROW_GAP = 52.0
 _PANEL_GAP = 24.0
-_PANEL_PAD = 14.0
+PANEL_PAD = 14.0
 _PANEL_HEAD = 38.0
 _STAGE_PAD = 10.0
 _STAGE_HEAD = 34.0
 _MIN_STEP_COLUMNS = 3
 _STEP_ROW = 110.0  # about what a row of a step's panel takes
+CHANNEL = 26.0  # room below the rows of broken columns, for lines to a slot that is far away
 
 
 @dataclass(slots=True)
@@ -61,7 +65,9 @@ class Rectangle:
 class Page:
     """Where boxes (by number), panels (by stage and name), stages and column heads stand, and how large all is.
 
-    `lines` is the boxes' text as broken, its first `num_title` lines the title.
+    `lines` is the boxes' text as broken, its first `num_title` lines the title; `slots` has the place of boxes in
+    columns, from left to right in their stage; `groups` has the columns that are broken into slots; `feet` is where the
+    rows of a panel end.
     """
 
     boxes: dict[int, Rectangle] = field(default_factory=dict)
@@ -70,6 +76,9 @@ class Page:
     panels: dict[tuple[int, str], Rectangle] = field(default_factory=dict)
     stages: dict[int, Rectangle] = field(default_factory=dict)
     heads: dict[tuple[int, str, Column], Rectangle] = field(default_factory=dict)
+    groups: dict[tuple[int, str, Column], Rectangle] = field(default_factory=dict)
+    slots: dict[int, int] = field(default_factory=dict)
+    feet: dict[tuple[int, str], float] = field(default_factory=dict)
     width: float = 0.0
     height: float = 0.0
 
@@ -83,8 +92,9 @@ def lay_out(boxes: Sequence[Box], levels: Mapping[int, int], *, top: float) -> P
         top: height of what stands above, in points.
     """
     sizes = Page()
+    held = Counter((box.stage, box.panel, box.column, box.level) for box in boxes if box.experts)
     for box in boxes:
-        width = _half_width() if box.experts else BOX_WIDTH
+        width = _half_width() if held[box.stage, box.panel, box.column, box.level] > 1 and box.experts else BOX_WIDTH
         fitted = fit_text(box.text, box.shape, width)
         sizes.num_title[box.fold], sizes.lines[box.fold] = fitted.num_title, fitted.lines
         sizes.boxes[box.fold] = Rectangle(0.0, 0.0, width, fitted.height)
@@ -92,16 +102,34 @@ def lay_out(boxes: Sequence[Box], levels: Mapping[int, int], *, top: float) -> P
     for box in boxes:
         if box.panel != ACROSS:
             by_stage.setdefault(box.stage, []).append(box)
-    ways = _list_bands({stage: _num_columns(inside) for stage, inside in by_stage.items()})
-    pages = [_lay_bands(sizes, bands, boxes, by_stage, levels, top) for bands in ways]
+    pages: list[Page] = []
+    for length in list_lengths(by_stage.values()):
+        stages = {stage: _Stage(boxes=inside, slots=cut_slots(inside, length)) for stage, inside in by_stage.items()}
+        ways = _list_bands({stage: one.num_columns for stage, one in stages.items()})
+        pages += (_lay_bands(sizes, bands, boxes, stages, levels, top) for bands in ways)
     return min(pages, key=lambda page: (max(page.width, page.height), page.height))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What stands in a stage, and how its columns are broken."""
+
+    boxes: Sequence[Box]
+    slots: Slots
+
+    @property
+    def num_columns(self) -> int:
+        """How many boxes wide it is."""
+        free = sum(box.panel == STEP for box in self.boxes)
+        square = max(_MIN_STEP_COLUMNS, round(sqrt(free * _STEP_ROW / PITCH)))  # as wide as high
+        return max(self.slots.num, min(square, free), 1)
 
 
 def _lay_bands(
     sizes: Page,
     bands: Sequence[Sequence[int]],
     boxes: Sequence[Box],
-    by_stage: Mapping[int, Sequence[Box]],
+    by_stage: Mapping[int, _Stage],
     levels: Mapping[int, int],
     top: float,
 ) -> Page:
@@ -125,16 +153,6 @@ def _half_width() -> float:
     return (BOX_WIDTH - 6.0) / 2
 
 
-def _columns(boxes: Sequence[Box]) -> list[Column]:
-    return sorted({box.column for box in boxes if box.column is not None})
-
-
-def _num_columns(boxes: Sequence[Box]) -> int:
-    free = sum(box.panel == STEP for box in boxes)
-    square = max(_MIN_STEP_COLUMNS, round(sqrt(free * _STEP_ROW / PITCH)))  # as wide as high
-    return max(len(_columns(boxes)), min(square, free), 1)
-
-
 def _list_bands(sizes: Mapping[int, int]) -> list[list[list[int]]]:
     """List the ways to break stages of so many columns into bands of about equal width, the fewest bands first."""
     ways: list[list[list[int]]] = []
@@ -154,58 +172,40 @@ def _list_bands(sizes: Mapping[int, int]) -> list[list[list[int]]]:
 
 
 def _lay_band(
-    page: Page, band: Sequence[int], by_stage: Mapping[int, Sequence[Box]], levels: Mapping[int, int], top: float
+    page: Page, band: Sequence[int], by_stage: Mapping[int, _Stage], levels: Mapping[int, int], top: float
 ) -> float:
     x = _STAGE_PAD
     lefts = {}
     for stage in band:
         lefts[stage] = x
-        x += _num_columns(by_stage[stage]) * PITCH + 2 * (_STAGE_PAD + _PANEL_PAD) + _PANEL_GAP
+        x += by_stage[stage].num_columns * PITCH + 2 * (_STAGE_PAD + PANEL_PAD) + _PANEL_GAP
     y = top + _STAGE_HEAD
-    names = list(dict.fromkeys(box.panel for stage in band for box in by_stage[stage] if box.column is not None))
+    names = list(dict.fromkeys(box.panel for stage in band for box in by_stage[stage].boxes if box.column is not None))
     for name in names:
-        y = _lay_columns(page, name, {s: [b for b in by_stage[s] if b.panel == name] for s in band}, by_stage, lefts, y)
+        y = _lay_columns(page, name, {stage: by_stage[stage] for stage in band}, lefts, y)
         y += _PANEL_GAP
     bottoms = [y - _PANEL_GAP]
     for stage in band:
-        free = [box for box in by_stage[stage] if box.panel == STEP]
+        free = [box for box in by_stage[stage].boxes if box.panel == STEP]
         if free:
-            bottoms.append(_lay_step(page, stage, free, levels, lefts[stage], y, _num_columns(by_stage[stage])))
+            bottoms.append(_lay_step(page, stage, free, levels, lefts[stage], y, by_stage[stage].num_columns))
     for stage in band:
-        width = _num_columns(by_stage[stage]) * PITCH + 2 * (_STAGE_PAD + _PANEL_PAD)
+        width = by_stage[stage].num_columns * PITCH + 2 * (_STAGE_PAD + PANEL_PAD)
         bottom = max(bottoms) + _STAGE_PAD
         page.stages[stage] = Rectangle(lefts[stage] + width / 2, (top + bottom) / 2, width, bottom - top)
     return max(bottoms) + _STAGE_PAD
 
 
-def _rows(boxes: Sequence[Box]) -> list[list[Box]]:
-    """Take a column's boxes in order, a row each; those that carry experts two by two."""
-    rows: list[list[Box]] = []
-    for box in sorted(boxes, key=lambda box: (box.level, box.experts != "", _first_expert(box), box.fold)):
-        last = rows[-1] if rows else []
-        if box.experts and len(last) == 1 and last[0].experts and last[0].level == box.level:
-            last.append(box)
-        else:
-            rows.append([box])
-    return rows
-
-
-def _first_expert(box: Box) -> int:
-    return int(box.experts.partition(",")[0]) if box.experts else -1
-
-
 def _lay_columns(
-    page: Page,
-    name: str,
-    boxes: Mapping[int, Sequence[Box]],
-    by_stage: Mapping[int, Sequence[Box]],
-    lefts: Mapping[int, float],
-    top: float,
+    page: Page, name: str, by_stage: Mapping[int, _Stage], lefts: Mapping[int, float], top: float
 ) -> float:
+    """Lay the panels of a name, of all stages of a band: they share their rows."""
     grids = {
-        (stage, column): _rows([box for box in inside if box.column == column])
-        for stage, inside in boxes.items()
-        for column in _columns(inside)
+        (stage, column, place): rows
+        for stage, one in by_stage.items()
+        for (panel, column), slots in one.slots.rows.items()
+        if panel == name
+        for place, rows in slots
     }
     heights: list[float] = []
     for rows in grids.values():
@@ -214,23 +214,32 @@ def _lay_columns(
             if i == len(heights):
                 heights.append(tall)
             heights[i] = max(heights[i], tall)
-    tops = [top + _PANEL_HEAD + 14.0 + sum(heights[:i]) + i * _ROW_GAP for i in range(len(heights))]
-    bottom = (tops[-1] + heights[-1] if heights else top) + _PANEL_PAD
-    for (stage, column), rows in grids.items():
-        place = _columns(by_stage[stage]).index(column)
-        x = lefts[stage] + _STAGE_PAD + _PANEL_PAD + (place + 0.5) * PITCH
-        page.heads[stage, name, column] = Rectangle(x, top + _PANEL_HEAD, PITCH, 12.0)
+    first = top + _PANEL_HEAD + 24.0
+    tops = [first + sum(heights[:i]) + i * _ROW_GAP for i in range(len(heights))]
+    foot = tops[-1] + heights[-1]
+    is_broken = len({(stage, column) for stage, column, _ in grids}) < len(grids)
+    bottom = foot + (CHANNEL if is_broken else 0.0) + PANEL_PAD
+    for (stage, column, place), rows in grids.items():
+        x = lefts[stage] + _STAGE_PAD + PANEL_PAD + (place + 0.5) * PITCH
+        slot = Rectangle(x, (first + foot) / 2, PITCH - 8.0, foot - first + 10.0)
+        group = page.groups.get((stage, name, column), slot)
+        low, high = min(group.left, slot.left), max(group.right, slot.right)
+        page.groups[stage, name, column] = Rectangle((low + high) / 2, slot.y, high - low, slot.height)
         for i, row in enumerate(rows):
             for k, box in enumerate(row):
                 spot = page.boxes[box.fold]
-                spot.x = x if not box.experts else x + (k - 0.5) * (_half_width() + 6.0)
+                spot.x = x if spot.width == BOX_WIDTH else x + (k - 0.5) * (_half_width() + 6.0)
                 spot.y = tops[i] + heights[i] / 2
-    for stage, inside in boxes.items():
-        if inside:
-            width = _num_columns(by_stage[stage]) * PITCH + 2 * _PANEL_PAD
-            page.panels[stage, name] = Rectangle(
-                lefts[stage] + _STAGE_PAD + width / 2, (top + bottom) / 2, width, bottom - top
-            )
+                page.slots[box.fold] = place
+    for key in dict.fromkeys((stage, name, column) for stage, column, _ in grids):
+        page.heads[key] = Rectangle(page.groups[key].x, top + _PANEL_HEAD, PITCH, 12.0)
+        if page.groups[key].width < PITCH:
+            del page.groups[key]
+    for stage in dict.fromkeys(stage for stage, _, _ in grids):
+        width = by_stage[stage].num_columns * PITCH + 2 * PANEL_PAD
+        left = lefts[stage] + _STAGE_PAD
+        page.panels[stage, name] = Rectangle(left + width / 2, (top + bottom) / 2, width, bottom - top)
+        page.feet[stage, name] = foot
     return bottom
 
 
@@ -243,11 +252,11 @@ def _lay_step(
         row = ordered[begin : begin + columns]
         tall = max(page.boxes[box.fold].height for box in row)
         for i, box in enumerate(row):
-            page.boxes[box.fold].x = left + _STAGE_PAD + _PANEL_PAD + (i + 0.5) * PITCH
+            page.boxes[box.fold].x = left + _STAGE_PAD + PANEL_PAD + (i + 0.5) * PITCH
             page.boxes[box.fold].y = y + tall / 2
         y += tall + _STEP_ROW_GAP
     bottom = y - _STEP_ROW_GAP / 2 + 4.0  # lines and words below the last row
-    width = columns * PITCH + 2 * _PANEL_PAD
+    width = columns * PITCH + 2 * PANEL_PAD
     page.panels[stage, STEP] = Rectangle(left + _STAGE_PAD + width / 2, (top + bottom) / 2, width, bottom - top)
     return bottom
 
@@ -265,6 +274,6 @@ def _lay_across(page: Page, boxes: Sequence[Box], levels: Mapping[int, int], top
             page.boxes[box.fold].x = left + (right - left) * (i + 1) / (len(row) + 1)
             page.boxes[box.fold].y = y + tall / 2
         y += tall + _STEP_ROW_GAP
-    bottom = y - _STEP_ROW_GAP + _PANEL_PAD
+    bottom = y - _STEP_ROW_GAP + PANEL_PAD
     page.panels[-1, ACROSS] = Rectangle((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
     return bottom

@@ -8,6 +8,7 @@ from truedag.tracer.views.font_metrics import text_width
 
 FONT_SIZE = 8.0
 LINE_HEIGHT = 9.8
+_UNITS = frozenset(("B", "KiB", "MiB", "GiB", "TiB", "ns", "µs", "ms", "s"))
 
 
 def wrap(text: Sequence[str], width: float, *, size: float = FONT_SIZE, bold: bool = False) -> list[str]:
@@ -22,7 +23,7 @@ def wrap(text: Sequence[str], width: float, *, size: float = FONT_SIZE, bold: bo
     lines: list[str] = []
     for line in text:
         current = ""
-        for word in line.split(" "):
+        for word in _words(line):
             longer = f"{current} {word}" if current else word
             if current and text_width(longer, size, bold=bold) > width:
                 lines.append(current)
@@ -32,9 +33,21 @@ def wrap(text: Sequence[str], width: float, *, size: float = FONT_SIZE, bold: bo
                 fits = max(
                     n for n in range(1, len(current)) if n == 1 or text_width(current[:n], size, bold=bold) <= width
                 )
-                cut = max((current.rfind(sign, 0, fits) + 1 for sign in ".,_"), default=0) or fits
-                lines.append(current[:cut])
+                cut = max((current.rfind(sign, 0, fits) + 1 for sign in ".,_ "), default=0) or fits
+                lines.append(current[:cut].rstrip())
                 current = current[cut:]
         if current:
             lines.append(current)
     return lines
+
+
+def _words(line: str) -> list[str]:
+    """Split at spaces, but not a number from its unit, nor from the x before it."""
+    words: list[str] = []
+    for word in line.split(" "):
+        before = words[-1] if words else ""
+        if (word.rstrip(",;.") in _UNITS and before[-1:].isdigit()) or (before == "x" and word[:1].isdigit()):
+            words[-1] = f"{before} {word}"
+        else:
+            words.append(word)
+    return words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -45,13 +45,21 @@ _LINES = (
 )
 
 
-def list_signs(boxes: Sequence[Box]) -> list[Sign]:
+def name_stages(run: Sequence[int]) -> str:
+    """Name the stages that are drawn as one."""
+    if run[0] < 0:
+        return "All ranks"
+    return f"Stage {run[0]}" if len(run) == 1 else f"Stages {write_runs(run)}, alike"
+
+
+def list_signs(boxes: Sequence[Box], runs: Mapping[int, Sequence[int]]) -> list[Sign]:
     """List what the signs of the drawing mean, and which GPUs each shade stands for."""
     signs = []
     for stage, ranks in sorted({(box.stage, box.ranks) for box in boxes if box.experts})[:_MAX_GROUPS]:
         alike = [box for box in boxes if (box.stage, box.ranks) == (stage, ranks) and box.experts]
         held = write_runs(int(one) for box in alike for one in box.experts.split(","))
-        words = f"experts {held} of stage {stage} on {write_gpus(ranks)}"
+        run = runs.get(stage, (stage,))
+        words = f"experts {held} of stage{'s' if len(run) > 1 else ''} {write_runs(run)} on {write_gpus(ranks)}"
         fill = group_colour(alike[0], boxes)
         signs.append(Sign(words=words, shape="box", width=16, fill=fill, colour=stage_colour(stage)))
     return [*_SHAPES, *_LINES, *signs]
@@ -80,13 +88,18 @@ def _write_counts(scope: Scope, blocks: Blocks, boxes: Sequence[Box], ties: Ties
     rows = ends.group_by("kind").agg(pl.col("weight").sum()).sort("kind", descending=True).iter_rows()
     counted = ", ".join(captions.count(round(weight), kind) for kind, weight in rows)
     drawn, bundled = sum(tie.num_edges for tie in ties.lines), sum(tie.num_edges for tie in ties.bundled)
-    repeated = sum(num for num, _ in blocks.repeats.values())
+    repeated = sum(num for num, _ in blocks.alike.repeats.values())
+    later = sum(num for num, _ in blocks.later.values())
+    passed = sum(num for _, num in blocks.alike.transfers.values())
     total, inner = len(blocks.edges), blocks.fold.num_inner_edges
-    others = total - drawn - bundled - inner - repeated - blocks.later[0]
+    others = total - drawn - bundled - inner - repeated - passed - later
     of_classes = " of one GPU of each rank class" if scope.is_folded else ""
     between = f"{repeated:,} lead from a layer to one that is drawn as the same, " if repeated else ""
-    if blocks.later[0]:
-        between += f"{blocks.later[0]:,} from a decode step to a later one ({write_bytes(blocks.later[1])}), "
+    if passed:
+        between += f"{passed:,} from a stage to one that is drawn as the same, "
+    if later:
+        size = sum(size for _, size in blocks.later.values())
+        between += f"{later:,} from a decode step to a later one ({write_bytes(size)}), "
     return (
         f"{len(boxes):,} nodes shown of {scope.num_total:,}: they stand for "
         f"{scope.about}{sum(box.num_nodes for box in boxes):,}; the others are {counted}. "
@@ -110,10 +123,10 @@ def _write_folding(scope: Scope, blocks: Blocks) -> str:
         alike = f"; its {blocks.num_microbatches} microbatches pass the same nodes and edges (checked)"
     elif blocks.num_microbatches > 1:
         alike = f"; {blocks.num_unlike} of its {blocks.num_microbatches} microbatches pass others than the first"
-    runs = [layers for layers in blocks.layers.values() if len(layers) > 1]
-    told = (
-        f"; layers {', '.join(write_runs(one) for one in runs)} pass the same nodes and edges (checked)" if runs else ""
-    )
+    runs = [write_runs(one) for one in blocks.alike.layers.values() if len(one) > 1]
+    told = f"; layers {', '.join(runs)} pass the same nodes and edges (checked)" if runs else ""
+    stages = [write_runs(one) for one in blocks.alike.runs.values() if len(one) > 1]
+    told += f", and so do stages {', '.join(stages)}" if stages else ""
     classes = (
         f" One GPU of each of the {len(scope.members):,} rank classes was read; the others of it run the same program."
         if scope.is_folded

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
+from truedag.tracer.analysis.quantities import write_bytes, write_time
 from truedag.tracer.views import captions
 from truedag.tracer.views.colours import SHARES, group_tint, stage_colour, tint
 from truedag.tracer.views.dot import Dot
+from truedag.tracer.views.ends import PARAMETER
 from truedag.tracer.views.faults import TOLD, mark_faults, write_faults
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.gpus import list_gpus, write_gpus
+from truedag.tracer.views.operator_columns import PORT_SIZE, port_lines
 from truedag.tracer.views.operator_page import (
     COLUMN_HEAD,
-    PORT_SIZE,
     OperatorPage,
-    find_cards,
     lay_out_operators,
     move_down,
-    port_lines,
     shape_of,
 )
 from truedag.tracer.views.operators import Operator, Operators
@@ -28,7 +27,7 @@ _MIN_WIDTH = 760.0
 _MARGIN = 12.0
 _DARK, _LIGHT = "#3a3a3a", "#9a9a9a"
 _PORT_FILL, _PORT_LINE = "#f3f3f3", "#c4c4c4"
-SIGNS = (
+_SIGNS = (
     Sign(words="computation", shape="box", fill=tint(GREY, SHARES["box"])),
     Sign(words="communication", shape="ellipse", fill=tint(GREY, SHARES["ellipse"])),
     Sign(words="routing and aggregation", shape="parallelogram", fill=tint(GREY, SHARES["parallelogram"])),
@@ -67,27 +66,35 @@ class Subject:
     num_total: int
 
 
-def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
-    """Draw operators, the lines between them, and what leads to other sheets."""
-    parameters = {
-        number: [
-            text.partition(" ")[2] for text, ends in sheet.sources.items() if _is_parameter(text) and number in ends
-        ]
-        for number in range(len(sheet.operators))
-    }
-    num_parameter_edges = sum(
-        told[0] for text, ends in sheet.sources.items() if _is_parameter(text) for told in ends.values()
-    )
-    sheet.sources = {text: ends for text, ends in sheet.sources.items() if not _is_parameter(text)}
+def draw_operators(contents: Sequence[tuple[Operators, Subject]]) -> list[Sheet]:
+    """Draw sheets of operators, the lines between them, and what leads to other sheets."""
+    read = [_take_parameters(sheet) for sheet, _ in contents]
     texts = [
-        [*_describe(one, parameters[i]), *write_faults(sheet.faults.get(i, ()))]
-        for i, one in enumerate(sheet.operators)
+        [[*_describe(one, names[i]), *write_faults(sheet.faults.get(i, ()))] for i, one in enumerate(sheet.operators)]
+        for (sheet, _), (names, _) in zip(contents, read, strict=True)
     ]
-    page = lay_out_operators(sheet, texts)
+    pages = lay_out_operators([(sheet, text) for (sheet, _), text in zip(contents, texts, strict=True)])
+    return [
+        _draw(sheet, subject, page, num) for (sheet, subject), page, (_, num) in zip(contents, pages, read, strict=True)
+    ]
+
+
+def _take_parameters(sheet: Operators) -> tuple[list[list[str]], int]:
+    """Take the parameters out of the sources: which each operator reads, and by how many edges in all."""
+    held = {text: ends for text, ends in sheet.sources.items() if _is_parameter(text)}
+    sheet.sources = {text: ends for text, ends in sheet.sources.items() if not _is_parameter(text)}
+    names: list[list[str]] = [[] for _ in sheet.operators]
+    for text, ends in held.items():
+        for number in ends:
+            names[number].append(text.partition(" ")[2])
+    return names, sum(told[0] for ends in held.values() for told in ends.values())
+
+
+def _draw(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_edges: int) -> Sheet:
     width = max(page.width, _MIN_WIDTH)
     told = [*_tell(sheet, subject, page, num_parameter_edges), *subject.told]
     told += [f"{TOLD}; a click on one leads to its place on the page."] if sheet.faults else []
-    head = plan_head(subject.title, told, SIGNS, width=width, links=subject.links)
+    head = plan_head(subject.title, told, _SIGNS, width=width, links=subject.links)
     move_down(page, head.height)
     dot = Dot(name=subject.title, width=width + _MARGIN, height=page.height + head.height + _MARGIN)
     colour = stage_colour(subject.stage)
@@ -109,7 +116,7 @@ def draw_operators(sheet: Operators, subject: Subject) -> Sheet:
 
 
 def _is_parameter(text: str) -> bool:
-    return text.startswith("parameter ")
+    return text.startswith(PARAMETER)
 
 
 def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_edges: int) -> list[str]:
@@ -124,8 +131,8 @@ def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_
     if sheet.is_first_alone:
         alike += "; their orders differ so that lines which lead back are left out"
     if sheet.is_by_depth:
-        alike += "; operators of one name, as deep in their call as the other, stand in one box: 57 x 8 are 57 in each"
-        alike += " of 8 calls"
+        alike += "; operators of one name, as deep in their call as the other, stand in one box: 57 ops x 8 are 57 in "
+        alike += "each of 8 calls, 265 ops in 8 are 265 in all of them"
     return [
         f"{len(sheet.operators):,} nodes shown of {subject.num_total:,}: they stand for {sheet.num_nodes:,}, "
         f"which are every operator and communication of {write_gpus(subject.ranks)} here, and of all experts. "
@@ -138,12 +145,14 @@ def _tell(sheet: Operators, subject: Subject, page: OperatorPage, num_parameter_
 def _describe(one: Operator, parameters: Sequence[str]) -> list[str]:
     last = one.path.rpartition(".")[2]
     title = one.label if not last else f"{one.label} · {last}"
-    out = " ".join(captions.write_shapes(one.outputs))
-    into = " ".join(captions.write_shapes(one.inputs))
-    calls = f"x {one.num_calls:,}" if one.num_alike == 1 else f"{one.num_alike:,.4g} x {one.num_calls:,}"
-    text = [title, f"{into} → {out}" if into or out else "no tensor"]
+    calls = captions.count_in_calls(one.num_runs, one.num_calls, one.fewest, one.most, "op")
+    calls = f"x {one.num_calls:,}" if one.most == 1 else calls
+    text = [
+        title,
+        captions.write_in_out(captions.write_shapes(one.inputs), captions.write_shapes(one.outputs)) or "no tensor",
+    ]
     if parameters and one.expert < 0:
-        many = f"{len(parameters):,} parameters" if one.num_alike > 1 else ", ".join(parameters)
+        many = f"{len(parameters):,} parameters" if one.most > 1 else ", ".join(parameters)
         text.append(f"reads {many}")
     if one.kind != "compute":
         text.append(f"{_groups(one)} · {write_bytes(one.num_bytes)} · {calls}")
@@ -190,9 +199,8 @@ def _draw_panels(dot: Dot, page: OperatorPage, colour: str) -> None:
 def _draw_cards(dot: Dot, sheet: Operators, page: OperatorPage, colour: str) -> None:
     held = _held(sheet)
     groups = sorted(set(held.values()))
-    cards = find_cards(sheet)
     for expert, place in page.cards.items():
-        inside = [f"op{i}" for i, other in cards.items() if other == expert]
+        inside = [f"op{i}" for i, other in page.card_of.items() if other == expert]
         dot.box(
             f"expert {expert}",
             place,
@@ -226,7 +234,7 @@ def _draw_boxes(dot: Dot, sheet: Operators, page: OperatorPage, colour: str, nam
             shape=shape,
             fillcolor="#ffffff" if one.expert >= 0 and shape == "box" else tint(colour, SHARES[shape]),
             stands_for=one.num_nodes,
-            ranks=write_runs(one.ranks),
+            ranks=list_gpus(one.ranks),
             **{
                 "color": colour,
                 "tooltip": f"{one.op}{module}: {one.num_nodes:,} nodes of the graph",
@@ -306,10 +314,9 @@ def _draw_way(
 
 def _draw_card_lines(dot: Dot, sheet: Operators, page: OperatorPage, lines: Sequence[int], drawn: set[int]) -> None:
     """Draw the lines inside cards: to the next operator straight, past others along the card's right side."""
-    cards = find_cards(sheet)
     for i in lines:
         line = sheet.lines[i]
-        if cards[line.src] != cards[line.dst]:
+        if page.card_of[line.src] != page.card_of[line.dst]:
             continue
         drawn.add(i)
         a, b = page.places[line.src], page.places[line.dst]

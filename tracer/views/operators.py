@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.topology import number_nodes
-from truedag.tracer.views import captions
 from truedag.tracer.views.calls import CALL, KEY, Calls, select_sheet
 from truedag.tracer.views.depths import add_depths
+from truedag.tracer.views.ends import name_ends
 from truedag.tracer.views.faults import Fault
 from truedag.tracer.views.scope import Scope
 
 _COMMUNICATIONS = ("collective", "send", "recv")
-_LAYERS = "\0layers"  # stands for their numbers
-_PARAMETER = "parameter "
 Tensor = tuple[str, tuple[int, ...]]
 
 
@@ -43,7 +38,9 @@ class Operator:
         num_groups: how many groups it stands for; 0: no communication.
         num_nodes: nodes of the graph that it stands for.
         num_calls: calls that were read and ran it.
-        num_alike: how many times it ran in each of these, in the mean; more than 1 on sheets that are folded by depth.
+        num_runs: how many times it ran in these calls; more often than once in a call on sheets folded by depth.
+        fewest: how many times in the call that ran it the fewest times.
+        most: how many times in the call that ran it the most times.
         mean_ns: mean time of a call (a communication's transfer); None: unknown.
         max_ns: the longest.
         wait_ns: mean time that a participant waited for the last one.
@@ -65,7 +62,9 @@ class Operator:
     num_groups: int
     num_nodes: int
     num_calls: int
-    num_alike: float
+    num_runs: int
+    fewest: int
+    most: int
     mean_ns: float | None
     max_ns: float | None
     wait_ns: float | None
@@ -158,7 +157,7 @@ def fold_operators(
         for src, dst, kind, num, size in lines.iter_rows()
         if number[src] < number[dst]
     ]
-    sources, targets = _ports(calls, items, inside)
+    sources, targets = name_ends(calls, items, inside)
     num_calls, num_unlike = _count_calls(items, calls.ranks)
     return Operators(
         operators=operators,
@@ -231,6 +230,7 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
     groups = {
         row["group"]: tuple(row["ranks"]) for row in scope.whole.groups.select("group", "ranks").collect().to_dicts()
     }
+    in_calls = items.group_by("number", "rank", "layer", *CALL).len().group_by("number")
     rows = (
         items.group_by("number")
         .agg(
@@ -239,13 +239,13 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
             pl.col("outputs").unique(),
             pl.col("rank").unique().sort(),
             num_nodes=pl.col("node").n_unique(),
-            num_calls=pl.struct("rank", "layer", *CALL).n_unique(),
             num_rows=pl.len(),
             mean=duration.mean(),
             longest=duration.max(),
             estimated=(pl.col("timing") == "estimated").any(),
             per_rank=pl.len() / pl.col("rank").n_unique(),
         )
+        .join(in_calls.agg(num_calls=pl.len(), fewest=pl.col("len").min(), most=pl.col("len").max()), on="number")
         .sort("number")
     )
     described = []
@@ -268,7 +268,9 @@ def _describe(scope: Scope, calls: Calls, items: pl.DataFrame) -> list[Operator]
                 num_groups=_num_groups(scope, calls.lead, found),
                 num_nodes=_num_nodes(scope, calls.lead, row, ranks, found),
                 num_calls=row["num_calls"],
-                num_alike=row["num_rows"] / row["num_calls"],
+                num_runs=row["num_rows"],
+                fewest=row["fewest"],
+                most=row["most"],
                 mean_ns=row["mean"] if talk is None else talk["transfer"],
                 max_ns=row["longest"] if talk is None else talk["max_transfer"],
                 wait_ns=None if talk is None else talk["wait"],
@@ -315,77 +317,6 @@ def _num_nodes(
 
 def _tensors(texts: Sequence[str | None]) -> frozenset[Tensor]:
     return frozenset(tensor for text in texts if text for tensor in read_tensors(text))
-
-
-def _ports(
-    calls: Calls, items: pl.DataFrame, inside: pl.DataFrame
-) -> tuple[dict[str, dict[int, list[int]]], dict[str, dict[int, list[int]]]]:
-    """Say where the data of the other edges come from and go to, each text with operators, edges and bytes."""
-    own = items.select("node", "number", "layer", "phase", *CALL).unique("node")
-    others = calls.items.select("node", "kind", "layer", "phase", "path", "op", "label", "expert", *CALL).unique("node")
-    crossing = calls.edges.join(inside, on=["src", "dst"], how="anti")
-    found: list[dict[str, dict[int, list[int]]]] = []
-    for near, far in (("dst", "src"), ("src", "dst")):
-        rows = (
-            crossing.select(pl.col(near).alias("node"), pl.col(far).alias("other"), "bytes")
-            .join(own, on="node")
-            .join(others.rename({"node": "other"}), on="other", suffix="_there")
-            .rename({"kind": "kind_there", "path": "path_there", "op": "op_there", "label": "label_there"})
-        )
-        is_same_call = pl.all_horizontal(pl.col(name) == pl.col(f"{name}_there") for name in CALL)
-        by = (
-            "number",
-            "kind_there",
-            "layer",
-            "layer_there",
-            "phase",
-            "phase_there",
-            "path_there",
-            "op_there",
-            "label_there",
-            "expert",
-            "is_same_call",
-        )
-        grouped = (
-            rows.with_columns(is_same_call=is_same_call).group_by(by).agg(num=pl.len(), size=pl.col("bytes").sum())
-        )
-        texts: dict[str, dict[int, list[int]]] = defaultdict(dict)
-        layers: dict[str, set[int]] = defaultdict(set)
-        for row in grouped.sort(*by, nulls_last=True).to_dicts():
-            text = _name_other(row)
-            layers[text].add(row["layer_there"])
-            into = texts[text].setdefault(row["number"], [0, 0])
-            into[0] += row["num"]
-            into[1] += row["size"] or 0
-        found.append({text.replace(_LAYERS, _name_layers(layers[text])): into for text, into in texts.items()})
-    return found[0], found[1]
-
-
-def _name_layers(layers: set[int]) -> str:
-    return f"layer{'' if len(layers) == 1 else 's'} {write_runs(layers)}"
-
-
-def _name_other(row: Mapping[str, Any]) -> str:
-    """Say what is at an edge's other end: a parameter, what another phase keeps, another layer, another call."""
-    path, op = row["path_there"] or "", (row["op_there"] or "").rpartition("::")[2]
-    kind, layer = row["kind_there"], row["layer_there"]
-    if kind == "parameter":
-        return _PARAMETER + captions.relative_module(row["label_there"], layer)
-    if kind in ("input", "output"):
-        return f"the program's {kind}"
-    away = layer - row["layer"]
-    if layer == -1 and away:
-        where = "outside the layers"
-    elif away and row["layer"] == -1:
-        where = _LAYERS
-    elif away:
-        where = {-1: "the layer before", 1: "the layer after"}.get(away, f"{abs(away)} layers off")
-    else:
-        where = ""
-    if row["phase_there"] != row["phase"]:
-        return " ".join(part for part in (row["phase_there"] or "no phase", where, "" if where else path) if part)
-    call = "" if row["is_same_call"] or where else "another call"
-    return " ".join(part for part in (call, where, "" if where else path, op) if part)
 
 
 def _count_calls(items: pl.DataFrame, ranks: Sequence[int]) -> tuple[int, int]:

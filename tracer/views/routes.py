@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from truedag.tracer.views.boxes import ACROSS, STEP, Box
-from truedag.tracer.views.layout import PITCH, Page, Rectangle
+from truedag.tracer.views.fitting import border
+from truedag.tracer.views.layout import BOX_WIDTH, PANEL_PAD, PITCH, Page, Rectangle
 from truedag.tracer.views.ties import Tie
 
 Point = tuple[float, float]
 _NUM_LANES = 4
+_NUM_DEEP = 8
 _LANE = 2.6
 _CLEAR = 5.0
 _FAR = 400.0  # stages below each other
@@ -29,43 +31,131 @@ class Route:
 def find_routes(ties: Sequence[Tie], boxes: Sequence[Box], page: Page) -> list[Route]:
     """Find each line's way."""
     by_fold = {box.fold: box for box in boxes}
-    tops: dict[tuple[int, str, object], list[float]] = {}
-    for box in boxes:
-        if box.column is not None:
-            tops.setdefault((box.stage, box.panel, box.column), []).append(page.boxes[box.fold].y)
-    rows = {key: sorted(set(found)) for key, found in tops.items()}
-    lanes: dict[object, list[list[tuple[float, float]]]] = {}
+    ways = _ColumnWays(boxes, page)
     steps = _find_step_rows(boxes, page)
     routes = []
+    feet: dict[tuple[int, str], int] = {}
+    turns = {stage: turn for turn, stage in enumerate(sorted(page.stages))}
     for tie in ties:
         src, dst = by_fold[tie.src], by_fold[tie.dst]
         a, b = page.boxes[tie.src], page.boxes[tie.dst]
         is_aside = False
         if tie.kind == "p2p":
-            is_far = abs(src.stage - dst.stage) != 1 or abs(a.y - b.y) > _FAR
-            points = _below(a, b, page.panels[src.stage, src.panel]) if is_far else _sideways(a, b)
+            is_near = abs(turns.get(src.stage, -1) - turns.get(dst.stage, -1)) == 1 and abs(a.y - b.y) <= _FAR
+            if is_near and ways.face_each_other(src, dst):
+                points = _sideways(a, b)
+            else:
+                place = (src.stage, src.panel)
+                feet[place] = feet.get(place, 0) + 1
+                foot = page.panels[place].bottom - 3.0 * feet[place]
+                points = _below(a, b, foot, is_last=ways.is_last(src))
         elif src.column is None or dst.column is None:
             is_across = ACROSS in (src.panel, dst.panel)
             points = (
                 _across(a, b, page.panels[-1, ACROSS]) if is_across else _in_step(a, b, steps[tie.src], steps[tie.dst])
             )
-        elif src.column == dst.column:
-            here = rows[src.stage, src.panel, src.column]
-            if here.index(b.y) - here.index(a.y) == 1:
-                points = ((a.x, a.bottom), (b.x, b.top)) if a.x == b.x else _step_down(a, b)
-            else:
-                is_aside = True
-                lane = _take_lane(lanes.setdefault((src.stage, src.panel, src.column), []), a.y, b.y)
-                x = max(a.x, b.x) if len({a.width, b.width}) > 1 else a.x
-                x = max(a.right, b.right, _full_right(a, b)) + _CLEAR + lane * _LANE
-                points = ((a.right, a.y + 3), (x, a.y + 3), (x, b.y - 3), (b.right, b.y - 3))
         else:
-            is_last = a.y == rows[src.stage, src.panel, src.column][-1]
-            is_first = b.y == rows[dst.stage, dst.panel, dst.column][0]
-            is_aside = not (is_last and is_first)
-            points = _to_next_column(a, b, is_last=is_last, is_first=is_first)
+            points, is_aside = ways.find(src, dst)
         routes.append(Route(tie=tie, points=points, is_aside=is_aside))
     return routes
+
+
+class _ColumnWays:
+    """Ways between boxes in columns, in lanes: beside a slot, in the gutter to the next one, and below the rows."""
+
+    def __init__(self, boxes: Sequence[Box], page: Page) -> None:
+        """Note which rows each slot has."""
+        self._page = page
+        self._lanes: dict[object, list[list[tuple[float, float]]]] = {}
+        rows: dict[tuple[int, str, int], set[float]] = {}
+        for box in boxes:
+            if box.column is not None:
+                rows.setdefault(self._slot(box), set()).add(page.boxes[box.fold].y)
+        self._rows = {slot: sorted(found) for slot, found in rows.items()}
+
+    def find(self, src: Box, dst: Box) -> tuple[tuple[Point, ...], bool]:
+        """Return a way, and whether it passes other boxes by."""
+        a, b = self._page.boxes[src.fold], self._page.boxes[dst.fold]
+        here, there = self._slot(src), self._slot(dst)
+        rows, goals = self._rows[here], self._rows[there]
+        is_last, is_first = a.y == rows[-1], b.y == goals[0]
+        if here == there:
+            if rows.index(b.y) - rows.index(a.y) == 1:
+                return ((a.x, a.bottom), (b.x, b.top)) if a.x == b.x else _step_down(a, b), False
+            return self._beside(src, dst), True
+        if abs(here[2] - there[2]) == 1:
+            return self._to_next(src, dst, is_last=is_last, is_first=is_first), not (is_last and is_first)
+        return self._far(src, dst), True
+
+    def is_last(self, box: Box) -> bool:
+        """Whether nothing stands below a box in its slot, or it is in none."""
+        return box.column is None or self._page.boxes[box.fold].y == self._rows[self._slot(box)][-1]
+
+    def face_each_other(self, src: Box, dst: Box) -> bool:
+        """Whether nothing of their stages stands between two boxes of stages beside each other."""
+        if src.column is None or dst.column is None:
+            return True
+        left, right = sorted((src, dst), key=lambda box: self._page.boxes[box.fold].x)
+        here, there = self._slot(left), self._slot(right)
+        is_outer = here[2] == max(slot for *panel, slot in self._rows if tuple(panel) == here[:2])
+        return is_outer and there[2] == min(slot for *panel, slot in self._rows if tuple(panel) == there[:2])
+
+    def _slot(self, box: Box) -> tuple[int, str, int]:
+        return (box.stage, box.panel, self._page.slots[box.fold])
+
+    def _beside(self, src: Box, dst: Box) -> tuple[Point, ...]:
+        """Pass the boxes between on the side to which the phase goes."""
+        a, b = self._page.boxes[src.fold], self._page.boxes[dst.fold]
+        sign = -1 if src.falls else 1
+        lane = self._take(("beside", *self._slot(src)), a.y, b.y)
+        x = self._middle(src) + sign * (BOX_WIDTH / 2 + _CLEAR + lane * _LANE)
+        return (
+            (_side(src, a, a.y + 3, sign), a.y + 3),
+            (x, a.y + 3),
+            (x, b.y - 3),
+            (_side(dst, b, b.y - 3, sign), b.y - 3),
+        )
+
+    def _to_next(self, src: Box, dst: Box, *, is_last: bool, is_first: bool) -> tuple[Point, ...]:
+        a, b = self._page.boxes[src.fold], self._page.boxes[dst.fold]
+        sign = 1 if b.x > a.x else -1
+        begin, end = a.bottom + 6.0 if is_last else a.y + 6, b.top - 7.0 if is_first else b.y - 8
+        lane = self._take(("gutter", *self._slot(src), sign), min(begin, end), max(begin, end))
+        gutter = self._middle(src) + sign * (PITCH / 2 + _CLEAR - 1 + lane * _LANE)
+        lead: tuple[Point, ...] = ((_side(src, a, begin, sign), begin), (gutter, begin))
+        if is_last:
+            lead = ((a.x, a.bottom), (a.x, begin), (gutter, begin))
+        if is_first:
+            return (*lead, (gutter, end), (b.x, end), (b.x, b.top))
+        return (*lead, (gutter, end), (_side(dst, b, end, -sign), end))
+
+    def _far(self, src: Box, dst: Box) -> tuple[Point, ...]:
+        """Go down beside the slot, below all rows, and up beside the other one."""
+        a, b = self._page.boxes[src.fold], self._page.boxes[dst.fold]
+        sign = 1 if b.x > a.x else -1
+        foot = self._page.feet[src.stage, src.panel] + _CLEAR
+        deep = self._take(("foot", src.stage, src.panel), min(a.x, b.x), max(a.x, b.x), num=_NUM_DEEP)
+        low = foot + deep * _LANE
+        down = self._take(("gutter", *self._slot(src), sign), a.y, low)
+        before = (*self._slot(dst)[:2], self._slot(dst)[2] - sign)
+        up = self._take(("gutter", *before, sign), b.y, low)
+        x = self._middle(src) + sign * (PITCH / 2 + _CLEAR - 1 + down * _LANE)
+        goal = self._middle(dst) - sign * (PITCH / 2 - _CLEAR + 1 - up * _LANE)
+        begin, end = a.y + 6, b.y - 8
+        return (
+            (_side(src, a, begin, sign), begin), (x, begin), (x, low), (goal, low), (goal, end),
+            (_side(dst, b, end, -sign), end),
+        )  # fmt: skip
+
+    def _middle(self, box: Box) -> float:
+        """Where the middle of a box's slot is: those of experts stand two by two beside it."""
+        x = self._page.boxes[box.fold].x
+        panel = self._page.panels[box.stage, box.panel]
+        first = panel.left + PANEL_PAD
+        return first + (int((x - first) // PITCH) + 0.5) * PITCH
+
+    def _take(self, key: object, low: float, high: float, *, num: int = _NUM_LANES) -> int:
+        return _take_lane(self._lanes.setdefault(key, []), low, high, num)
 
 
 def round_corners(points: Sequence[Point]) -> list[Point]:
@@ -92,42 +182,27 @@ def _towards(a: Point, b: Point, distance: float) -> Point:
     return (a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share)
 
 
-def _full_right(a: Rectangle, b: Rectangle) -> float:
-    """The right side of the column that a half-wide box stands in."""
-    wide = a if a.width >= b.width else b
-    return wide.right
+def _side(box: Box, place: Rectangle, y: float, sign: int) -> float:
+    """Where a box's border is at a height, on its right (sign 1) or left (-1)."""
+    return place.x + border(box.shape, place.width, place.height, y - place.y, sign)
 
 
-def _take_lane(taken: list[list[tuple[float, float]]], top: float, bottom: float) -> int:
+def _take_lane(taken: list[list[tuple[float, float]]], top: float, bottom: float, num: int) -> int:
     """Take the first lane that is free from top to bottom, the last one if none is."""
     for i, spans in enumerate(taken):
         if all(bottom <= low or top >= high for low, high in spans):
             spans.append((top, bottom))
             return i
-    if len(taken) < _NUM_LANES:
+    if len(taken) < num:
         taken.append([(top, bottom)])
         return len(taken) - 1
     taken[-1].append((top, bottom))
-    return _NUM_LANES - 1
+    return num - 1
 
 
 def _step_down(a: Rectangle, b: Rectangle) -> tuple[Point, ...]:
     middle = (a.bottom + b.top) / 2
     return ((a.x, a.bottom), (a.x, middle), (b.x, middle), (b.x, b.top))
-
-
-def _to_next_column(a: Rectangle, b: Rectangle, *, is_last: bool, is_first: bool) -> tuple[Point, ...]:
-    sign = 1 if b.x > a.x else -1
-    gutter = (a.x + b.x) / 2 + sign * 4.0
-    side = a.right if sign > 0 else a.left
-    lead: tuple[Point, ...] = ((side, a.y + 6), (gutter, a.y + 6))
-    if is_last:
-        low = a.bottom + 6.0
-        lead = ((a.x, a.bottom), (a.x, low), (gutter, low))
-    if is_first:
-        high = b.top - 7.0
-        return (*lead, (gutter, high), (b.x, high), (b.x, b.top))
-    return (*lead, (gutter, b.y - 8), (b.left if sign > 0 else b.right, b.y - 8))
 
 
 def _sideways(a: Rectangle, b: Rectangle) -> tuple[Point, ...]:
@@ -136,11 +211,14 @@ def _sideways(a: Rectangle, b: Rectangle) -> tuple[Point, ...]:
     return (start, end) if a.y == b.y else (start, (middle, a.y), (middle, b.y), end)
 
 
-def _below(a: Rectangle, b: Rectangle, panel: Rectangle) -> tuple[Point, ...]:
+def _below(a: Rectangle, b: Rectangle, foot: float, *, is_last: bool) -> tuple[Point, ...]:
     """Take the foot of the panel to a column that is far away, and the gutter beside it up."""
-    foot = panel.bottom - 6.0
     side, aside = (b.right, b.right + 9.0) if a.x > b.x else (b.left, b.left - 9.0)
-    return ((a.x, a.bottom), (a.x, foot), (aside, foot), (aside, b.y), (side, b.y))
+    lead: tuple[Point, ...] = ((a.x, a.bottom), (a.x, foot))
+    if not is_last:
+        gutter = a.right + 9.0
+        lead = ((a.right, a.y), (gutter, a.y), (gutter, foot))
+    return (*lead, (aside, foot), (aside, b.y), (side, b.y))
 
 
 def _across(a: Rectangle, b: Rectangle, panel: Rectangle) -> tuple[Point, ...]:

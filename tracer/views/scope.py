@@ -21,6 +21,7 @@ from truedag.tracer.views.faults import Faults
 
 # Above so many nodes a graph is drawn from one rank of each class.
 MAX_NODES = 3_000_000
+_OF_EXPERTS = ("ep", "etp", "edp")
 _AXES = ("tp", "ep", "etp", "pp", "dp", "edp", "cp")
 
 
@@ -96,6 +97,15 @@ class Scope:
         return {axis: 1 + max((self.coordinate(rank, axis) for rank in self.places), default=-1) for axis in _AXES}
 
     @cached_property
+    def stage_sizes(self) -> dict[int, int]:
+        """How many ranks each stage has."""
+        sizes: dict[int, int] = {}
+        for rank in self.places:
+            stage = self.coordinate(rank, "pp")
+            sizes[stage] = sizes.get(stage, 0) + 1
+        return sizes
+
+    @cached_property
     def by_place(self) -> dict[tuple[int, int], tuple[int, ...]]:
         """The ranks of each place on the pipeline's and the experts' axes: they hold the same experts."""
         found: dict[tuple[int, int], list[int]] = {}
@@ -117,8 +127,10 @@ class Scope:
 
     @cached_property
     def axes(self) -> list[str]:
-        """The axes on which ranks differ."""
-        return [axis for axis in _AXES if self.size(axis) > 1]
+        """The axes on which ranks differ; those of experts only where there are some."""
+        is_expert = self.graph.nodes.filter(pl.col("expert") >= 0).select("node").head(1)
+        axes = _AXES if len(is_expert.collect()) else [axis for axis in _AXES if axis not in _OF_EXPERTS]
+        return [axis for axis in axes if self.size(axis) > 1]
 
 
 def find_scope(graph: Graph, faults: Faults | None = None) -> Scope:

@@ -91,7 +91,7 @@ def plan_head(
     title: str, told: Sequence[str], signs: Sequence[Sign], *, width: float, links: Sequence[Link] = ()
 ) -> Head:
     """Break a page's head into lines."""
-    lines = wrap(told, width, size=_SIZE)
+    lines = wrap(told, width - _LEFT, size=_SIZE)
     top = _TITLE + (_LINE + 3 if links else 0)
     x, y = _LEFT, top + _LINE * len(lines) + _LINE
     placed = []

@@ -9,10 +9,14 @@ from typing import Any
 import polars as pl
 
 from truedag.tracer.analysis.estimates import forget_estimates
+from truedag.tracer.analysis.held_memory import HeldMemory, read_memory
 from truedag.tracer.graph.fold import COMMUNICATIONS
 from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.views import captions
+from truedag.tracer.views.faults import Fault
+from truedag.tracer.views.heads import Heads, find_heads
 from truedag.tracer.views.scope import Scope, weigh
+from truedag.tracer.views.speed import Speed, measure_speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,7 @@ class RankClass:
     """Ranks that ran the same program: the lowest of them, all of them, and what they ran.
 
     `num_operators` is the fewest and the most that one of them ran: for experts without tokens one runs others.
+    `memory` is what the first of them had; None is unknown.
     """
 
     first: int
@@ -30,6 +35,7 @@ class RankClass:
     num_communications: int
     num_parameters: int
     busy_ns: float | None
+    memory: HeldMemory | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +48,12 @@ class Traffic:
         axis: the axis, or '' where nobody told.
         phase: of messages; None of collectives.
         calls: for each label how many nodes of the graph.
-        num_groups: process groups.
-        sizes: their sizes.
+        groups: for each size of its process groups how many there are.
         first: the first of them.
         num_bytes: that all participants send (or receive, for recv).
         transfer_ns: mean transfer of a participant; None: unknown.
         wait_ns: mean wait.
-        shapes: of the tensors that go in and come out.
+        shapes: of the tensors that go in and come out, as `captions.write_shapes` has them.
         classes: the classes, by their lowest ranks, that take part.
         is_merge: it joins what the parts of the batch gave.
     """
@@ -58,13 +63,12 @@ class Traffic:
     axis: str
     phase: str | None
     calls: Mapping[str, int]
-    num_groups: int
-    sizes: tuple[int, ...]
+    groups: Mapping[int, int]
     first: tuple[int, ...]
     num_bytes: int
     transfer_ns: float | None
     wait_ns: float | None
-    shapes: tuple[str, str]
+    shapes: tuple[list[str], list[str]]
     classes: tuple[int, ...]
     is_merge: bool
 
@@ -86,7 +90,11 @@ class BatchPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """All of it; `ties` has for two traffics (by place in the list) the messages between them and their bytes."""
+    """All of it.
+
+    `ties` has for two traffics (by place in the list) the messages between them and their bytes, `faults` for a traffic
+    what an audit found of its nodes; `missing` are ranks that recorded nothing.
+    """
 
     classes: list[RankClass]
     traffic: list[Traffic]
@@ -97,6 +105,10 @@ class World:
     num_microbatches: int
     num_decode_steps: int
     has_backward: bool
+    speed: Speed | None
+    heads: Heads | None
+    missing: tuple[int, ...]
+    faults: Mapping[int, list[Fault]]
 
 
 def read_world(scope: Scope) -> World:
@@ -138,6 +150,12 @@ def read_world(scope: Scope) -> World:
         num_microbatches=nodes.filter(pl.col("microbatch") >= 0)["microbatch"].n_unique(),
         num_decode_steps=nodes.filter(pl.col("decode_step") >= 0)["decode_step"].n_unique(),
         has_backward=(nodes["phase"] == "backward").any(),
+        speed=measure_speed(scope, nodes, participants),
+        heads=find_heads(scope),
+        missing=tuple(sorted(set(scope.whole.meta.get("missing_ranks") or ()) - set(scope.places))),
+        faults=scope.faults.on_nodes(
+            nodes.select("node", "rank", "layer").join(places, on="node").rename({"place": "box"})
+        ),
     )
 
 
@@ -153,6 +171,8 @@ def _classes(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> l
     sizes: dict[int, int] = {}
     for rank, text in nodes.filter(pl.col("kind") == "parameter").select("rank", "outputs").iter_rows():
         sizes[rank] = sizes.get(rank, 0) + captions.count_elements(text or "")
+    told_ranks = scope.whole.ranks.select("rank", "rank_class").collect()
+    memory = {rank: one for one in read_memory(scope.whole.meta, told_ranks) for rank in one.ranks}
     classes = []
     for first, ranks in sorted(scope.members.items()):
         read = [rank for rank in ([first] if scope.is_folded else ranks) if rank in told]
@@ -168,6 +188,7 @@ def _classes(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame) -> l
                 num_communications=met.get(first, 0),
                 num_parameters=sizes.get(first, 0),
                 busy_ns=sum(times) / len(times) if times else None,
+                memory=memory.get(first),
             )
         )
     return classes
@@ -223,8 +244,7 @@ def _traffic(
                 axis=row["axis"],
                 phase=row["of_phase"],
                 calls=labels[key],
-                num_groups=_num_groups(scope, members),
-                sizes=tuple(sorted({len(ranks) for ranks, _ in members})),
+                groups=_count_groups(scope, members),
                 first=min(ranks for ranks, _ in members),
                 num_bytes=row["moved"] or 0,
                 transfer_ns=row["transfer"],
@@ -248,14 +268,20 @@ def _rank_weights(scope: Scope) -> pl.Expr:
     return pl.col("rank").cast(pl.Int64).replace_strict(weights, default=1, return_dtype=pl.Int64)
 
 
-def _num_groups(scope: Scope, members: Sequence[tuple[tuple[int, ...], int]]) -> int:
-    if not scope.is_folded:
-        return len({ranks for ranks, _ in members})
-    return max(1, round(sum(scope.weight(rank) / len(ranks) for ranks, rank in members)))
+def _count_groups(scope: Scope, members: Sequence[tuple[tuple[int, ...], int]]) -> dict[int, int]:
+    """Count the groups of each size, the largest first; a rank that was read stands for its class in its groups."""
+    counted: dict[int, float] = {}
+    if scope.is_folded:
+        for ranks, rank in members:
+            counted[len(ranks)] = counted.get(len(ranks), 0.0) + scope.weight(rank) / len(ranks)
+    else:
+        for ranks in {ranks for ranks, _ in members}:
+            counted[len(ranks)] = counted.get(len(ranks), 0.0) + 1.0
+    return {size: max(1, round(counted[size])) for size in sorted(counted, reverse=True)}
 
 
-def _write(texts: Sequence[str | None]) -> str:
-    return " ".join(captions.write_shapes({one for text in texts if text for one in read_tensors(text)}))
+def _write(texts: Sequence[str | None]) -> list[str]:
+    return captions.write_shapes({one for text in texts if text for one in read_tensors(text)})
 
 
 def _batch(scope: Scope, nodes: pl.DataFrame, edges: pl.DataFrame) -> tuple[list[BatchPart], int, int]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from truedag.tracer.analysis.quantities import write_bytes, write_runs
+from truedag.tracer.analysis.quantities import write_bytes
 from truedag.tracer.views import captions
-from truedag.tracer.views.colours import DARK, SHARES, stage_colour, tint
+from truedag.tracer.views.colours import DARK, LIGHT, SHARES, stage_colour, tint
 from truedag.tracer.views.dot import Dot
 from truedag.tracer.views.experts import ExpertMap
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.faults import mark_faults
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.layout import Rectangle
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, find_way, frame_stage, plan_head
@@ -21,6 +22,7 @@ from truedag.tracer.views.world import World
 from truedag.tracer.views.world_page import MARGIN, WorldPage, is_below, lay_out_world
 
 _LIGHT = "#b4b4b4"
+_NUM_LANES = 9
 _SIGNS = (
     Sign(words="a rank class: GPUs that run the same program", shape="box", fill=tint(GREY, SHARES["box"])),
     Sign(words="communication over an axis, or messages", shape="ellipse", fill=tint(GREY, SHARES["ellipse"])),
@@ -40,7 +42,9 @@ def draw_world(
     title = f"{scope.name} · {len(scope.places):,} GPUs, every one"
     stood = sum(one.stands_for for one in page.nodes)
     width = max(page.width, 900.0)
-    head = plan_head(title, _tell(scope, page, stood), _SIGNS, width=width, links=links)
+    told = _tell(scope, page, stood)
+    told += scope.faults.tell([*(one.faults for one in page.nodes), *(one.faults for one in page.cells)])
+    head = plan_head(title, told, _SIGNS, width=width, links=links)
     for place in [
         *(one.place for one in page.nodes),
         *(one.place for one in page.cells),
@@ -54,21 +58,7 @@ def draw_world(
     draw_head(dot, head, sheet=name)
     for i, (place, text, size, bold) in enumerate(page.words):
         dot.words(f"words {i}", (place.x, place.y), text, size=size, bold=bold, align="l")
-    for cell in page.cells:
-        told = ", ".join(f"{axis} {scope.coordinate(cell.rank, axis)}" for axis in scope.axes)
-        dot.node(
-            f"gpu{cell.rank}",
-            cell.place,
-            (str(cell.rank),),
-            num_bold=0,
-            shape="box",
-            fillcolor=cell.fill,
-            color="#ffffff",
-            fontsize="7.5",
-            tooltip=f"GPU {cell.rank}: {told}",
-            ranks=cell.rank,
-            penwidth=0.6,
-        )
+    _draw_cells(dot, scope, page, name)
     for one in page.nodes:
         colour = stage_colour(one.stage)
         dot.node(
@@ -77,10 +67,10 @@ def draw_world(
             one.text,
             num_bold=one.num_bold,
             shape=one.shape,
-            color=colour,
             fillcolor=tint(colour, SHARES[one.shape]),
             stands_for=one.stands_for,
-            ranks=write_runs(one.ranks),
+            ranks=list_gpus(one.ranks),
+            **{"color": colour, **mark_faults(name, one.faults)},
         )
     _draw_lines(dot, world, page)
     return Sheet(
@@ -94,6 +84,26 @@ def draw_world(
     )
 
 
+def _draw_cells(dot: Dot, scope: Scope, page: WorldPage, name: str) -> None:
+    for cell in sorted(page.cells, key=lambda one: len(one.faults) > 0):  # red frames above their neighbours'
+        is_known = cell.rank in scope.places
+        told = ", ".join(f"{axis} {scope.coordinate(cell.rank, axis)}" for axis in scope.axes)
+        look: dict[str, object] = {"color": "#ffffff" if is_known else LIGHT, "penwidth": 0.6}
+        marks = mark_faults(name, cell.faults)
+        said = "; ".join([told if is_known else "recorded nothing", *(fault.title for fault in cell.faults)])
+        dot.node(
+            f"gpu{cell.rank}",
+            cell.place,
+            (str(cell.rank),),
+            num_bold=0,
+            shape="box",
+            fillcolor=cell.fill,
+            fontsize="7.5",
+            ranks=cell.rank,
+            **{**look, **marks, "penwidth": 1.6 if marks else 0.6, "tooltip": f"GPU {cell.rank}: {said}"},
+        )
+
+
 def _tell(scope: Scope, page: WorldPage, stood: int) -> list[str]:
     axes = ", ".join(f"{axis} {scope.size(axis)}" for axis in scope.axes)
     read = (
@@ -101,11 +111,13 @@ def _tell(scope: Scope, page: WorldPage, stood: int) -> list[str]:
         if scope.is_folded
         else ""
     )
+    num_missing = len(page.cells) - len(scope.places)
+    missing = f" {captions.count(num_missing, 'GPU')} of these recorded nothing." if num_missing else ""
     return [
         f"{len(page.nodes):,} nodes shown of {scope.num_total:,}: they stand for {scope.about}{stood:,}, which are "
         "all operators (in the rank classes) and all communications (by stage and axis); parameters are counted in "
         "elements. "
-        f"{len(page.cells):,} GPUs are drawn, all of them.{read}",
+        f"{len(page.cells):,} GPUs are drawn, all of them.{read}{missing}",
         f"Folded: what ran in a class and over an axis. Axes: {axes or 'none was told'}. Bytes are those that all GPUs "
         "send; times are means of a participant, transfer from the last one's arrival and the wait for it. A stage's "
         "heading leads to all of its layers.",
@@ -114,7 +126,8 @@ def _tell(scope: Scope, page: WorldPage, stood: int) -> list[str]:
 
 def _draw_stages(dot: Dot, scope: Scope, page: WorldPage, ways: Mapping[int, str], name: str) -> None:
     for stage, place in page.stages.items():
-        inside = [f"gpu{one.rank}" for one in page.cells if scope.coordinate(one.rank, "pp") == stage]
+        cells = [one.rank for one in page.cells if one.rank in scope.places]
+        inside = [f"gpu{rank}" for rank in cells if scope.coordinate(rank, "pp") == stage]
         inside += [one.name for one in page.nodes if one.stage == stage and place.top < one.place.y < place.bottom]
         frame_stage(dot, stage, place, inside)
         ranks = [rank for rank in sorted(scope.places) if scope.coordinate(rank, "pp") == stage]
@@ -126,6 +139,7 @@ def _draw_stages(dot: Dot, scope: Scope, page: WorldPage, ways: Mapping[int, str
 
 def _draw_lines(dot: Dot, world: World, page: WorldPage) -> None:
     places = {one.name: one.place for one in page.nodes}
+    merging = [places[f"traffic{i}"] for i, talk in enumerate(world.traffic) if is_below(world, talk)]
     for i, talk in enumerate(world.traffic):
         there = places[f"traffic{i}"]
         for first in talk.classes:
@@ -139,12 +153,12 @@ def _draw_lines(dot: Dot, world: World, page: WorldPage) -> None:
                 dot.line(f"traffic{i}", f"class{first}", (ends[1], ends[0]), color=_LIGHT, penwidth=0.8, dir="none")
         if is_below(world, talk) and "merged" in places:
             goal = places["merged"]
-            dot.line(
-                f"traffic{i}",
-                "merged",
-                ((there.x, there.bottom), (there.x, goal.top - 14.0), (goal.x, goal.top - 14.0), (goal.x, goal.top)),
-                color=DARK,
-            )
+            bus = goal.top - 14.0
+            lead: tuple[tuple[float, float], ...] = ((there.x, there.bottom), (there.x, bus))
+            if any(other.x == there.x and there.bottom < other.top < bus for other in merging):
+                beside = there.right + 7.0  # past the row below
+                lead = ((there.right, there.y), (beside, there.y), (beside, bus))
+            dot.line(f"traffic{i}", "merged", (*lead, (goal.x, bus), (goal.x, goal.top)), color=DARK)
     for i, part in enumerate(world.parts):
         a, b = places["batch"], places[f"part{i}"]
         above = b.top - 6.0
@@ -181,9 +195,16 @@ def _draw_batch(dot: Dot, world: World, page: WorldPage, places: Mapping[str, Re
 
 def _draw_transfers(dot: Dot, world: World, places: Mapping[str, Rectangle], page: WorldPage) -> None:
     """Draw messages below the groups; to another band down or up beside the stage's frame."""
-    for lane, ((i, k), (num, size)) in enumerate(world.ties.items()):
-        a, b, shift = places[f"traffic{i}"], places[f"traffic{k}"], 3.5 * (lane % 6)
+    taken: dict[int, set[int]] = {}
+    for (i, k), (num, size) in world.ties.items():
+        a, b = places[f"traffic{i}"], places[f"traffic{k}"]
         src, dst = world.traffic[i].stage, world.traffic[k].stage
+        passed = [stage for stage in page.stages if min(src, dst) <= stage <= max(src, dst)]
+        used = set().union(*(taken.get(stage, set()) for stage in passed))
+        lane = next(lane for lane in range(len(used) + 1) if lane not in used)
+        for stage in passed:
+            taken.setdefault(stage, set()).add(lane)
+        shift = 3.5 * (lane % _NUM_LANES)
         low, goal = page.buses[src] + shift, page.buses[dst] + shift
         way: tuple[tuple[float, float], ...] = ((a.x, a.bottom), (a.x, low), (b.x, low), (b.x, b.bottom))
         if page.buses[src] != page.buses[dst]:
