@@ -36,7 +36,7 @@ def measure_speed(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame)
     if len(windows) > 1:
         windows.pop(-1, None)  # what ran between the steps is of none
     ranks = scope.whole.ranks.collect()
-    lookups = find_lookups(scope.whole.nodes, ranks)
+    lookups = find_lookups(scope.whole.nodes.filter, ranks)
     found = measure_generations(measured, lookups, ranks, {step: begin for step, (begin, _) in windows.items()})
     if not found:
         return None
