@@ -10,8 +10,9 @@ from truedag.launch.deployment_file import load_deployment
 from truedag.launch.expected.expectation import expect
 from truedag.tracer.audit.auditing import audit_drawing
 from truedag.tracer.audit.drawing.document import DrawingError, read_document
-from truedag.tracer.audit.drawing.grammar import read_label, read_numbers
+from truedag.tracer.audit.drawing.grammar import read_label
 from truedag.tracer.audit.drawing.marking import mark_drawing
+from truedag.tracer.audit.drawing.numbers import read_numbers
 from truedag.tracer.audit.drawing.reading import read_drawing
 from truedag.tracer.audit.findings import Audit
 from truedag.tracer.audit.plan import plan

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truedag.tracer.audit.drawing.numbers import read_numbers
 from truedag.tracer.views.gpus import write_gpus
 
 
@@ -16,8 +17,9 @@ from truedag.tracer.views.gpus import write_gpus
     [
         ([3], "GPU 3"),
         (range(1024), "GPUs 0-1023"),
-        (range(0, 1024, 8), "GPUs 0 +8k, k=0-127"),
-        ([i for i in range(1024) if i % 8], "GPUs 1-7 +8k, k=0-127"),
+        (range(0, 1024, 8), "GPUs 0-1016 step 8"),
+        ([i for i in range(1024) if i % 8], "GPUs 1-7 to 1017-1023 step 8"),
+        ([i for i in range(1024) if i % 8 in (0, 1, 4)], "GPUs 0,1,4 +8k, k=0-127"),
         ([40, 41, 552, 553], "GPUs 40,41,552,553"),
     ],
 )
@@ -27,10 +29,7 @@ def test_gpus_are_named_in_few_signs(ranks, written):
 
 def read_gpus(text: str) -> set[int]:
     parts = text.partition(" ")[2].split(" +")
-    ranks = set()
-    for run in parts[0].split(","):
-        low, _, high = run.partition("-")
-        ranks |= set(range(int(low), int(high or low) + 1))
+    ranks = set(read_numbers(parts[0]))
     for repetition in parts[1:]:
         distance, last = re.fullmatch(r"(\d+)k, k=0-(\d+)", repetition).groups()
         ranks = {rank + int(distance) * k for rank in ranks for k in range(int(last) + 1)}

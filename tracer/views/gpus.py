@@ -10,7 +10,7 @@ _MAX_SIGNS = 34
 
 
 def write_gpus(ranks: Sequence[int]) -> str:
-    """Name GPUs: GPU 3; GPUs 0-3,8; GPUs 1-7 +8k, k=0-127 for 1-7, 9-15 and so on up to 1017-1023."""
+    """Name GPUs: GPU 3; GPUs 0-3,8; GPUs 0-1016 step 8; GPUs 0,1,4 +8k, k=0-127 for 0,1,4,8,9,12 and so on."""
     ordered = sorted(set(ranks))
     noun = "GPU" if len(ordered) == 1 else "GPUs"
     return f"{noun} {_write(ordered)}"
