@@ -97,7 +97,8 @@ def _tokens(rows: pl.DataFrame, plan: Plan, absent: Sequence[int]) -> Iterator[F
         yield _finding(
             "balance.tokens",
             f"In {len(mine)} passes of layers of experts, tokens are lost or doubled: {row['rows']} rows in layer "
-            f"{row['layer']}, microbatch {row['microbatch']}, not {wanted}" + ("; ranks of its stage are missing" if is_gone else ""),
+            f"{row['layer']}, microbatch {row['microbatch']}, not {wanted}"
+            + ("; ranks of its stage are missing" if is_gone else ""),
             f"{wanted} rows", f"{row['rows']}", layers=tuple(sorted(mine["layer"].unique())),
             ranks=tuple(absent) if is_gone else (),
         )  # fmt: skip

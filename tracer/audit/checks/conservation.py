@@ -18,6 +18,7 @@ from truedag.tracer.audit.subject import Subject, read_members
 
 
 def unmatched_halves(subject: Subject, plan: Plan) -> Iterator[Finding]:
+    """Yield sends without a receive, receives without a send, and what the graph's own maker could not join."""
     met = subject.edges.filter(pl.col("kind") == "p2p") if subject.messages is None else subject.messages
     peers = _absent_peers(plan, "pp", absent_ranks(subject, plan))
     for kind, end, other in (("send", "src", "receive"), ("recv", "dst", "send")):
@@ -61,7 +62,7 @@ def _write_ranks(ranks: Iterable[int]) -> str:
 
 
 def uneven_exchanges(subject: Subject, plan: Plan) -> Iterator[Finding]:
-    """What all gave must be what all got, by the kind of the communication."""
+    """Yield collectives where what all gave is not what all got, by their kind."""
     whole = subject.communications.filter((pl.col("weight") == 1) & (pl.col("kind") != "message"))
     parts = subject.parts.filter(pl.col("send_bytes").is_not_null() & pl.col("recv_bytes").is_not_null())
     sums = parts.group_by("node").agg(
@@ -95,7 +96,8 @@ def uneven_exchanges(subject: Subject, plan: Plan) -> Iterator[Finding]:
         without = sorted(wrong["lost"].explode(empty_as_null=False, keep_nulls=False).unique())
         yield Finding(
             check="communication.bytes",
-            title=f"{len(wrong)} {first['kind']}{'' if len(wrong) == 1 else 's'} where what all gave is not what all got: "
+            title=f"{len(wrong)} {first['kind']}{'' if len(wrong) == 1 else 's'} where what all gave is not what all "
+            "got: "
             f"{first['gave']:,} bytes given, {first['got']:,} got, by {first['size']} rank"
             + ("" if first["size"] == 1 else "s") + (f", without {_write_ranks(without)}" if without else ""),
             expected=_RULES[first["kind"]], found=f"{first['gave']:,} given, {first['got']:,} got",

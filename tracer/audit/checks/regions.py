@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from truedag.tracer.audit.roles import UNTOLD_KIND
 from truedag.tracer.audit.subject import Subject
 
 _DENSE = (
@@ -29,7 +30,7 @@ def summed_purposes(subject: Subject) -> tuple[str, ...]:
     purposes: list[str] = []
     for region in (_DENSE, _OF_EXPERTS):
         kinds = set(subject.communications.filter(pl.col("purpose").is_in(region))["kind"])
-        if "all-reduce" in kinds and not kinds & {"reduce-scatter", "all-gather"}:
+        if kinds & {"all-reduce", UNTOLD_KIND} and not kinds & {"reduce-scatter", "all-gather"}:
             purposes += region
     return tuple(purposes)
 

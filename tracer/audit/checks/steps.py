@@ -46,7 +46,7 @@ def _folds(drawn: DrawnSubject) -> Iterator[tuple[str, Fold]]:
 
 def _finding(title: str, expected: str, found: str, nodes: Sequence[str] = ()) -> Finding:
     return Finding(
-        check=CHECK, title=title, expected=expected, found=found, fix=CHECKS[CHECK].fix,
+        check=CHECK, title=title[:1].upper() + title[1:], expected=expected, found=found, fix=CHECKS[CHECK].fix,
         severity=CHECKS[CHECK].severity, nodes=pick_nodes(nodes), num_nodes=len(nodes),
     )  # fmt: skip
 
@@ -56,20 +56,23 @@ def _wrong_folds(drawn: DrawnSubject, told: set[int]) -> Iterator[Finding]:
         steps = _write_steps(fold.steps)
         if fold.like not in told or not drawn.folds[name]:
             yield _finding(
-                f"{steps} are folded as like step {fold.like}, which is not drawn", f"step {fold.like} in full",
-                f"steps {write_runs(told) or 'none'} are drawn", [name],
+                f"{steps} {_are(fold.steps)} folded as like step {fold.like}, which is not drawn",
+                f"step {fold.like} in full", f"steps {write_runs(told) or 'none'} are drawn", [name],
             )  # fmt: skip
             continue
         if both := sorted(told & set(fold.steps)):
             yield _finding(
-                f"{_write_steps(both)} are drawn, and in a fold too", "each step once", f"in a fold of {steps}", [name]
+                f"{_write_steps(both)} {_are(both)} drawn, and in a fold too",
+                "each step once",
+                f"in the fold of {steps}",
+                [name],
             )
         each = sum(drawn.readings[node].num_recorded or 1 for node in drawn.folds[name])
         wanted, stated = each * len(fold.steps), drawn.readings[name].num_recorded
         if stated != wanted:
+            says = f"says that it stands for {stated or 0:,} nodes; it stands for {wanted:,}"
             yield _finding(
-                f"A fold of {steps} does not say how many nodes it stands for" if stated is None else
-                f"A fold of {steps} says that it stands for {stated:,} nodes; it stands for {wanted:,}",
+                f"the fold of {steps} " + ("does not say how many nodes it stands for" if stated is None else says),
                 f"{wanted:,}: {write_count(len(fold.steps), 'step')} like step {fold.like}, which is {each:,} nodes",
                 "no number" if stated is None else f"{stated:,}", [name],
             )  # fmt: skip
@@ -91,14 +94,14 @@ def _partly(drawn: DrawnSubject) -> Iterator[Finding]:
     for (like, steps), names in of_steps.items():
         if twice := sorted(step for step in steps if step in taken):
             yield _finding(
-                f"{_write_steps(twice)} are in two folds", "each step once", f"{_write_steps(taken[twice[0]])} and "
-                f"{_write_steps(steps)}", names,
+                f"{_write_steps(twice)} {_are(twice)} in two folds", "each step once",
+                f"{_write_steps(taken[twice[0]])} and {_write_steps(steps)}", names,
             )  # fmt: skip
         taken.update(dict.fromkeys(steps, steps))
         there = [node for name in names for node in drawn.folds[name]]
         if there and len(there) != whole[like]:
             yield _finding(
-                f"{_write_steps(steps)} are folded as like step {like}, but for {len(set(there)):,} of its "
+                f"{_write_steps(steps)} {_are(steps)} folded as like step {like}, but for {len(set(there)):,} of its "
                 f"{whole[like]:,} nodes" + (", some of them twice" if len(set(there)) < len(there) else ""),
                 f"each of the {write_count(whole[like], 'node')} of step {like} once",
                 f"{len(there):,}, by their ranks", names,
@@ -117,15 +120,19 @@ def _lost(shown: set[int], plan: Plan | None) -> Iterator[Finding]:
     noun = f"steps {write_runs(wanted)}"
     if missing := sorted(wanted - shown):
         yield _finding(
-            f"{_write_steps(missing)} {'is' if len(missing) == 1 else 'are'} neither drawn nor in a fold", noun,
+            f"{_write_steps(missing)} {_are(missing)} neither drawn nor in a fold", noun,
             f"steps {write_runs(shown)}",
         )  # fmt: skip
     if extra := sorted(shown - wanted):
         yield _finding(
-            f"{_write_steps(extra)} {'is' if len(extra) == 1 else 'are'} none of the deployment's", noun,
+            f"{_write_steps(extra)} {_are(extra)} none of the deployment's", noun,
             f"steps {write_runs(shown)}",
         )  # fmt: skip
 
 
 def _write_steps(steps: Sequence[int]) -> str:
-    return f"Decode step{'' if len(steps) == 1 else 's'} {write_runs(steps)}"
+    return f"decode step{'' if len(steps) == 1 else 's'} {write_runs(steps)}"
+
+
+def _are(steps: Sequence[int]) -> str:
+    return "is" if len(steps) == 1 else "are"

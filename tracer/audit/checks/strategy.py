@@ -92,7 +92,8 @@ def _ranks(subject: Subject, plan: Plan) -> Iterator[Finding]:
     extra = sorted(present - set(range(world)))
     if missing:
         yield _finding(
-            "strategy.ranks", f"{len(missing)} of {world} ranks {'is' if len(missing) == 1 else 'are'} missing: {write_runs(missing)}",
+            "strategy.ranks",
+            f"{len(missing)} of {world} ranks {'is' if len(missing) == 1 else 'are'} missing: {write_runs(missing)}",
             f"ranks 0-{world - 1}", f"{world - len(missing)} of them", ranks=tuple(missing),
         )  # fmt: skip
     if extra:
@@ -162,7 +163,8 @@ def _layers(subject: Subject, plan: Plan, *, whole: bool) -> Iterator[Finding]:
     extra = sorted(layer for layer in set(placed["layer"]) if layer >= number)
     if missing:
         yield _finding(
-            "strategy.layers", f"{len(missing)} of {number} layers {'is' if len(missing) == 1 else 'are'} missing: {write_runs(missing)}",
+            "strategy.layers",
+            f"{len(missing)} of {number} layers {'is' if len(missing) == 1 else 'are'} missing: {write_runs(missing)}",
             f"layers 0-{number - 1}", f"{number - len(missing)} of them", layers=tuple(missing),
         )  # fmt: skip
     if extra:

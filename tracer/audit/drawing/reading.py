@@ -16,6 +16,7 @@ from truedag.tracer.audit.drawing.exchanges import drawn_communications
 from truedag.tracer.audit.drawing.grammar import Reading, read_label
 from truedag.tracer.audit.drawing.neighbours import EXPERT, settle
 from truedag.tracer.audit.expectation import Expectation
+from truedag.tracer.audit.roles import UNTOLD_KIND
 from truedag.tracer.audit.subject import (
     COVERS,
     EDGES,
@@ -209,7 +210,7 @@ def _read(node: DrawnNode) -> Reading:
         if reading.kind is not None and reading.axis is None and other.axis != "pp":
             reading.axis = other.axis
     if reading.certainty == "unknown" and node.shape in ("ellipse", "oval") and "communic" in node.label.lower():
-        reading.kind, reading.certainty = "all-reduce", "inferred"
+        reading.kind, reading.certainty = UNTOLD_KIND, "inferred"
     return reading
 
 
