@@ -42,7 +42,7 @@ def _stage(deployment: Deployment, stage: int) -> Iterator[Communication]:
         whole = [parameter for parameter in held if parameter.dim is None]
         size = sum(parameter.size for parameter in whole) * _GRADIENT_BYTES
         yield _whole("sequence gradients", "tp", _of_stage(strategy.groups("tp"), ranks), size)
-    replicas = tuple(dict.fromkeys(strategy.gradient_group_of(rank) for rank in ranks))
+    replicas = tuple(strategy.gradient_group_of(rank) for rank in ranks[: strategy.tp])  # tp is the innermost axis
     local = 1 if not strategy.ep > 1 else strategy.ep
     for purpose, axis, parameters, groups in (
         ("dense", "dp" if strategy.cp == 1 else "dp+cp", dense, replicas),

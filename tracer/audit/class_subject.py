@@ -19,7 +19,7 @@ from truedag.tracer.audit.recorded import (
     told_messages,
     with_roles,
 )
-from truedag.tracer.audit.subject import COVERS, NODES, Subject
+from truedag.tracer.audit.subject import COVERS, NODES, WHERE, Subject
 from truedag.tracer.graph import Graph
 from truedag.tracer.graph.class_dataset import ClassDataset
 
@@ -58,7 +58,7 @@ def class_subject_of(graph: Graph, classes: ClassDataset, *, name: str) -> Subje
         form="dataset",
         nodes=nodes.select(list(NODES)),
         covers=nodes.filter(pl.col("role").is_not_null()).select(list(COVERS)),
-        where=copies.where,
+        where=pl.DataFrame(schema=WHERE),
         communications=pl.concat(
             [_all_collectives(tables, nodes, copies, participants), _all_messages(nodes, edges, copies, messages)]
         ),

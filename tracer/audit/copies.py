@@ -19,6 +19,7 @@ from truedag.tracer.graph.class_experts import move_experts
 from truedag.tracer.graph.class_world import ClassWorld
 
 Ints = NDArray[np.int64]
+_PLACE = ("rank_class", "team")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +45,28 @@ class Copies:
         return int(self.num_of_edges(self.edges["rank_class"]).sum())
 
     @cached_property
-    def where(self) -> pl.DataFrame:
-        """Node (a row), rank: all ranks that a row stands for."""
-        frames = []
-        for (rank_class, team), rows in self.nodes.group_by("rank_class", "team"):
-            ranks = self.world.members[int(str(rank_class))] if int(str(team)) < 0 else self.world.ranks[int(str(team))]
-            flat = np.unique(ranks)
+    def holders(self) -> pl.DataFrame:
+        """rank_class, team, rank: all ranks that rows of a class and a team stand for."""
+        schema = {"rank_class": pl.Int32, "team": pl.Int32, "rank": pl.Int32}
+        frames = [pl.DataFrame(schema=schema)]
+        for rank_class, team in self.nodes.select("rank_class", "team").unique().iter_rows():
+            ranks = np.unique(self.world.members[rank_class] if team < 0 else self.world.ranks[team])
             frames.append(
-                pl.DataFrame(
-                    {"node": np.repeat(rows["node"].to_numpy(), len(flat)), "rank": np.tile(flat, len(rows))},
-                    schema={"node": pl.Int64, "rank": pl.Int32},
+                pl.DataFrame({"rank": ranks}, schema={"rank": pl.Int32}).select(
+                    pl.lit(rank_class, pl.Int32).alias("rank_class"), pl.lit(team, pl.Int32).alias("team"), "rank"
                 )
             )
-        return pl.concat(frames) if frames else pl.DataFrame(schema={"node": pl.Int64, "rank": pl.Int32})
+        return pl.concat(frames)
+
+    def spread(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return rows, each once for every rank that its `node` stands for, with `rank`."""
+        placed = rows.join(self.nodes.select("node", *_PLACE), on="node")
+        return placed.join(self.holders, on=_PLACE).drop(_PLACE)
+
+    def spread_once(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return what rows say beside their `node`, and rank: once for every rank that any of them stands for."""
+        placed = rows.join(self.nodes.select("node", *_PLACE), on="node").drop("node").unique()
+        return placed.join(self.holders, on=_PLACE).drop(_PLACE).unique()
 
     @cached_property
     def moved(self) -> pl.DataFrame:
@@ -103,8 +113,10 @@ class Copies:
 
     def labels_of(self, rows: pl.DataFrame) -> pl.Series:
         """Return the labels, once each, of what rows with `node` and `label` stand for."""
-        sets = self.where.join(rows.select("node"), on="node", how="semi").join(self.moved, on="rank")
-        many = sets.select("node", "moved").unique().join(rows.select("node", "label"), on="node")
+        places = self.nodes.join(rows.select("node"), on="node", how="semi").select(_PLACE).unique()
+        moves = self.holders.join(places, on=_PLACE, how="semi").join(self.moved, on="rank").drop("rank").unique()
+        told = rows.select("node", "label").join(self.nodes.select("node", *_PLACE), on="node")
+        many = told.join(moves, on=_PLACE).select("node", "label", "moved")
         moved = many["moved"].to_numpy().astype(np.int64)
         return move_experts(many.select("label"), np.arange(len(many)), moved)["label"].unique()
 

@@ -50,7 +50,7 @@ class Subject:
     """`COVERS`: what each node does and where in the model and the step; a node of a drawing may stand for much."""
 
     where: pl.DataFrame
-    """`WHERE`: the ranks that a node is on."""
+    """`WHERE`: the ranks that a node is on; of a class graph's rows `copies` says it."""
 
     communications: pl.DataFrame
     """`COMMUNICATIONS`: one row for each collective and each message (at its send); `weight` is the part of a whole
@@ -81,8 +81,8 @@ class Subject:
     """Src, dst of each message, where `edges` are those of a class graph."""
 
     copies: Copies | None = None
-    """Of a class graph: its rows are the nodes, the edges and what `covers` and `where` say; this is what they stand
-    for. `communications` and `parts` are those of the whole graph in any case."""
+    """Of a class graph: its rows are the nodes, the edges and what `covers` says; this is what they stand
+    for and on which ranks. `communications` and `parts` are those of the whole graph in any case."""
 
     @property
     def num_nodes(self) -> int:
@@ -103,16 +103,33 @@ class Subject:
         rows = nodes if self.copies is None else self.copies.rows_of(nodes)
         return self.nodes.filter(pl.col("node").is_in(rows.implode()))
 
+    def where_of(self, nodes: pl.Series) -> pl.DataFrame:
+        """Return node, rank of some nodes."""
+        if self.copies is not None:
+            return self.copies.ranks_of(nodes)
+        return self.where.filter(pl.col("node").is_in(nodes.implode()))
+
     def ranks_of(self, nodes: pl.Series) -> list[int]:
         """Return the ranks that some nodes are on, in ascending order."""
-        where = self.where.filter(pl.col("node").is_in(nodes.implode())) if self.copies is None else (
-            self.copies.ranks_of(nodes)
-        )  # fmt: skip
-        return where["rank"].unique().sort().to_list()
+        return self.where_of(nodes)["rank"].unique().sort().to_list()
 
-    def placed(self) -> pl.DataFrame:
-        """Return `COVERS` and rank: what is done on each rank, experts as they are numbered there."""
-        placed = self.covers.join(self.where, on="node")
+    def on_ranks(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return rows, each once for every rank that its `node` is on, with `rank`."""
+        return rows.join(self.where, on="node") if self.copies is None else self.copies.spread(rows)
+
+    def told_of_ranks(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return what rows say beside their `node`, and rank: once for every rank of which any says it."""
+        if self.copies is not None:
+            return self.copies.spread_once(rows)
+        return rows.join(self.where, on="node").drop("node").unique()
+
+    def present(self) -> set[int]:
+        """Return the ranks that any node is on."""
+        return set((self.where if self.copies is None else self.copies.holders)["rank"].unique())
+
+    def placed(self, *of: pl.Expr) -> pl.DataFrame:
+        """Return `COVERS` that `of` chooses, and rank: what is done on each rank, experts as numbered there."""
+        placed = self.on_ranks(self.covers.filter(*of))
         if self.copies is None:
             return placed
         expert = pl.when(pl.col("expert") >= 0).then(pl.col("expert") + pl.col("moved")).otherwise("expert")

@@ -74,7 +74,7 @@ def _experts(subject: Subject) -> Iterator[Finding]:
 def _rows_of_experts(subject: Subject) -> pl.DataFrame:
     """Return layer, microbatch, expert, rows of each first layer of an expert in the forward pass."""
     of_one = (pl.col("role") == "expert first layer") & (pl.col("expert") >= 0)
-    first = subject.placed().filter(of_one & (pl.col("phase") == "forward"))
+    first = subject.placed(of_one & (pl.col("phase") == "forward"))
     # Each of its ranks gives a row where rows stand for many; else it is on one rank.
     inputs = subject.nodes.select("node", "inputs")
     return first.join(inputs, on="node").select(

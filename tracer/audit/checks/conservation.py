@@ -25,10 +25,10 @@ def unmatched_halves(subject: Subject, plan: Plan) -> Iterator[Finding]:
         ends = subject.expand(subject.nodes.filter(pl.col("kind") == kind)["node"]).to_frame("node")
         alone = ends.join(met.select(node=end), on="node", how="anti")
         word = "send" if kind == "send" else "receive"
-        on_ranks = {node: subject.ranks_of(pl.Series([node])) for node in alone["node"]} if peers else {}
-        lost = [bool(peers.keys() & {*on_ranks.get(node, ())}) for node in alone["node"]]
+        beside = subject.where_of(alone["node"]).filter(pl.col("rank").is_in(list(peers)))["node"]
+        lost = alone["node"].is_in(beside.implode())
         for is_lost in (False, True):
-            nodes = alone["node"].filter(pl.Series(lost, dtype=pl.Boolean) == is_lost)
+            nodes = alone["node"].filter(lost == is_lost)
             if nodes.is_empty():
                 continue
             ranks = {*subject.ranks_of(nodes)}

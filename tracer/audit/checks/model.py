@@ -8,7 +8,7 @@ import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
-from truedag.tracer.audit.checks.strategy import placed_layers
+from truedag.tracer.audit.checks.strategy import placed_experts, placed_layers
 from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION
@@ -79,14 +79,14 @@ def _compare(subject: Subject, plan: Plan) -> pl.DataFrame:
     wanted = plan.operators.join(plan.num_places, on="phase").with_columns(num_places=pl.col("num_places") * times)
     # What a whole layer or rank lacks is said of the layer or the rank.
     held = placed_layers(subject)
-    ranks = subject.where.select("rank").unique()
+    ranks = pl.DataFrame({"rank": list(subject.present())}, schema={"rank": pl.Int32})
     wanted = pl.concat(
         [
             wanted.filter(pl.col("layer") >= 0).join(held, on=["layer", "rank"], how="semi"),
             wanted.filter(pl.col("layer") < 0).join(ranks, on="rank", how="semi"),
         ]
     )
-    experts = subject.placed().select("layer", "expert", "rank").unique()
+    experts = placed_experts(subject)
     wanted = pl.concat(
         [
             wanted.filter(pl.col("expert") < 0),
@@ -181,8 +181,10 @@ def _chain(subject: Subject) -> Iterator[Finding]:
 def _unread(subject: Subject, steps: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
     """Return the writes of steps in which nothing reads what an earlier step wrote, where each has slots of its own."""
     place = ["rank", "layer", "decode_step", "microbatch"]
-    first_rank = subject.where.group_by("node").agg(pl.col("rank").min())
-    decoding = subject.nodes.filter(pl.col("phase") == "decode").join(first_rank, on="node")
+    decoding = subject.nodes.filter(pl.col("phase") == "decode")
+    touched = pl.concat([decoding.select("node"), steps.select("node")]).unique()
+    first_rank = subject.on_ranks(touched).group_by("node").agg(pl.col("rank").min())
+    decoding = decoding.join(first_rank, on="node")
     read = (
         subject.edges.filter(pl.col("bytes") > 0)
         .join(source, on="src")
@@ -196,10 +198,10 @@ def _tokens(subject: Subject) -> Iterator[Finding]:
     """Each decode step's embedding must depend on what came out of the step before: an edge across the steps."""
     told = subject.nodes.select("node", "phase", "decode_step", "layer")
     first = subject.nodes.filter((pl.col("role") == "embedding") & (pl.col("phase") == "decode"))
-    passes = first.join(subject.where, on="node").select("rank", "decode_step").unique()
+    passes = subject.told_of_ranks(first.select("node", "decode_step"))
     if passes.is_empty():
         return
-    around = told.filter((pl.col("phase") == "decode") & (pl.col("layer") < 0)).join(subject.where, on="node")
+    around = subject.on_ranks(told.filter((pl.col("phase") == "decode") & (pl.col("layer") < 0)))
     is_token = pl.lit(True) if subject.form == "drawing" else pl.col("type").str.starts_with("int64")
     across = (
         subject.edges.filter(is_token & (pl.col("bytes") > 0))

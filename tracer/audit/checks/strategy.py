@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.catalogue import CHECKS
+from truedag.tracer.audit.expectation import Group
 from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.subject import Subject, read_members
@@ -25,7 +27,7 @@ def check_strategy(subject: Subject, plan: Plan, audit: Audit, *, whole: bool = 
     world = expectation.world_size
     if num_unread:
         audit.skip("strategy.ranks", f"the ranks of {write_count(num_unread, 'node')} are more than can be")
-    elif subject.where.is_empty():
+    elif not subject.present():
         audit.findings.append(_no_ranks(plan))
     else:
         audit.judge("strategy.ranks", _ranks(subject, plan), f"{world} ranks")
@@ -55,19 +57,19 @@ def check_strategy(subject: Subject, plan: Plan, audit: Audit, *, whole: bool = 
 
 def absent_ranks(subject: Subject, plan: Plan) -> list[int]:
     """Return the ranks that no node is on."""
-    present = set(subject.where["rank"].unique())
+    present = subject.present()
     return [rank for rank in range(plan.expectation.world_size) if rank not in present]
 
 
 def placed_layers(subject: Subject) -> pl.DataFrame:
     """Return layer, rank: which ranks run a part of which layer."""
     told = subject.covers.filter(pl.col("layer") >= 0).select("node", "layer")
-    return told.join(subject.where, on="node").select("layer", "rank").unique()
+    return subject.told_of_ranks(told)
 
 
 def placed_experts(subject: Subject) -> pl.DataFrame:
     """Return layer, expert, rank."""
-    told = subject.placed().filter((pl.col("expert") >= 0) & (pl.col("layer") >= 0))
+    told = subject.placed(pl.col("expert") >= 0, pl.col("layer") >= 0)
     return told.select("layer", "expert", "rank").unique()
 
 
@@ -87,7 +89,7 @@ def _no_ranks(plan: Plan) -> Finding:
 
 def _ranks(subject: Subject, plan: Plan) -> Iterator[Finding]:
     world = plan.expectation.world_size
-    present = set(subject.where["rank"].unique())
+    present = subject.present()
     missing = absent_ranks(subject, plan)
     extra = sorted(present - set(range(world)))
     if missing:
@@ -133,12 +135,9 @@ def _groups(subject: Subject, plan: Plan) -> Iterator[Finding]:
             continue
         wanted = {",".join(map(str, sorted(group))): group for group in plan.expectation.groups[axis]}
         missing = [group for text, group in wanted.items() if text not in members]
-        strange = []
-        sets = [set(group) for group in wanted.values()]
-        for text in sorted(members - set(wanted)):
-            ranks = set(read_members(text))
-            if not all(ranks <= group or group <= ranks or not ranks & group for group in sets):
-                strange.append(tuple(sorted(ranks)))
+        home = {rank: group for group in wanted.values() for rank in group}
+        others = [read_members(text) for text in sorted(members - set(wanted))]
+        strange = [tuple(sorted(ranks)) for ranks in others if _divides(ranks, home)]
         if missing or strange:
             concerned = sorted({rank for group in [*missing, *strange] for rank in group})
             yield _finding(
@@ -149,6 +148,13 @@ def _groups(subject: Subject, plan: Plan) -> Iterator[Finding]:
                 _write_groups(strange) if strange else f"{len(members)} groups, without these",
                 ranks=tuple(concerned),
             )
+
+
+def _divides(ranks: Iterable[int], home: Mapping[int, Group]) -> bool:
+    """Return whether some ranks are part of a group, and others not, without holding it whole; `home`: by rank."""
+    members = set(ranks)
+    met = Counter(home[rank] for rank in members if rank in home)
+    return any(num not in (len(members), len(group)) for group, num in met.items())
 
 
 def _write_groups(groups: list[tuple[int, ...]]) -> str:
@@ -178,7 +184,7 @@ def _layers(subject: Subject, plan: Plan, *, whole: bool) -> Iterator[Finding]:
     strange = placed.filter(pl.col("layer") < number).join(plan.layers, on=["layer", "rank"], how="anti")
     if not whole:
         lost = lost.clear()
-    if subject.where.is_empty() or (lost.is_empty() and strange.is_empty()):
+    if not subject.present() or (lost.is_empty() and strange.is_empty()):
         return
     # Layers of a stage that are wrong in the same way are told together.
     alike: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[int]] = {}

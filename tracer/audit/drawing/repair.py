@@ -259,7 +259,7 @@ def _place(recorded: Subject, told: pl.DataFrame) -> pl.DataFrame:
             num=pl.lit(1, pl.Int64), rank_class=nothing, moved=nothing
         )
     of_expert = pl.when(pl.col("expert") >= 0).then("moved")
-    placed = told.select("node", "expert").join(recorded.where, on="node").join(recorded.copies.moved, on="rank")
+    placed = recorded.copies.spread(told.select("node", "expert")).join(recorded.copies.moved, on="rank")
     where = placed.group_by("node", moved=of_expert).agg(ranks=pl.col("rank").unique().sort())
     rows = told.join(where, on="node", how="left").join(recorded.copies.nodes.drop("team"), on="node")
     is_moved = pl.col("moved").is_not_null()
