@@ -8,6 +8,7 @@ from typing import Literal
 
 import polars as pl
 
+from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.copies import Copies
 from truedag.tracer.audit.findings import pick_nodes
 
@@ -166,3 +167,10 @@ def write_members(ranks: Iterable[int]) -> str:
 def read_members(members: str) -> tuple[int, ...]:
     """Return the ranks of a group or a message."""
     return tuple(int(rank) for rank in members.replace(">", ",").split(",") if rank)
+
+
+def tell_members(members: str | None) -> str:
+    """Write a group or a message for people: 0-1016 step 8, 3>131."""
+    if members is None or ">" in members:
+        return members or "none"
+    return write_runs(read_members(members))

@@ -13,7 +13,7 @@ from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
 from truedag.tracer.audit.checks.strategy import absent_ranks
 from truedag.tracer.audit.findings import Audit, Finding
 from truedag.tracer.audit.plan import KEY, Plan
-from truedag.tracer.audit.subject import Subject, read_members
+from truedag.tracer.audit.subject import Subject, read_members, tell_members
 
 CHECK_OF_PURPOSE = {
     **dict.fromkeys(
@@ -178,11 +178,12 @@ class _Compared:
         """Yield what is on other ranks."""
         for rows in _split(self._paired["members"], ["purpose", "kind", "phase"]):
             first = rows.row(0, named=True)
+            there, wanted = tell_members(first["there"]), tell_members(first["members"])
             yield self._finding(
                 "communication.group",
                 f"{len(rows)} {first['purpose']} {_plural(first['kind'], len(rows))}{_during(first)} "
-                f"{'is' if len(rows) == 1 else 'are'} over the wrong ranks: {first['there']}, not {first['members']}",
-                f"{first['axis']} group {first['members']}", f"{first['there']}", rows, rows["there_nodes"],
+                f"{'is' if len(rows) == 1 else 'are'} over the wrong ranks: {there}, not {wanted}",
+                f"{first['axis']} group {wanted}", there, rows, rows["there_nodes"],
             )  # fmt: skip
 
     def missing(self) -> Iterator[Finding]:
@@ -314,7 +315,8 @@ def _among(rows: pl.DataFrame) -> str:
     members = sorted(rows["members"].drop_nulls().unique(), key=read_members)
     if members:
         parts.append(
-            f"ranks {'; '.join(members[:4])}" + (f" and {len(members) - 4} more groups" if len(members) > 4 else "")
+            f"ranks {'; '.join(map(tell_members, members[:4]))}"
+            + (f" and {len(members) - 4} more groups" if len(members) > 4 else "")
         )
     return f" ({', '.join(parts)})" if parts else ""
 
