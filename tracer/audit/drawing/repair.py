@@ -142,7 +142,7 @@ def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[i
     turn = pl.when(pl.col("purpose") == "head").then(pl.col("node").rank("dense").over(place)).otherwise(1)
     told = told.with_columns(turn=turn)
     one = pl.col("expert")
-    num_apart = told.filter(one >= 0).select(_KEY).n_unique()
+    num_apart = told.filter(one >= 0).select(name for name in _KEY if name != "decode_step").n_unique()
     if not manner.experts_apart or num_apart > _MOST_APART:
         one = pl.lit(-1, pl.Int32)
     told = told.with_columns(held=pl.col("expert"), expert=one)
