@@ -45,14 +45,12 @@ def write_runs(numbers: Iterable[int], *, pair: str = ",") -> str:
     begin = 0
     while begin < len(runs):
         number = _count_alike(runs, begin)
-        if number < _FEWEST_ALIKE:
-            number = 1
-            text.append(_write_run(*runs[begin], pair))
-        else:
-            (low, high), (last, end) = runs[begin], runs[begin + number - 1]
-            whole = f"{low}-{last}" if low == high else f"{low}-{high} to {last}-{end}"
-            text.append(f"{whole} step {runs[begin + 1][0] - low}")
+        number = number if number >= _FEWEST_ALIKE else 1
+        text.append(_write_alike(runs[begin : begin + number], pair))
         begin += number
+    size = _find_repetition(runs)
+    if size < len(text):
+        text = [_write_alike(runs[turn::size], pair) for turn in range(size)]
     return ",".join(text)
 
 
@@ -75,7 +73,22 @@ def _count_alike(runs: Sequence[tuple[int, int]], begin: int) -> int:
     return number
 
 
-def _write_run(low: int, high: int, pair: str) -> str:
+def _find_repetition(runs: Sequence[tuple[int, int]]) -> int:
+    """Return of how many runs the beginning is that makes all, often enough, when it is repeated at one distance."""
+    for size in range(1, len(runs) // _FEWEST_ALIKE + 1):
+        distance = runs[size][0] - runs[0][0]
+        if len(runs) % size == 0 and all(
+            (low + distance, high + distance) == runs[place + size]
+            for place, (low, high) in enumerate(runs[: len(runs) - size])
+        ):
+            return size
+    return len(runs)
+
+
+def _write_alike(runs: Sequence[tuple[int, int]], pair: str) -> str:
+    (low, high), (last, end) = runs[0], runs[-1]
+    if len(runs) > 1:
+        return (f"{low}-{last}" if low == high else f"{low}-{high} to {last}-{end}") + f" step {runs[1][0] - low}"
     if low == high:
         return str(low)
     return f"{low}{pair}{high}" if high == low + 1 else f"{low}-{high}"
