@@ -46,9 +46,10 @@ def check_claim(claim: Claim, expectation: Expectation | None, audit: Audit, mea
             audit.skip(check, "no deployment is named to compare with")
         return
     if stated["claim.gpus"]:
-        audit.judge("claim.gpus", [*_gpus(claim, expectation), *_places(claim, expectation)], "GPUs and where they are")
+        audit.judge("claim.gpus", [*_gpus(claim, expectation), *_places(claim, expectation)], _tell_gpus(claim))
     if stated["claim.parameters"]:
-        audit.judge("claim.parameters", _parameters(claim, expectation), f"{expectation.num_parameters:,} parameters")
+        what = f"{_short(claim.numbers['parameters'])} declared, {expectation.num_parameters:,} by the sizes"
+        audit.judge("claim.parameters", _parameters(claim, expectation), what)
     if stated["claim.sizes"]:
         audit.judge("claim.sizes", _sizes(claim, sizes, expectation), write_count(len(sizes), "number"))
     if stated["claim.groups"]:
@@ -70,7 +71,7 @@ def _world_size(claim: Claim, expectation: Expectation | None) -> Iterator[Findi
     if declared is not None and declared != claim.product:
         folded = claim.folded_product
         hint = (
-            f"; {folded:,} if expert axes are laid over the others, which must then be said"
+            f"; it is {folded:,} where expert axes are laid over the others: say which is meant"
             if folded == declared
             else ""
         )
@@ -93,6 +94,13 @@ def _gpus(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
             f"{expectation.world_size:,}",
             f"{expectation.world_size:,}", f"{declared:,.0f}",
         )  # fmt: skip
+
+
+def _tell_gpus(claim: Claim) -> str:
+    told = [f"{claim.numbers['gpus']:,.0f} GPUs"] if "gpus" in claim.numbers else []
+    told += [f"the GPUs of {name.removeprefix('gpus_of_')} {write_runs(one for numbers, _ in rows for one in numbers)}"
+             for name, rows in claim.places.items()]  # fmt: skip
+    return ", ".join(told)
 
 
 def _places(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
