@@ -20,7 +20,7 @@ def group_by_cause(audit: Audit, *, exact: bool) -> None:
 
     `exact`: each operator was checked, so that a missing rank's own work is told by its being missing alone.
     """
-    rules = (_is_trace_of_ranks, _is_of_lost_layers, _is_of_lost_experts) if exact else (_is_of_lost_layers,)
+    rules = (_is_trace_of_ranks, _is_of_lost_layers, _is_of_lost_experts) if exact else (_is_only_of_lost_layers,)
     before = audit.findings
     cause_of: dict[int, int] = {}
     for place, finding in enumerate(before):
@@ -72,6 +72,11 @@ def _is_of_lost_layers(finding: Finding, cause: Finding) -> bool:
         return True
     inside = bool(finding.layers) and {*finding.layers} <= {*cause.layers}
     return inside and _chapter(finding) in _TRACES and (not cause.ranks or {*finding.ranks} <= {*cause.ranks})
+
+
+def _is_only_of_lost_layers(finding: Finding, cause: Finding) -> bool:
+    """The same of a drawing whose findings sum up layers and groups: it must name no ranks of its own."""
+    return not finding.ranks and _is_of_lost_layers(finding, cause)
 
 
 def _is_of_lost_experts(finding: Finding, cause: Finding) -> bool:
