@@ -349,6 +349,7 @@ def test_decode_steps_that_are_alike_are_one_node(generation: Path, mended_gener
     assert int(fold.group(2).replace(",", "")) == 3 * told[0]
     # Each layer of step 0 reads the cache that the prefill wrote; the last token leads to the fold.
     assert text.count("constraint=false") > 0
+    assert 'newrank="true"' in text
     _, nodes = parse_dot(text)["edges"], parse_dot(text)["nodes"]
     name = next(one for one, attributes, _ in nodes if "each like" in attributes["label"])
     assert any(target == name for _, target, _ in parse_dot(text)["edges"])

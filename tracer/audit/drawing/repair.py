@@ -57,7 +57,12 @@ def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
     folded, edges = _fold(recorded, manner)
     names = _name_nodes(folded, manner)
     lines = [f"digraph {quote('true DAG')} {{"]
-    lines += [f"  {key}={quote(value)};" for key, value in manner.layout.items()]
+    passes = _Passes.of(folded)
+    layout = dict(manner.layout)
+    if manner.clusters and passes.turn:
+        # The first stage gets tokens from the last: one stage below the other would turn messages upwards.
+        layout.setdefault("newrank", "true")
+    lines += [f"  {key}={quote(value)};" for key, value in layout.items()]
     lines.append('  node [style=filled, fillcolor="#ffffff"];')
     for stage, rows in folded.group_by("stage", maintain_order=True):
         statements = [_statement(row, names[row["fold"]], manner) for row in rows.iter_rows(named=True)]
@@ -73,7 +78,6 @@ def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
             lines += statements
     gates = set(folded.filter(pl.col("what").is_in(["router", "top-k choice"]))["fold"])
     messages = dict(folded.filter(pl.col("end") == "send").select("fold", "what").iter_rows())
-    passes = _Passes.of(folded)
     for source, target in edges:
         told = ["style=dashed"] if source in gates or source in messages else []
         if passes.is_restart(source, target):
