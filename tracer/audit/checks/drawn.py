@@ -199,6 +199,8 @@ def _experts(subject: Subject, plan: Plan) -> Iterator[Finding]:
 def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
     needed = pl.concat([plan.exact, plan.totals], how="diagonal_relaxed")
     summed = summed_purposes(subject)
+    # What is summed in a region need not be all of it: logits may be gathered either way.
+    kinds = pl.concat([rows.select("purpose", "kind") for rows in (needed, as_summed(needed, summed))]).unique()
     needed = as_summed(needed, summed)
     found = subject.communications.filter(pl.col("purpose").is_not_null())
     # Where a summed region is entered only the backward pass exchanges something; model.backward asks for that.
@@ -218,21 +220,21 @@ def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
             )
         ]
         audit.judge(check, findings, ", ".join(purposes))
-    told = found.filter((pl.col("kind") != UNTOLD_KIND) & pl.col("purpose").is_in(needed["purpose"].unique().implode()))
+    told = found.filter((pl.col("kind") != UNTOLD_KIND) & pl.col("purpose").is_in(kinds["purpose"].unique().implode()))
     if len(told):
         what = write_count(told["node"].n_unique(), "communication")
-        audit.judge("communication.kind", _kinds(subject, needed, told), what)
+        audit.judge("communication.kind", _kinds(subject, kinds, told), what)
     else:
         audit.skip("communication.kind", "no communication says what it is for, and how it is made")
 
 
-def _kinds(subject: Subject, needed: pl.DataFrame, told: pl.DataFrame) -> Iterator[Finding]:
+def _kinds(subject: Subject, kinds: pl.DataFrame, told: pl.DataFrame) -> Iterator[Finding]:
     """Yield communications of a kind that the deployment has nowhere for what they are for."""
-    wrong = told.join(needed.select("purpose", "kind").unique(), on=["purpose", "kind"], how="anti")
+    wrong = told.join(kinds, on=["purpose", "kind"], how="anti")
     for rows in [] if wrong.is_empty() else wrong.partition_by("purpose", "kind", maintain_order=True):
         purpose, kind = rows.row(0, named=True)["purpose"], rows.row(0, named=True)["kind"]
         mine = told.filter(pl.col("purpose") == purpose)
-        wanted = " and ".join(f"{one}s" for one in needed.filter(pl.col("purpose") == purpose)["kind"].unique().sort())
+        wanted = " and ".join(f"{one}s" for one in kinds.filter(pl.col("purpose") == purpose)["kind"].unique().sort())
         rest = mine.join(rows, on="node", how="anti")
         beside = "".join(
             f", beside {write_count(part['node'].n_unique(), str(name[0]))}"
