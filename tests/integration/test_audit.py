@@ -218,10 +218,10 @@ def test_a_missing_rank_is_one_finding_with_its_consequences(train: Path) -> Non
     assert text.count("\n1. **") == 1
     assert all(f"finding {number}: **" in text for number in range(2, len(others) + 2))
     # A message that has lost its other half on another rank is a fault of its own.
-    both = audit_mutations.KINDS["drop a receive"](
-        audit_mutations.Original(mutant.tables, plan.expectation.world_size), random.Random(1)
-    )
-    again = audit_dataset(subject_of(both.tables, name="two faults"), plan)
+    beside = next(group for group in plan.expectation.groups["pp"] if mutant.rank in group)
+    receives = mutant.tables.nodes.filter((pl.col("kind") == "recv") & ~pl.col("rank").is_in(beside))["node"]
+    both = audit_mutations.Original(mutant.tables, plan.expectation.world_size).without(receives.head(1), heal=False)
+    again = audit_dataset(subject_of(both, name="two faults"), plan)
     assert any(one.check == "communication.unmatched" and one.follows is None for one in again.findings)
 
 
