@@ -22,6 +22,7 @@ from truedag.tracer.audit.drawing.writing import draw_subject
 from truedag.tracer.audit.findings import Audit
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.recorded import subject_of
+from truedag.tracer.audit.report import verdict, write_markdown
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,29 @@ def test_every_kind_of_fault_in_a_drawing_is_found_and_named(train: Path) -> Non
     put_into_drawings(tally, train, rounds=2, seed=31)
     assert len(tally.made) >= 35
     assert tally.lost == []
+
+
+def test_a_missing_rank_is_one_finding_with_its_consequences(train: Path) -> None:
+    tables, plan = read(train)
+    original = audit_mutations.Original(tables, plan.expectation.world_size)
+    mutant = audit_mutations.KINDS["drop a rank"](original, random.Random(3))
+    audit = audit_dataset(subject_of(mutant.tables, name="a rank less"), plan)
+    first, *others = audit.findings
+    assert (first.check, first.ranks, first.follows) == ("strategy.ranks", (mutant.rank,), None)
+    assert {finding.check for finding in others} == {
+        "communication.unmatched", "communication.bytes", "balance.tokens",
+    }  # fmt: skip
+    assert {finding.follows for finding in others} == {1}
+    assert verdict(audit).startswith("Wrong: 1 error in 4 of")
+    text = write_markdown(audit)
+    assert text.count("\n1. **") == 1
+    assert all(f"finding {number}: **" in text for number in range(2, len(others) + 2))
+    # A message that has lost its other half on another rank is a fault of its own.
+    beside = next(group for group in plan.expectation.groups["pp"] if mutant.rank in group)
+    receives = mutant.tables.nodes.filter((pl.col("kind") == "recv") & ~pl.col("rank").is_in(beside))["node"]
+    both = audit_mutations.Original(mutant.tables, plan.expectation.world_size).without(receives.head(1), heal=False)
+    again = audit_dataset(subject_of(both, name="two faults"), plan)
+    assert any(one.check == "communication.unmatched" and one.follows is None for one in again.findings)
 
 
 def test_the_command_says_how_a_run_stands(train: Path, tmp_path: Path) -> None:

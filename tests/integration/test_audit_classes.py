@@ -6,6 +6,7 @@ import dataclasses
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,12 +292,27 @@ def test_an_all_reduce_is_as_good_as_a_reduce_scatter_and_an_all_gather(mended: 
     assert any("All-reduces were taken for" in fact for fact in audit.facts)
 
 
-def test_a_step_that_reads_no_earlier_slots_of_the_cache_is_found(tmp_path: Path) -> None:
-    few = ("model.num_layers=2", "workload.decode_steps=3", "workload.num_prompts=8")
-    done = truedag("dry", "moe-10b-tp2-ep2-pp2", *few, "--out", "out", cwd=tmp_path)
+def test_an_all_reduce_beside_reduce_scatters_is_of_another_kind(mended: tuple[str, Plan]) -> None:
+    text, wanted = mended
+    spoiled = text.replace("attention output: reduce-scatter over tp", "attention output: all-reduce over tp", 1)
+    (finding,) = audit_drawing(read_text(spoiled, wanted), wanted).findings
+    assert finding.check == "communication.kind"
+    assert "Attention output is drawn as 1 all-reduce, beside" in finding.title
+    assert finding.num_nodes == 1
+
+
+@pytest.fixture(scope="module")
+def generation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generation")
+    few = ("model.num_layers=2", "workload.decode_steps=4", "workload.num_prompts=8")
+    done = truedag("dry", "moe-10b-tp2-ep2-pp2", *few, "--out", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
-    wanted = plan_of(tmp_path / "out")
-    subject = read_subject(tmp_path / "out", name="run")
+    return folder / "out"
+
+
+def test_a_step_that_reads_no_earlier_slots_of_the_cache_is_found(generation: Path) -> None:
+    wanted = plan_of(generation)
+    subject = read_subject(generation, name="run")
     assert audit_dataset(subject, wanted).findings == []
     writes = subject.nodes.filter(pl.col("role") == "cache write")["node"]
     step = subject.nodes.filter((pl.col("layer") == 1) & (pl.col("decode_step") == 2))["node"]
@@ -304,3 +320,67 @@ def test_a_step_that_reads_no_earlier_slots_of_the_cache_is_found(tmp_path: Path
     spoiled = dataclasses.replace(subject, edges=subject.edges.filter(~cut))
     (finding,) = audit_dataset(spoiled, wanted).found("model.cache")
     assert (finding.layers, finding.ranks) == ((1,), (2, 3))
+
+
+FOLD = re.compile(r"(decode steps 1-3, each like decode step 0\\nGPU: 0-3\\n[^\"]*stands for )([\d,]+)( recorded)")
+
+
+@pytest.fixture(scope="module")
+def mended_generation(generation: Path) -> tuple[str, Plan]:
+    wanted = plan_of(generation)
+    return draw_repaired(read_subject(generation, name="run"), read_text(SKETCH, wanted)), wanted
+
+
+def test_decode_steps_that_are_alike_are_one_node(generation: Path, mended_generation: tuple[str, Plan]) -> None:
+    text, wanted = mended_generation
+    drawn = read_text(text, wanted)
+    audit = audit_drawing(drawn, wanted)
+    assert (audit.findings, audit.not_understood) == ([], [])
+    assert "honesty.steps" in {passed.check for passed in audit.passed}
+    (fold,) = FOLD.finditer(text)
+    # What is recorded of the drawn parts in all steps is drawn, or stands behind the fold.
+    told = Counter(
+        step
+        for reading in drawn.readings.values()
+        if reading.phase == "decode" and reading.fold is None
+        for step in [reading.numbers["decode_step"][0]] * (reading.num_recorded or 0)
+    )
+    assert list(told) == [0]
+    assert int(fold.group(2).replace(",", "")) == 3 * told[0]
+    # Each layer of step 0 reads the cache that the prefill wrote; the last token leads to the fold.
+    assert text.count("constraint=false") > 0
+    assert 'newrank="true"' in text
+    _, nodes = parse_dot(text)["edges"], parse_dot(text)["nodes"]
+    name = next(one for one, attributes, _ in nodes if "each like" in attributes["label"])
+    assert any(target == name for _, target, _ in parse_dot(text)["edges"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: FOLD.sub(r"\g<1>17\3", text), "stands for 17 nodes; it stands for"),
+        (lambda text: text.replace("decode steps 1-3, each", "decode steps 1-2, each"), "step 3 is neither drawn nor"),
+        (lambda text: text.replace("each like decode step 0", "each like decode step 7"), "step 7, which is not drawn"),
+        (lambda text: FOLD.sub(r"and so on", text), "neither drawn nor in a fold"),
+    ],
+)
+def test_a_fold_that_says_what_is_wrong_is_found(
+    change: Callable[[str], str], told: str, mended_generation: tuple[str, Plan]
+) -> None:
+    text, wanted = mended_generation
+    spoiled = change(text)
+    assert spoiled != text
+    titles = [finding.title for finding in audit_drawing(read_text(spoiled, wanted), wanted).found("honesty.steps")]
+    assert any(told in title for title in titles), titles
+
+
+def test_a_step_that_differs_is_drawn_in_full(generation: Path) -> None:
+    wanted = plan_of(generation)
+    subject = read_subject(generation, name="run")
+    softmax = subject.nodes.filter((pl.col("role") == "attention softmax") & (pl.col("decode_step") == 2))["node"]
+    other = pl.when(pl.col("node").is_in(softmax.implode())).then(pl.lit("fused attention")).otherwise("role")
+    spoiled = dataclasses.replace(subject, nodes=subject.nodes.with_columns(role=other))
+    text = draw_repaired(spoiled, read_text(SKETCH, wanted))
+    assert "decode step 1, like decode step 0" in text
+    assert "decode step 3, like decode step 0" in text
+    assert r"fused attention\nlayer 0\nGPU: 0-1\ndecode step 2" in text

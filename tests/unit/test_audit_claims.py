@@ -26,19 +26,35 @@ def audit_of(name: str) -> Audit:
 @pytest.mark.parametrize(
     ("name", "contradictions"),
     [
-        ("moe-30b-ep64-tp8-pp2-dp2", {"claim.sizes": [("64", "1")]}),
+        (
+            "moe-30b-ep64-tp8-pp2-dp2",
+            {
+                "claim.sizes": [
+                    (
+                        "64 sequences a replica, of the 2 copies of each expert",
+                        "1 sequence on each of 128 replicas of the dense layers",
+                    )
+                ]
+            },
+        ),
         (
             "moe-10b-tp2-ep2-pp2",
-            {"claim.parameters": [("10,000,000,000", "318,128,640")], "strategy.world-size": [("4 GPUs", "8 ranks")]},
+            {
+                "claim.parameters": [("10,000,000,000 parameters", "318,128,640 parameters")],
+                "strategy.world-size": [("4 GPUs", "8 ranks")],
+            },
         ),
         (
             "llama3-70b-tp2-pp4",
             {
-                "claim.parameters": [("70,000,000,000", "88,002,011,136")],
-                "claim.architecture": [("64", "8"), ("32,768", "28,672")],
+                "claim.parameters": [("70,000,000,000 parameters", "88,002,011,136 parameters")],
+                "claim.architecture": [
+                    ("64 key and value heads", "8 key and value heads"),
+                    ("feed-forward width 32,768", "feed-forward width 28,672"),
+                ],
             },
         ),
-        ("moe-30b-ep64-tp2-pp8", {"claim.parameters": [("30,000,000,000", "138,779,168,768")]}),
+        ("moe-30b-ep64-tp2-pp8", {"claim.parameters": [("30,000,000,000 parameters", "138,779,168,768 parameters")]}),
         ("moe-30b-ep8-tp4-pp2-dp4", {}),
     ],
 )
@@ -74,6 +90,30 @@ def claimed(**values: object) -> list[Finding]:
 )
 def test_a_wrong_number_is_told(values: dict[str, object], check: str) -> None:
     assert check in {finding.check for finding in claimed(**values)}
+
+
+@pytest.mark.parametrize(
+    ("values", "title"),
+    [
+        ({"layers": 32}, "32 layers are declared; the deployment has 16 layers"),
+        ({"hidden": 7}, "Hidden size 7 is declared; the deployment has hidden size 4,096"),
+        (
+            {"batch_per_replica": 3},
+            "3 sequences a replica are declared; a dense layer has 32 replicas (DP32), 4 sequences each",
+        ),
+        (
+            {"batch_per_replica": 32},
+            "32 sequences a replica are declared, which is right of the 4 copies of each expert (EDP4); "
+            "a dense layer has 32 replicas (DP32), 4 sequences each",
+        ),
+        (
+            {"gpus_of_stage": {0: "0-63"}},
+            "Stage 0 is declared on GPUs 0-63; the strategy puts it on GPUs 0-127",
+        ),
+    ],
+)
+def test_a_finding_says_what_its_numbers_count(values: dict[str, object], title: str) -> None:
+    assert title in [finding.title for finding in claimed(**values)]
 
 
 def test_a_right_claim_has_no_finding() -> None:
@@ -138,7 +178,7 @@ def test_memory_is_compared_with_all_that_training_keeps() -> None:
 
 def test_no_parameters_are_a_contradiction_too() -> None:
     (finding,) = claimed(parameters=0)
-    assert (finding.check, finding.found) == ("claim.parameters", "0")
+    assert (finding.check, finding.found) == ("claim.parameters", "0 parameters")
 
 
 def test_heads_alone_say_nothing_of_key_and_value_heads() -> None:

@@ -2,16 +2,21 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from truedag.launch.deployment_file import load_deployment
 from truedag.launch.expected.expectation import expect
+from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.auditing import audit_drawing
 from truedag.tracer.audit.drawing.document import DrawingError, read_document
-from truedag.tracer.audit.drawing.grammar import read_label, read_numbers
+from truedag.tracer.audit.drawing.grammar import read_label
 from truedag.tracer.audit.drawing.marking import mark_drawing
+from truedag.tracer.audit.drawing.numbers import read_numbers
 from truedag.tracer.audit.drawing.reading import read_drawing
 from truedag.tracer.audit.findings import Audit
 from truedag.tracer.audit.plan import plan
@@ -76,6 +81,57 @@ def test_a_communication_says_its_kind(label: str, kind: str, purpose: str | Non
 )
 def test_gpus_are_read_however_they_are_written(label: str, ranks: tuple[int, ...]) -> None:
     assert read_label(label).numbers.get("ranks", ()) == ranks
+
+
+@pytest.mark.parametrize(
+    ("label", "experts"),
+    [
+        ("FC1 experts e0..e7", range(8)),
+        ("FC1 E0-E7", range(8)),
+        ("FC1 experts 0..7", range(8)),
+        ("FC1 Expert 0 - Expert 7", range(8)),
+        ("FC1 experts E0 to E3, E8", (0, 1, 2, 3, 8)),
+        ("FC1 experts 0-56 step 8", range(0, 57, 8)),
+    ],
+)
+def test_experts_are_read_however_they_are_written(label: str, experts: Sequence[int]) -> None:
+    reading = read_label(label)
+    assert (reading.roles, reading.numbers["experts"]) == (("expert first layer",), tuple(experts))
+
+
+@pytest.mark.parametrize(
+    ("label", "ranks", "steps"),
+    [
+        ("x GPU: 0-1016 step 8", range(0, 1017, 8), ()),
+        ("x GPU: 0-1 to 8-9 step 4 and 20", (0, 1, 4, 5, 8, 9, 20), ()),
+        ("decode GPU 0-3 step 2", range(4), (2,)),
+        ("decode GPU 0-8 step 2, decode step 5", range(0, 9, 2), (5,)),
+        ("decode rank0-rank3, decode steps 4-6", range(4), (4, 5, 6)),
+        ("decode GPU 0, decode steps: 16", (0,), ()),
+        ("x GPU 0-3 to 99-98 step 0", (0, 1, 2, 3), ()),
+    ],
+)
+def test_a_step_of_a_range_is_none_of_decoding(label: str, ranks: Sequence[int], steps: Sequence[int]) -> None:
+    numbers = read_label(label).numbers
+    assert numbers["ranks"] == tuple(ranks)
+    if label.startswith("decode"):
+        assert numbers.get("decode_step", ()) == tuple(steps)
+
+
+@given(
+    parts=st.lists(
+        st.tuples(st.integers(0, 500), st.integers(1, 6), st.integers(1, 40), st.integers(1, 9)), max_size=4
+    ),
+    pair=st.sampled_from([",", "-"]),
+)
+def test_numbers_that_are_written_are_read_back(parts: list[tuple[int, int, int, int]], pair: str) -> None:
+    numbers = {
+        low + one + turn * step for low, size, step, times in parts for turn in range(times) for one in range(size)
+    }
+    text = write_runs(numbers, pair=pair)
+    assert read_numbers(text) == tuple(sorted(numbers))
+    reading = read_label(f"x GPU: {text.replace(',', ' and ')}")
+    assert reading.numbers.get("ranks", ()) == tuple(sorted(numbers))
 
 
 def test_a_list_of_experts_says_which_are_where(tmp_path: Path) -> None:
@@ -195,6 +251,8 @@ HARMFUL = {
     "other.graphml": "<html/>",
     "deep.json": "[" * 100_000,
     "list.json": "[1]",
+    "twice.json": json.dumps({"nodes": [{"id": "a"}, {"id": "b"}, {"id": "a"}], "links": []}),
+    "twice.graphml": '<graphml><graph><node id="a"/><node id="a"/></graph></graphml>',
     "many.json": json.dumps({"nodes": [{"id": number} for number in range(200_000)], "links": []}),
 }
 

@@ -251,11 +251,15 @@ def test_an_undirected_drawing_is_said_to_be_one(tmp_path: Path) -> None:
     assert any("undirected" in fact for fact in audit.facts)
 
 
-def test_labels_that_only_fill_the_memory_are_left_out(tmp_path: Path) -> None:
+def test_labels_that_only_fill_the_memory_are_left_out(tmp_path: Path, fifth: Plan) -> None:
     label = "GPU: 0-999999999, layer 0-99999, expert 0-99999"
     text = json.dumps({"nodes": [{"id": number, "label": f"{label} {number}"} for number in range(400)], "links": []})
     read = drawn(tmp_path, text, "graph.json")
     assert len(read.overflow) > 200
+    audit = audit_drawing(read, fifth)
+    assert [one.check for one in audit.unchecked].count("strategy.ranks") == 1
+    assert "strategy.ranks" not in {one.check for one in [*audit.passed, *audit.findings]}
+    assert any("claim to stand for more than there can be" in fact for fact in audit.facts)
 
 
 def test_a_long_chain_is_followed_to_its_end(tmp_path: Path, fifth: Plan) -> None:

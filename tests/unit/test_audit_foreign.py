@@ -360,8 +360,9 @@ def test_a_claim_may_be_in_words_or_json(name: str, text: str, tmp_path: Path) -
     audit = audit_subject(request, progress=lambda text: None)
     told = {finding.title for finding in audit.findings}
     assert told == {
-        "Layers 48 is declared; the deployment has 16", "Experts per rank 16 is declared; the deployment has 8"
-    }  # fmt: skip
+        "48 layers are declared; the deployment has 16 layers",
+        "16 experts of a layer on a rank are declared; the deployment has 8 experts of a layer on a rank",
+    }
     assert "strategy.world-size" in {passed.check for passed in audit.passed}
     assert audit.not_understood == (["zone: x"] if name == "a.json" else [])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from truedag.tracer.audit.causes import group_by_cause
 from truedag.tracer.audit.checks.balance import check_balance
 from truedag.tracer.audit.checks.claims import check_claim
 from truedag.tracer.audit.checks.communication import check_communication
@@ -15,6 +16,7 @@ from truedag.tracer.audit.checks.drawn_shapes import check_drawn_shapes
 from truedag.tracer.audit.checks.honesty import check_honesty
 from truedag.tracer.audit.checks.model import check_model
 from truedag.tracer.audit.checks.regions import summed_purposes
+from truedag.tracer.audit.checks.steps import check_steps
 from truedag.tracer.audit.checks.strategy import check_strategy
 from truedag.tracer.audit.checks.structure import check_structure
 from truedag.tracer.audit.claim import Claim, claim_of_text
@@ -47,6 +49,7 @@ def audit_dataset(subject: Subject, plan: Plan | None) -> Audit:
     if plan is not None:
         check_balance(subject, plan, audit)
     audit.sort()
+    group_by_cause(audit, exact=True)
     return audit
 
 
@@ -63,6 +66,11 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     if drawn.by_edges:
         named = write_count(len(drawn.by_edges), "communication")
         audit.facts.append(f"{named} drawn as labels of edges; each was taken for a node between its ends.")
+    if drawn.overflow:
+        audit.facts.append(
+            f"{write_count(len(drawn.overflow), 'node')} claim to stand for more than there can be, and were left out: "
+            f"{', '.join(drawn.overflow[:3])}" + (", ..." if len(drawn.overflow) > 3 else ".")
+        )
     if not drawn.document.is_directed:
         audit.facts.append("It is undirected: each edge was read from the end that is named first.")
     if plan is not None and summed_purposes(subject):
@@ -76,7 +84,7 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
         audit.facts.append(
             "Every operator says its layer, rank and pass: each was checked." if exact else _write_passes(subject)
         )
-        check_strategy(subject, plan, audit, whole=exact)
+        check_strategy(subject, plan, audit, whole=exact, num_unread=len(drawn.unread))
         if exact:
             check_communication(subject, plan, audit)
             check_model(subject, plan, audit)
@@ -88,13 +96,13 @@ def audit_drawing(drawn: DrawnSubject, plan: Plan | None) -> Audit:
     else:
         check_drawn_shapes(subject, plan, audit)
     check_honesty(drawn, plan, audit)
+    check_steps(drawn, plan, audit)
     if plan is not None and (not audit.found("strategy.layers") and not audit.found("strategy.experts")):
         check_balance(subject, plan, audit)
     if (claim := claim_of_text(drawn.document.title, name="title")) is not None:
         check_claim(claim, None if plan is None else plan.expectation, audit, {})
-    if drawn.overflow:
-        audit.skip("strategy.ranks", f"{len(drawn.overflow)} nodes claim to stand for more than can be")
     audit.sort()
+    group_by_cause(audit, exact=exact)
     return audit
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from truedag.tracer.audit.drawing.grammar import read_numbers
+from truedag.tracer.audit.drawing.numbers import read_numbers
 from truedag.tracer.errors import TruedagError
 
 _SCALES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10,

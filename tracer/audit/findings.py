@@ -48,6 +48,9 @@ class Finding:
     layers: tuple[int, ...] = ()
     """Layers that it concerns."""
 
+    follows: int | None = None
+    """Number of the finding that it follows from, counted from 1."""
+
     @property
     def place(self) -> str:
         """Where it is: layers, ranks and nodes, in short."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -30,8 +30,9 @@ _CHAPTERS = {
 
 def verdict(audit: Audit) -> str:
     """Return one sentence that says how it stands."""
-    counts = Counter(finding.severity for finding in audit.findings)
+    counts = Counter(finding.severity for finding in audit.findings if finding.follows is None)
     checks = len({finding.check for finding in audit.faults})
+    following = sum(finding.follows is not None for finding in audit.faults)
     if not audit.faults:
         if not audit.passed:
             return "Nothing could be checked."
@@ -42,7 +43,8 @@ def verdict(audit: Audit) -> str:
         for severity in ("error", "warning")
         if counts[severity]
     )
-    return f"Wrong: {told} in {checks} of {checks + len(audit.passed)} checks."
+    rest = f"; {following} more {'follows' if following == 1 else 'follow'} from that" if following else ""
+    return f"Wrong: {told} in {checks} of {checks + len(audit.passed)} checks{rest}."
 
 
 def write_markdown(audit: Audit) -> str:
@@ -51,17 +53,17 @@ def write_markdown(audit: Audit) -> str:
     lines += [f"Compared with {_plain(audit.against)}.", ""]
     lines += [f"- {_plain(fact)}" for fact in audit.facts]
     lines += _summary(audit)
-    number = 0
+    told = list(enumerate(audit.findings, 1))
     for severity in SEVERITIES:
-        findings = [finding for finding in audit.findings if finding.severity == severity]
+        findings = [(number, one) for number, one in told if one.severity == severity and one.follows is None]
         if not findings:
             continue
         lines += ["", f"## {_HEADS[severity]}"]
-        for chapter, members in itertools.groupby(findings, key=_chapter):
+        for chapter, members in itertools.groupby(findings, key=lambda numbered: _chapter(numbered[1])):
             lines += ["", f"### {_CHAPTERS[chapter]}"]
-            for finding in members:
-                number += 1
-                lines += _write_finding(number, finding)
+            for number, finding in members:
+                following = [(place, one) for place, one in told if one.follows == number]
+                lines += _write_finding(number, finding, following)
     if audit.passed:
         lines += ["", "## Checked and passed", ""]
         lines += [
@@ -101,15 +103,26 @@ def _summary(audit: Audit) -> list[str]:
     return ["", f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads), *rows]
 
 
-def _write_finding(number: int, finding: Finding) -> list[str]:
+def _write_finding(number: int, finding: Finding, following: Sequence[tuple[int, Finding]]) -> list[str]:
     margin = " " * len(f"{number}. ")
     told = {"expected": finding.expected, "found": finding.found, "where": finding.place, "required": finding.fix}
-    return [
+    lines = [
         "",
         f"{number}. **{_plain(finding.title)}** `{finding.check}`",
         "",
         *(f"{margin}- {name}: {_plain(text)}" for name, text in told.items() if text),
     ]
+    if following:
+        lines += [f"{margin}- {_write_following(len(following))}"]
+    for place, one in following:
+        told = {"expected": one.expected, "found": one.found, "where": one.place}
+        text = "; ".join(f"{name}: {_plain(text)}" for name, text in told.items() if text)
+        lines.append(f"{margin}  - finding {place}: **{_plain(one.title)}** `{one.check}`; {text}")
+    return lines
+
+
+def _write_following(number: int) -> str:
+    return f"{write_count(number, 'finding')} {'follows' if number == 1 else 'follow'} from it:"
 
 
 def _chapter(finding: Finding) -> str:
@@ -127,8 +140,14 @@ def render(audit: Audit) -> RenderableType:
     parts.append(Text(verdict(audit), style="bold green" if not audit.faults else "bold red"))
     parts.append(Text(f"Compared with {audit.against}."))
     parts += [Text(fact) for fact in audit.facts]
+    counts = Counter(finding.follows for finding in audit.findings)
     for number, finding in enumerate(audit.findings, 1):
+        if finding.follows is not None:
+            parts.append(_follower(number, finding))
+            continue
         parts.append(_paragraph(number, finding))
+        if counts[number]:
+            parts.append(Text(f"     {_write_following(counts[number])}"))
     parts.append(Text(""))
     if audit.passed:
         chapters = Counter(passed.check.split(".")[0] for passed in audit.passed)
@@ -151,6 +170,16 @@ def _paragraph(number: int, finding: Finding) -> Text:
     if finding.nodes:
         text.append(f"\n     nodes {finding.shown_nodes}")
     text.append(f"\n     > {finding.fix}")
+    return text
+
+
+def _follower(number: int, finding: Finding) -> Text:
+    text = Text(f"     {number}. {finding.title}\n        ")
+    text.append(finding.severity, style=_STYLES[finding.severity])
+    text.append(f" {finding.check}", style="dim")
+    text.append(f" · expected {finding.expected} · found {finding.found}")
+    if finding.nodes:
+        text.append(f" · nodes {finding.shown_nodes}")
     return text
 
 
@@ -182,6 +211,7 @@ def to_json(audit: Audit) -> Mapping[str, Any]:
                 "num_nodes": finding.num_nodes,
                 "ranks": list(finding.ranks),
                 "layers": list(finding.layers),
+                "follows": finding.follows,
             }
             for finding in audit.findings
         ],

@@ -62,6 +62,9 @@ ATTENTION_CORE = ("attention scores", "attention softmax", "attention context")
 
 FUSED_ATTENTION = "fused attention"
 
+UNTOLD_KIND = "communication"
+"""Of what a drawing shows to communicate without a word of how."""
+
 KIND_OF_OP = {
     "c10d::allreduce_": "all-reduce",
     "c10d::allreduce_coalesced_": "all-reduce",

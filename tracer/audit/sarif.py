@@ -61,5 +61,5 @@ def _result(finding: Finding, rule: int, uri: str) -> Mapping[str, Any]:
                 "logicalLocations": [{"fullyQualifiedName": node, "kind": "node"} for node in finding.nodes],
             }
         ],
-        "properties": {"ranks": list(finding.ranks), "layers": list(finding.layers)},
+        "properties": {"ranks": list(finding.ranks), "layers": list(finding.layers), "follows": finding.follows},
     }

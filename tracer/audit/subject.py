@@ -8,6 +8,7 @@ from typing import Literal
 
 import polars as pl
 
+from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.copies import Copies
 from truedag.tracer.audit.findings import pick_nodes
 
@@ -103,12 +104,15 @@ class Subject:
         rows = nodes if self.copies is None else self.copies.rows_of(nodes)
         return self.nodes.filter(pl.col("node").is_in(rows.implode()))
 
+    def where_of(self, nodes: pl.Series) -> pl.DataFrame:
+        """Return node, rank of some nodes."""
+        if self.copies is not None:
+            return self.copies.ranks_of(nodes)
+        return self.where.filter(pl.col("node").is_in(nodes.implode()))
+
     def ranks_of(self, nodes: pl.Series) -> list[int]:
         """Return the ranks that some nodes are on, in ascending order."""
-        where = self.where.filter(pl.col("node").is_in(nodes.implode())) if self.copies is None else (
-            self.copies.ranks_of(nodes)
-        )  # fmt: skip
-        return where["rank"].unique().sort().to_list()
+        return self.where_of(nodes)["rank"].unique().sort().to_list()
 
     def on_ranks(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return rows, each once for every rank that its `node` is on, with `rank`."""
@@ -163,3 +167,10 @@ def write_members(ranks: Iterable[int]) -> str:
 def read_members(members: str) -> tuple[int, ...]:
     """Return the ranks of a group or a message."""
     return tuple(int(rank) for rank in members.replace(">", ",").split(",") if rank)
+
+
+def tell_members(members: str | None) -> str:
+    """Write a group or a message for people: 0-1016 step 8, 3>131."""
+    if members is None or ">" in members:
+        return members or "none"
+    return write_runs(read_members(members))

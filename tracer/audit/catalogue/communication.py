@@ -106,7 +106,8 @@ CHECKS = (
         "communication.kind",
         "Of the right kind",
         "A reduce-scatter in the place of an all-reduce leaves each rank with a part; an all-gather does not add.",
-        "Where a needed communication is missing and one of another kind is there for the same purpose.",
+        "Where a needed communication is missing and one of another kind is there for the same purpose; in a drawing "
+        "that does not tell passes apart, kinds that the deployment has nowhere for what the communication is for.",
         "error",
         "Use the kind that is given under expected.",
     ),

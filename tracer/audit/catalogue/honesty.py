@@ -29,4 +29,15 @@ CHECKS = (
         "error",
         "Draw every operator, or fold by rank class and say what each node stands for.",
     ),
+    Check(
+        "honesty.steps",
+        "Every decode step is drawn, or folded with its count",
+        "Steps of decoding that are alike need not be drawn one by one; then one node says which they are, which step "
+        "they are like, and how many nodes it stands for.",
+        "Nodes of decode steps, and those that say 'decode steps 1-15, each like decode step 0' and 'stands for 5,190 "
+        "recorded': the step must be drawn, and the count must be steps x what its nodes stand for (1 where a node "
+        "says nothing), on the fold's GPUs if it names some. All steps of the deployment must be there, each once.",
+        "error",
+        "Draw the step, or correct what the fold says: steps, GPUs and count.",
+    ),
 )

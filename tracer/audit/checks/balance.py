@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
 from truedag.tracer.audit.catalogue import CHECKS
-from truedag.tracer.audit.checks.strategy import placed_experts, placed_layers
+from truedag.tracer.audit.checks.strategy import absent_ranks, placed_experts, placed_layers
 from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.subject import Subject
@@ -31,7 +31,11 @@ def check_balance(subject: Subject, plan: Plan, audit: Audit) -> None:
             audit.skip("balance.tokens", "experts run together in one operator, which does not say which they are")
         else:
             spread = f"an expert of a rank got {rows['rows'].min()!s} to {rows['rows'].max()!s} rows of a pass"
-            audit.judge("balance.tokens", _tokens(rows, plan), f"every layer of experts in every pass; {spread}")
+            audit.judge(
+                "balance.tokens",
+                _tokens(rows, plan, absent_ranks(subject, plan)),
+                f"every layer of experts in every pass; {spread}",
+            )
 
 
 def _finding(check: str, title: str, expected: str, found: str, **where: tuple[int, ...]) -> Finding:
@@ -78,15 +82,23 @@ def _rows_of_experts(subject: Subject) -> pl.DataFrame:
     )
 
 
-def _tokens(rows: pl.DataFrame, plan: Plan) -> Iterator[Finding]:
+def _tokens(rows: pl.DataFrame, plan: Plan, absent: Sequence[int]) -> Iterator[Finding]:
     wanted = plan.expectation.tokens_per_pass
     sums = rows.group_by("layer", "microbatch").agg(pl.col("rows").sum(), experts=pl.col("expert").n_unique())
     wrong = sums.filter((pl.col("rows") != wanted) & (pl.col("experts") == plan.expectation.num_experts))
-    if len(wrong):
-        row = wrong.sort("layer", "microbatch").row(0, named=True)
+    # A missing rank's rows are missing in all layers of its stage.
+    gone = {plan.expectation.coordinates[rank]["pp"] for rank in absent}
+    of_gone = [plan.expectation.stage_of_layer[layer] in gone for layer in wrong["layer"]]
+    for is_gone in (False, True):
+        mine = wrong.filter(pl.Series(of_gone, dtype=pl.Boolean) == is_gone)
+        if mine.is_empty():
+            continue
+        row = mine.sort("layer", "microbatch").row(0, named=True)
         yield _finding(
             "balance.tokens",
-            f"In {len(wrong)} passes of layers of experts, tokens are lost or doubled: {row['rows']} rows in layer "
-            f"{row['layer']}, microbatch {row['microbatch']}, not {wanted}",
-            f"{wanted} rows", f"{row['rows']}", layers=tuple(sorted(wrong["layer"].unique())),
+            f"In {len(mine)} passes of layers of experts, tokens are lost or doubled: {row['rows']} rows in layer "
+            f"{row['layer']}, microbatch {row['microbatch']}, not {wanted}"
+            + ("; ranks of its stage are missing" if is_gone else ""),
+            f"{wanted} rows", f"{row['rows']}", layers=tuple(sorted(mine["layer"].unique())),
+            ranks=tuple(absent) if is_gone else (),
         )  # fmt: skip

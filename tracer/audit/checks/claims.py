@@ -12,6 +12,16 @@ from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.published import published_sizes
 
 _CLOSE = 0.1
+# A declared number with what it counts.
+_QUANTITIES = {
+    "gpus": "{} GPUs", "parameters": "{} parameters", "layers": "{} layers", "hidden": "hidden size {}",
+    "heads": "{} query heads", "kv_heads": "{} key and value heads", "head_dim": "head size {}",
+    "ffn": "feed-forward width {}", "experts": "{} experts a layer", "expert_hidden": "expert width {}",
+    "top_k": "{} experts a token", "vocabulary": "a vocabulary of {} tokens", "batch": "{} sequences a step",
+    "sequence": "{} tokens a sequence", "layers_per_stage": "{} layers a stage", "stages": "{} stages",
+    "experts_per_rank": "{} experts of a layer on a rank", "max_sequence": "{} tokens a sequence at most",
+    "batch_per_replica": "{} sequences a replica",
+}  # fmt: skip
 
 
 def check_claim(claim: Claim, expectation: Expectation | None, audit: Audit, measured: Mapping[str, float]) -> None:
@@ -36,9 +46,10 @@ def check_claim(claim: Claim, expectation: Expectation | None, audit: Audit, mea
             audit.skip(check, "no deployment is named to compare with")
         return
     if stated["claim.gpus"]:
-        audit.judge("claim.gpus", [*_gpus(claim, expectation), *_places(claim, expectation)], "GPUs and where they are")
+        audit.judge("claim.gpus", [*_gpus(claim, expectation), *_places(claim, expectation)], _tell_gpus(claim))
     if stated["claim.parameters"]:
-        audit.judge("claim.parameters", _parameters(claim, expectation), f"{expectation.num_parameters:,} parameters")
+        what = f"{_short(claim.numbers['parameters'])} declared, {expectation.num_parameters:,} by the sizes"
+        audit.judge("claim.parameters", _parameters(claim, expectation), what)
     if stated["claim.sizes"]:
         audit.judge("claim.sizes", _sizes(claim, sizes, expectation), write_count(len(sizes), "number"))
     if stated["claim.groups"]:
@@ -60,7 +71,7 @@ def _world_size(claim: Claim, expectation: Expectation | None) -> Iterator[Findi
     if declared is not None and declared != claim.product:
         folded = claim.folded_product
         hint = (
-            f"; {folded:,} if expert axes are laid over the others, which must then be said"
+            f"; it is {folded:,} where expert axes are laid over the others: say which is meant"
             if folded == declared
             else ""
         )
@@ -85,14 +96,21 @@ def _gpus(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _tell_gpus(claim: Claim) -> str:
+    told = [f"{claim.numbers['gpus']:,.0f} GPUs"] if "gpus" in claim.numbers else []
+    told += [f"the GPUs of {name.removeprefix('gpus_of_')} {write_runs(one for numbers, _ in rows for one in numbers)}"
+             for name, rows in claim.places.items()]  # fmt: skip
+    return ", ".join(told)
+
+
 def _places(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
     for stages, ranks in claim.places.get("gpus_of_stage", ()):
         right = tuple(rank for stage in stages for rank in _stage(expectation, stage))
-        yield from _place(f"stage {write_runs(stages)}", ranks, right)
+        yield from _place("stage", stages, ranks, right)
     for layers, ranks in claim.places.get("gpus_of_layers", ()):
         known = [layer for layer in layers if layer < len(expectation.stage_of_layer)]
         right = tuple({rank for layer in known for rank in expectation.ranks_of_layer(layer)})
-        yield from _place(f"layers {write_runs(layers)}", ranks, right)
+        yield from _place("layer", layers, ranks, right)
     for experts, ranks in claim.places.get("gpus_of_experts", ()):
         right = tuple(
             {
@@ -103,18 +121,21 @@ def _places(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
                 for rank in stage[expert]
             }
         )
-        yield from _place(f"experts {write_runs(experts)}", ranks, right)
+        yield from _place("expert", experts, ranks, right)
 
 
 def _stage(expectation: Expectation, stage: int) -> tuple[int, ...]:
     return expectation.ranks_of_stage(stage) if stage < expectation.num_stages else ()
 
 
-def _place(what: str, ranks: tuple[int, ...], right: tuple[int, ...]) -> Iterator[Finding]:
+def _place(noun: str, numbers: Sequence[int], ranks: tuple[int, ...], right: tuple[int, ...]) -> Iterator[Finding]:
     if set(ranks) != set(right):
+        several = len(numbers) > 1
+        what = f"{noun.capitalize()}{'s' if several else ''} {write_runs(numbers)}"
         yield _finding(
-            "claim.gpus", f"{what.capitalize()} are declared on GPUs {write_runs(ranks)}; the strategy puts them on "
-            f"{write_runs(right) or 'none'}", f"GPUs {write_runs(right)}", f"GPUs {write_runs(ranks)}",
+            "claim.gpus", f"{what} {'are' if several else 'is'} declared on GPUs {write_runs(ranks)}; the strategy "
+            f"puts {'them' if several else 'it'} on " + (f"GPUs {write_runs(right)}" if right else "none"),
+            f"GPUs {write_runs(right)}" if right else "none", f"GPUs {write_runs(ranks)}",
         )  # fmt: skip
 
 
@@ -122,15 +143,18 @@ def _parameters(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
     declared, computed = claim.numbers["parameters"], expectation.num_parameters
     if abs(declared - computed) > _CLOSE * computed:
         yield _finding(
-            "claim.parameters", f"{_short(declared)} parameters are declared; the declared sizes make "
-            f"{_short(computed)} ({computed:,}), {_ratio(declared, computed)}", f"{computed:,}", f"{declared:,.0f}",
+            "claim.parameters", f"{_short(declared)} parameters are declared; the deployment's sizes make "
+            f"{_short(computed)} ({computed:,}), {_ratio(declared, computed)}",
+            _count("parameters", computed), _count("parameters", declared),
         )  # fmt: skip
 
 
 def _ratio(declared: float, computed: float) -> str:
     if declared == 0:
         return "not none"
-    return f"{computed / declared:.3g} times as many" if computed > declared else f"1/{declared / computed:.3g} of them"
+    if computed > declared:
+        return f"{computed / declared:.3g} times as many"
+    return f"{declared / computed:.3g} times fewer"
 
 
 def _short(number: float) -> str:
@@ -149,15 +173,50 @@ def _sizes(claim: Claim, names: Sequence[str], expectation: Expectation) -> Iter
         numbers["experts_per_rank"] = expectation.num_experts / expectation.sizes["ep"]
     for name in names:
         declared, real = claim.numbers[name], numbers.get(name)
-        word = name.replace("_", " ")
-        if real is None:
-            yield _finding("claim.sizes", f"{word.capitalize()} {declared:,.0f} is declared; the deployment has none",
-                           "none", f"{declared:,.0f}")  # fmt: skip
+        if name == "batch_per_replica" and real is not None:
+            yield from _per_replica(declared, expectation)
+        elif real is None:
+            yield _finding("claim.sizes", f"{_capital(_count(name, declared))} {_are(name)} declared; the deployment "
+                           "has none", "none", _count(name, declared))  # fmt: skip
         elif declared != real:
             yield _finding(
-                "claim.sizes", f"{word.capitalize()} {declared:,.0f} is declared; the deployment has {real:,g}",
-                f"{real:,g}", f"{declared:,.0f}",
+                "claim.sizes", f"{_capital(_count(name, declared))} {_are(name)} declared; the deployment has "
+                f"{_count(name, real)}", _count(name, real), _count(name, declared),
             )  # fmt: skip
+
+
+def _per_replica(declared: float, expectation: Expectation) -> Iterator[Finding]:
+    """The batch is split over the replicas of the dense layers; an expert has fewer copies."""
+    batch, dense, copies = expectation.numbers["batch"], expectation.sizes["dp"], expectation.sizes["edp"]
+    if declared == batch / dense:
+        return
+    each = f"a dense layer has {write_count(dense, 'replica')} (DP{dense}), {_sequences(batch / dense)} each"
+    found = _count("batch_per_replica", declared)
+    is_of_experts = bool(expectation.num_experts) and declared * copies == batch
+    of_experts = f", which is right of the {copies} copies of each expert (EDP{copies})" if is_of_experts else ""
+    yield Finding(
+        check="claim.sizes", title=f"{found} are declared{of_experts}; {each}",
+        expected=f"{_sequences(batch / dense)} on each of {write_count(dense, 'replica')} of the dense layers",
+        found=found + (f", of the {copies} copies of each expert" if is_of_experts else ""),
+        fix="Say of which replicas: those of the dense layers, or the copies of an expert.",
+        severity="warning" if is_of_experts else CHECKS["claim.sizes"].severity,
+    )  # fmt: skip
+
+
+def _sequences(number: float) -> str:
+    return f"{number:,g} sequence" + ("" if number == 1 else "s")
+
+
+def _count(name: str, number: float) -> str:
+    return _QUANTITIES[name].format(f"{number:,.0f}" if number == int(number) else f"{number:,g}")
+
+
+def _are(name: str) -> str:
+    return "are" if _QUANTITIES[name].startswith("{}") else "is"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _groups(claim: Claim, expectation: Expectation) -> Iterator[Finding]:
@@ -185,19 +244,19 @@ def _judge_model(claim: Claim, expectation: Expectation | None, audit: Audit) ->
         audit.skip("claim.architecture", f"no published sizes are known of {claim.model!r}")
         return
     name, sizes = published
-    told = {key: (claim.numbers[key], "is declared") for key in sizes if key in claim.numbers}
+    told = {key: (claim.numbers[key], "{are} declared") for key in sizes if key in claim.numbers}
     # Who is silent about key and value heads, and has a deployment, has those of the deployment.
     if "heads" in told and "kv_heads" not in told and expectation is not None:
-        told["kv_heads"] = (expectation.numbers["kv_heads"], "is the deployment's")
+        told["kv_heads"] = (expectation.numbers["kv_heads"], "{are} the deployment's, as none are declared")
     if not told:
         audit.skip("claim.architecture", f"none of the sizes of {name} is declared")
         return
     wrong = [
         _finding(
             "claim.architecture",
-            f"{key.replace('_', ' ').capitalize()} {number:,.0f} {says}; {name} has {real:,.0f}",
-            f"{real:,.0f}",
-            f"{number:,.0f}",
+            f"{_capital(_count(key, number))} {says.format(are=_are(key))}; {name} has {_count(key, real)}",
+            _count(key, real),
+            _count(key, number),
         )
         for key, real in sizes.items()
         for number, says in ([told[key]] if key in told else [])

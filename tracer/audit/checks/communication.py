@@ -8,11 +8,12 @@ import polars as pl
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs
 from truedag.tracer.audit.catalogue import CHECKS
+from truedag.tracer.audit.checks.conservation import uneven_exchanges, unmatched_halves
 from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
 from truedag.tracer.audit.checks.strategy import absent_ranks
 from truedag.tracer.audit.findings import Audit, Finding
 from truedag.tracer.audit.plan import KEY, Plan
-from truedag.tracer.audit.subject import Subject, read_members
+from truedag.tracer.audit.subject import Subject, read_members, tell_members
 
 CHECK_OF_PURPOSE = {
     **dict.fromkeys(
@@ -43,7 +44,7 @@ _FAMILY = pl.col("purpose").replace({"combine": "dispatch"})
 
 def check_communication(subject: Subject, plan: Plan, audit: Audit) -> None:
     """Check what ranks exchange, one communication at a time; for datasets, which tell all of it."""
-    audit.judge("communication.unmatched", _unmatched(subject), "every send and every receive")
+    audit.judge("communication.unmatched", unmatched_halves(subject, plan), "every send and every receive")
     compared = _Compared(subject, plan)
     compared.pair("kind")
     compared.pair("members")
@@ -64,7 +65,7 @@ def check_communication(subject: Subject, plan: Plan, audit: Audit) -> None:
         what = f"{len(reductions):,} gradient reductions"
         _judge_sizes(audit, "communication.gradient-twice", compared.twice(), reductions, what)
     audit.judge("communication.extra", compared.extra(), f"{len(subject.communications):,} communications")
-    sizes = [*compared.sizes(), *_conservation(subject)]
+    sizes = [*compared.sizes(), *uneven_exchanges(subject, plan)]
     _judge_sizes(audit, "communication.bytes", sizes, sized, f"{len(subject.parts):,} participants")
 
 
@@ -177,11 +178,12 @@ class _Compared:
         """Yield what is on other ranks."""
         for rows in _split(self._paired["members"], ["purpose", "kind", "phase"]):
             first = rows.row(0, named=True)
+            there, wanted = tell_members(first["there"]), tell_members(first["members"])
             yield self._finding(
                 "communication.group",
                 f"{len(rows)} {first['purpose']} {_plural(first['kind'], len(rows))}{_during(first)} "
-                f"{'is' if len(rows) == 1 else 'are'} over the wrong ranks: {first['there']}, not {first['members']}",
-                f"{first['axis']} group {first['members']}", f"{first['there']}", rows, rows["there_nodes"],
+                f"{'is' if len(rows) == 1 else 'are'} over the wrong ranks: {there}, not {wanted}",
+                f"{first['axis']} group {wanted}", there, rows, rows["there_nodes"],
             )  # fmt: skip
 
     def missing(self) -> Iterator[Finding]:
@@ -288,71 +290,6 @@ def _mentions(members: pl.Series, ranks: Sequence[int]) -> pl.Series:
     return members.replace_strict(told, default=False, return_dtype=pl.Boolean)
 
 
-def _unmatched(subject: Subject) -> Iterator[Finding]:
-    met = subject.edges.filter(pl.col("kind") == "p2p") if subject.messages is None else subject.messages
-    for kind, end, other in (("send", "src", "receive"), ("recv", "dst", "send")):
-        ends = subject.expand(subject.nodes.filter(pl.col("kind") == kind)["node"]).to_frame("node")
-        alone = ends.join(met.select(node=end), on="node", how="anti")
-        if len(alone):
-            ranks = subject.ranks_of(alone["node"])
-            word = "send" if kind == "send" else "receive"
-            yield Finding(
-                check="communication.unmatched", title=f"{len(alone)} {word}{'s' if len(alone) > 1 else ''} without "
-                f"{'their' if len(alone) > 1 else 'its'} {other}", expected=f"a {other} for each {word}",
-                found=f"{len(alone)} without", fix=CHECKS["communication.unmatched"].fix, severity="error",
-                nodes=subject.name_nodes(alone["node"]), num_nodes=len(alone), ranks=tuple(ranks),
-            )  # fmt: skip
-    if subject.unmatched:
-        yield Finding(
-            check="communication.unmatched", title=f"{len(subject.unmatched)} communications that could not be joined "
-            "when the graph was built", expected="all joined", found=subject.unmatched[0],
-            fix=CHECKS["communication.unmatched"].fix, severity="error",
-        )  # fmt: skip
-
-
-def _conservation(subject: Subject) -> Iterator[Finding]:
-    """What all gave must be what all got, by the kind of the communication."""
-    whole = subject.communications.filter((pl.col("weight") == 1) & (pl.col("kind") != "message"))
-    parts = subject.parts.filter(pl.col("send_bytes").is_not_null() & pl.col("recv_bytes").is_not_null())
-    sums = parts.group_by("node").agg(
-        size=pl.len(), gave=pl.col("send_bytes").sum(), got=pl.col("recv_bytes").sum(),
-        least=(pl.col("recv_bytes") - pl.col("send_bytes")).min(),
-        most=(pl.col("recv_bytes") - pl.col("send_bytes")).max(),
-        give=pl.col("send_bytes"), get=pl.col("recv_bytes"),
-    )  # fmt: skip
-    rows = whole.join(sums, on="node")
-    ratio = (
-        pl.when(pl.col("kind") == "all-gather")
-        .then(pl.col("got") == pl.col("gave") * pl.col("size"))
-        .when(pl.col("kind") == "reduce-scatter")
-        .then(pl.col("gave") == pl.col("got") * pl.col("size"))
-        .when(pl.col("kind") == "all-to-all")
-        .then(pl.col("gave") == pl.col("got"))
-        .when(pl.col("kind") == "all-reduce")
-        .then((pl.col("least") == 0) & (pl.col("most") == 0) & (pl.col("give").list.n_unique() == 1))
-        .otherwise(pl.lit(True))
-    )
-    for wrong in _split(rows.filter(~ratio), ["kind"]):
-        first = wrong.row(0, named=True)
-        yield Finding(
-            check="communication.bytes",
-            title=f"{len(wrong)} {_plural(first['kind'], len(wrong))} where what all gave is not what all got: "
-            f"{first['gave']:,} bytes given, {first['got']:,} got, by {first['size']} ranks",
-            expected=_RULES[first["kind"]], found=f"{first['gave']:,} given, {first['got']:,} got",
-            fix=CHECKS["communication.bytes"].fix, severity="error", nodes=subject.name_nodes(wrong["node"]),
-            num_nodes=len(wrong), ranks=read_members(first["members"] or ""),
-            layers=tuple(sorted(layer for layer in wrong["layer"].unique() if layer >= 0)),
-        )  # fmt: skip
-
-
-_RULES = {
-    "all-gather": "each rank gets what all give",
-    "reduce-scatter": "each rank gets its part of what each gives",
-    "all-to-all": "all get together what all give",
-    "all-reduce": "each rank gets as much as it gives, and all as much",
-}
-
-
 def _split(rows: pl.DataFrame, by: Sequence[str]) -> list[pl.DataFrame]:
     return [] if rows.is_empty() else rows.partition_by(by, maintain_order=True)
 
@@ -378,7 +315,8 @@ def _among(rows: pl.DataFrame) -> str:
     members = sorted(rows["members"].drop_nulls().unique(), key=read_members)
     if members:
         parts.append(
-            f"ranks {'; '.join(members[:4])}" + (f" and {len(members) - 4} more groups" if len(members) > 4 else "")
+            f"ranks {'; '.join(map(tell_members, members[:4]))}"
+            + (f" and {len(members) - 4} more groups" if len(members) > 4 else "")
         )
     return f" ({', '.join(parts)})" if parts else ""
 

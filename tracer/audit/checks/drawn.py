@@ -21,7 +21,7 @@ from truedag.tracer.audit.checks.model import CHECK_OF_ROLE, single_residuals
 from truedag.tracer.audit.checks.regions import as_summed, summed_purposes
 from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
-from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION
+from truedag.tracer.audit.roles import ATTENTION_CORE, FUSED_ATTENTION, UNTOLD_KIND
 from truedag.tracer.audit.subject import Subject, read_members
 
 _AHEAD = ("forward", "prefill", "decode")
@@ -246,6 +246,8 @@ def _moved(plan: Plan, strange: pl.DataFrame, total: int) -> Finding:
 def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
     needed = pl.concat([plan.exact, plan.totals], how="diagonal_relaxed")
     summed = summed_purposes(subject)
+    # What is summed in a region need not be all of it: logits may be gathered either way.
+    kinds = pl.concat([rows.select("purpose", "kind") for rows in (needed, as_summed(needed, summed))]).unique()
     needed = as_summed(needed, summed)
     found = subject.communications.filter(pl.col("purpose").is_not_null())
     # Where a summed region is entered only the backward pass exchanges something; model.backward asks for that.
@@ -266,6 +268,33 @@ def _judge_purposes(subject: Subject, plan: Plan, audit: Audit) -> None:
             )
         ]  # fmt: skip
         audit.judge(check, findings, ", ".join(purposes))
+    told = found.filter((pl.col("kind") != UNTOLD_KIND) & pl.col("purpose").is_in(kinds["purpose"].unique().implode()))
+    if len(told):
+        what = write_count(told["node"].n_unique(), "communication")
+        audit.judge("communication.kind", _kinds(subject, kinds, told), what)
+    else:
+        audit.skip("communication.kind", "no communication says what it is for, and how it is made")
+
+
+def _kinds(subject: Subject, kinds: pl.DataFrame, told: pl.DataFrame) -> Iterator[Finding]:
+    """Yield communications of a kind that the deployment has nowhere for what they are for."""
+    wrong = told.join(kinds, on=["purpose", "kind"], how="anti")
+    for rows in [] if wrong.is_empty() else wrong.partition_by("purpose", "kind", maintain_order=True):
+        purpose, kind = rows.row(0, named=True)["purpose"], rows.row(0, named=True)["kind"]
+        mine = told.filter(pl.col("purpose") == purpose)
+        wanted = " and ".join(f"{one}s" for one in kinds.filter(pl.col("purpose") == purpose)["kind"].unique().sort())
+        rest = mine.join(rows, on="node", how="anti")
+        beside = "".join(
+            f", beside {write_count(part['node'].n_unique(), str(name[0]))}"
+            for name, part in rest.group_by("kind", maintain_order=True)
+        )
+        nodes = rows["node"].unique(maintain_order=True)
+        yield _finding(
+            "communication.kind",
+            f"{_capital(purpose)} is drawn as {write_count(len(nodes), kind)}{beside}; the deployment has {wanted}",
+            wanted, f"{kind}s", layers=sorted(layer for layer in rows["layer"].unique() if layer >= 0),
+            nodes=subject.name_nodes(nodes), num_nodes=len(nodes),
+        )  # fmt: skip
 
 
 def told_passes(subject: Subject) -> tuple[str, ...]:

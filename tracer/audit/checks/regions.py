@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from truedag.tracer.audit.roles import UNTOLD_KIND
 from truedag.tracer.audit.subject import Subject
 
 _DENSE = (
@@ -32,7 +33,7 @@ def summed_purposes(subject: Subject) -> tuple[str, ...]:
         # Logits are gathered at the head either way.
         inside = told.filter(~pl.col("purpose").is_in(["embedding", "head"]))
         kinds = set((told if inside.is_empty() else inside)["kind"])
-        if "all-reduce" in kinds and not kinds & {"reduce-scatter", "all-gather"}:
+        if kinds & {"all-reduce", UNTOLD_KIND} and not kinds & {"reduce-scatter", "all-gather"}:
             purposes += region
     return tuple(purposes)
 

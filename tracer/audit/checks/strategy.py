@@ -18,11 +18,16 @@ from truedag.tracer.audit.subject import Subject, read_members
 _SHOWN_GROUPS = 6
 
 
-def check_strategy(subject: Subject, plan: Plan, audit: Audit, *, whole: bool = True) -> None:
-    """Check who runs what; not `whole`: a drawing tells so little that what it lacks is said elsewhere, in sum."""
+def check_strategy(subject: Subject, plan: Plan, audit: Audit, *, whole: bool = True, num_unread: int = 0) -> None:
+    """Check who runs what; not `whole`: a drawing tells so little that what it lacks is said elsewhere, in sum.
+
+    `num_unread`: nodes of a drawing whose ranks were too many to be kept; which ranks are there is not known then.
+    """
     expectation = plan.expectation
     world = expectation.world_size
-    if not subject.present():
+    if num_unread:
+        audit.skip("strategy.ranks", f"the ranks of {write_count(num_unread, 'node')} are more than can be")
+    elif not subject.present():
         audit.findings.append(_no_ranks(plan))
     else:
         audit.judge("strategy.ranks", _ranks(subject, plan), f"{world} ranks")
@@ -89,12 +94,13 @@ def _ranks(subject: Subject, plan: Plan) -> Iterator[Finding]:
     extra = sorted(present - set(range(world)))
     if missing:
         yield _finding(
-            "strategy.ranks", f"{len(missing)} of {world} ranks are missing: {write_runs(missing)}",
+            "strategy.ranks",
+            f"{len(missing)} of {world} ranks {'is' if len(missing) == 1 else 'are'} missing: {write_runs(missing)}",
             f"ranks 0-{world - 1}", f"{world - len(missing)} of them", ranks=tuple(missing),
         )  # fmt: skip
     if extra:
         yield _finding(
-            "strategy.ranks", f"{len(extra)} ranks that the strategy does not have: {write_runs(extra)}",
+            "strategy.ranks", f"{write_count(len(extra), 'rank')} that the strategy does not have: {write_runs(extra)}",
             f"ranks 0-{world - 1}", f"up to rank {max(extra)}", ranks=tuple(extra),
         )  # fmt: skip
 
@@ -163,12 +169,13 @@ def _layers(subject: Subject, plan: Plan, *, whole: bool) -> Iterator[Finding]:
     extra = sorted(layer for layer in set(placed["layer"]) if layer >= number)
     if missing:
         yield _finding(
-            "strategy.layers", f"{len(missing)} of {number} layers are missing: {write_runs(missing)}",
+            "strategy.layers",
+            f"{len(missing)} of {number} layers {'is' if len(missing) == 1 else 'are'} missing: {write_runs(missing)}",
             f"layers 0-{number - 1}", f"{number - len(missing)} of them", layers=tuple(missing),
         )  # fmt: skip
     if extra:
         yield _finding(
-            "strategy.layers", f"{len(extra)} layers that the model does not have: {write_runs(extra)}",
+            "strategy.layers", f"{write_count(len(extra), 'layer')} that the model does not have: {write_runs(extra)}",
             f"layers 0-{number - 1}", f"up to layer {max(extra)}", layers=tuple(extra),
         )  # fmt: skip
     absent = absent_ranks(subject, plan)

@@ -6,59 +6,68 @@ inferred from a node's id, its clusters, its shape or its neighbours: ``l3_gpu_1
 
 What stands for nothing here is listed as not understood. Nothing is executed and nothing is guessed from position.
 
-Numbers: a list such as ``0-3, 8 and 10..12``; a node may stand for many. Roles and purposes are those of
+Numbers: a list such as ``0-3, 8 and 10..12``, ``E0-E7`` or ``0-1016 step 8`` (`drawing/numbers.py`); a node may stand
+for many. Roles and purposes are those of
 `truedag.tracer.audit.roles`; a coarse word stands for several of them ("self-attention" for projection, scores, softmax
 and context, "expert" for its three parts, "MLP" for both layers and the activation).
 
 Several lines ``experts 0-7: GPU 0-3`` in one label say which experts are where; the node is then each of them there,
 and not all of them everywhere.
+
+``decode steps 1-15, each like decode step 0`` with ``stands for 5,190 recorded`` is a declared fold, no ellipsis
+(`drawing/folds.py`); whether step 0 is drawn and the count is right is checked (`checks/steps.py`).
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Literal
 
+from truedag.tracer.audit.drawing.folds import Fold, read_count, read_fold
+from truedag.tracer.audit.drawing.numbers import IN_A_LINE, MOST_NUMBERS, list_of, mark_steps, read_numbers
 from truedag.tracer.audit.roles import ATTENTION_CORE
 
 Certainty = Literal["stated", "named", "inferred", "unknown"]
 
-_LIST = (
-    r"[\[({]{0,2}\s*(\d{1,9}(?:[\s_]*(?:->|=>|\u2192|-|\u2013|\u2014|to|through|\.\.\.?|\u2026|,|;|&|\+|/|and)"
-    r"[\s_]*\d{1,9})*)"
-)
+_RANKS = list_of("gpus?", "ranks?", "devices?", "[gr]")
+_LAYERS = list_of("layers?", "blocks?", "l")
+_EXPERTS = list_of("experts?", "exp", "[eE]")
 _NUMBERS: dict[str, tuple[re.Pattern[str], ...]] = {
     "ranks": (
         re.compile(
             r"(?<![a-z])(?:[gntx]pus?|ranks?|devices?|workers?|cuda|dev)(?:[\s_]*(?:ids?|nos?\.?))?\s*[:=#_\-]?\s*"
-            + _LIST,
+            + _RANKS,
             re.I,
         ),
-        re.compile(r"(?:^|[\s_(,|@])r[_ ]?" + _LIST + r"(?![A-Za-z0-9.])"),
+        re.compile(r"(?:^|[\s_(,|@])r[_ ]?" + _RANKS + r"(?![A-Za-z0-9.])"),
     ),
     "layers": (
-        re.compile(r"(?<![a-z])(?:layers?|blocks?)\s*[:=#_\-]?\s*" + _LIST, re.I),
-        re.compile(r"(?:^|[\s_(,|])l[_ ]?" + _LIST + r"(?![A-Za-z0-9.])", re.I),
+        re.compile(r"(?<![a-z])(?:layers?|blocks?)\s*[:=#_\-]?\s*l?" + _LAYERS, re.I),
+        re.compile(r"(?:^|[\s_(,|])l[_ ]?" + _LAYERS + r"(?![A-Za-z0-9.])", re.I),
         re.compile(r"(?<![A-Za-z])(?:h|blk)\.(\d{1,4})(?=\.)"),
     ),
     "experts": (
-        re.compile(r"(?<![a-z])(?:experts?|exp)\s*[:=#_\-]?\s*" + _LIST + r"(?!\s*(?:experts|active|total|per))", re.I),
-        re.compile(r"(?:^|[\s_(,|])[eE][_ ]?" + _LIST + r"(?![A-Za-z0-9.])"),
+        re.compile(
+            r"(?<![a-z])(?:experts?|exp)\s*[:=#_\-]?\s*e?" + _EXPERTS + r"(?!\s*(?:experts|active|total|per))", re.I
+        ),
+        re.compile(r"(?:^|[\s_(,|])[eE][_ ]?" + _EXPERTS + r"(?![A-Za-z0-9.])"),
     ),
-    "stages": (re.compile(r"(?<![a-z])(?:pipeline\s+|pp\s*)?stages?\s*[:=#_\-]?\s*" + _LIST, re.I),),
-    "microbatch": (re.compile(r"(?<![a-z])(?:micro[\s\-_]?batch|mb)\s*[:=#_\-]?\s*" + _LIST, re.I),),
-    "decode_step": (re.compile(r"(?<![a-z])(?:decode[\s\-_]?step|step)\s*[:=#_\-]?\s*" + _LIST, re.I),),
+    "stages": (re.compile(r"(?<![a-z])(?:pipeline\s+|pp\s*)?stages?\s*[:=#_\-]?\s*" + list_of("stages?", "s"), re.I),),
+    "microbatch": (re.compile(r"(?<![a-z])(?:micro[\s\-_]?batch|mb)\s*[:=#_\-]?\s*" + list_of(), re.I),),
+    "decode_step": (
+        re.compile(r"(?<![a-z])(?:decode[\s\-_]?step|step)\s*[:=#_\-]?\s*" + list_of(), re.I),
+        # One number after "steps" is how many there are.
+        re.compile(r"(?<![a-z])steps\s*[:=]?\s*(?=\d+[\s_]*(?:[-,&\u2013]|to|and|\.\.))" + list_of(), re.I),
+    ),
 }
-_IN_A_LINE = r"\d{1,9}(?:[ \t]*(?:-|\u2013|to|,|;|&|and)[ \t]*\d{1,9})*"
 # One of several lines that say which experts are where.
 _PLACED = re.compile(
-    rf"^[ \t]*experts?[ \t:]*({_IN_A_LINE})[ \t]*(?::|@|->|on|at)[ \t]*(?:gpus?|ranks?|devices?)[ \t:=#_]*"
-    rf"({_IN_A_LINE})[ \t]*$",
+    rf"^[ \t]*(?:experts?[ \t:]*e?|e(?=\d))({IN_A_LINE})[ \t]*(?::|@|->|on|at)[ \t]*(?:gpus?|ranks?|devices?)"
+    rf"[ \t:=#_]*({IN_A_LINE})[ \t]*$",
     re.I | re.M,
 )
-_RANGE = re.compile(r"(\d+)[\s_]*(?:-(?!>)|\u2013|\u2014|to|through|\.\.\.?|\u2026)[\s_]*(\d+)")
 # A range that names its word again at its end: GPU0-GPU7, cuda:0..cuda:7, L0-L11, #0-#7.
 _SAID_TWICE = re.compile(
     r"(?<![A-Za-z])([A-Za-z]{1,7}[\s:_#]?|#)(\d{1,9})(\s*(?:-|\u2013|\u2014|to|through|\.\.\.?|\u2026)\s*)\1(\d{1,9})",
@@ -68,8 +77,6 @@ _SLICE = re.compile(r"\[(\d{1,9}):(\d{1,9})\]")
 # Whether 7 is one of them nobody can tell.
 _HALF_OPEN = re.compile(r"\(\d{1,9}:\d{1,9}\)")
 _EVERY_LAYER = re.compile(r"\b(?:all|each|every)\s+(?:of\s+the\s+)?(?:\d+\s+)?layers?\b|\bper[\s\-]layer\b", re.I)
-MOST_NUMBERS = 1 << 16
-"""In one list; a range that is longer is cut."""
 # A label that is longer is read as far as this: nobody reads more of it either.
 _LONGEST_LABEL = 1000
 _LONGEST_LIST = 16_000
@@ -278,24 +285,25 @@ class Reading:
 
     is_ellipsis: bool = False
     is_sampled: bool = False
+    fold: Fold | None = None
+    """Of decode steps that it declares to be like another."""
 
+    num_recorded: int | None = None
+    """Nodes of a run that it says it stands for."""
 
-@lru_cache(maxsize=1 << 12)
-def read_numbers(text: str) -> tuple[int, ...]:
-    """Return the numbers of a list with ranges, in ascending order; a range that is too long is cut."""
-    found: set[int] = set()
-    for low, high in _RANGE.findall(text):
-        found.update(range(int(low), min(int(high), int(low) + MOST_NUMBERS) + 1))
-        if len(found) > MOST_NUMBERS:
-            break
-    found.update(int(number) for number in re.findall(r"\d+", _RANGE.sub(" ", text)))
-    return tuple(sorted(found)[:MOST_NUMBERS])
+    @property
+    def passes(self) -> tuple[tuple[str | None, int, int], ...]:
+        """Phase, microbatch and decode step (-1: untold) of each pass that it is in."""
+        batches = self.numbers.get("microbatch", (-1,))
+        steps = self.numbers.get("decode_step", (-1,)) if self.phase == "decode" else (-1,)
+        pairs = itertools.islice(itertools.product(batches, steps), MOST_NUMBERS)
+        return tuple((self.phase, batch, step) for batch, step in pairs)
 
 
 def read_label(label: str) -> Reading:
     """Return what a label says by itself."""
     reading = Reading()
-    label = _read_places(label, reading)[:_LONGEST_LABEL]
+    label = _read_places(mark_steps(label), reading)[:_LONGEST_LABEL]
     text = _without_types(label)
     text = _SAID_TWICE.sub(r"\1\2\3\4", _HALF_OPEN.sub(" ", _SLICE.sub(_closed, text)))
     counted = _LIKENESS.sub(" ", text)
@@ -317,6 +325,12 @@ def read_label(label: str) -> Reading:
     reading.kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
     reading.axis = next((axis for axis, pattern in _AXES if pattern.search(text)), None)
     _read_shapes(label, reading)
+    reading.num_recorded = read_count(text)
+    if (fold := read_fold(text)) is not None:
+        reading.fold, reading.certainty, reading.phase = fold, "stated", "decode"
+        reading.numbers["decode_step"] = fold.steps
+        reading.kind, reading.is_ellipsis = None, False
+        return reading
     if reading.kind is not None:
         if (part := _PART.search(text)) is not None:
             reading.num_parts = max(1, int(part.group(1)))

@@ -14,6 +14,7 @@ import json
 import re
 import resource
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -239,6 +240,7 @@ class _GraphML:
 
     def finish(self) -> Document:
         """Return what was read; nodes that hold others are clusters."""
+        _refuse_twice(self.document["nodes"])
         outer = {name for _, _, inside in self.document["nodes"] for name in inside}
         held = [node for node in self.document["nodes"] if node[0] in outer]
         self.document["clusters"] = {name: attributes.get("label", "") for name, attributes, _ in held}
@@ -269,6 +271,7 @@ def parse_json(text: str) -> Document:
         if not isinstance(node, dict) or ("id" not in node and "name" not in node):
             raise RefusedError('a node without an "id"')
         nodes.append([str(node["id"] if "id" in node else node["name"]), _flat(node, "id"), []])
+    _refuse_twice(nodes)
     edges = []
     links = [_ends_named(link) for link in links]
     for link in links:
@@ -302,6 +305,17 @@ def _ends_named(link: Any) -> Any:
         others = {key: value for key, value in link.items() if key not in ("from", "to")}
         return {"source": link["from"], "target": link["to"], **others}
     return link
+
+
+def _refuse_twice(nodes: list[list[Any]]) -> None:
+    """Refuse nodes of one id: which of them an edge means is not said."""
+    counts = Counter(node[0] for node in nodes)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        more = f" and {len(twice) - 1:,} more ids" if len(twice) > 1 else ""
+        raise RefusedError(
+            f"{counts[twice[0]]:,} nodes have the id {twice[0][:80]!r}{more}: give each node an id of its own"
+        )
 
 
 def _number_ends(links: list[Any], nodes: list[list[Any]], edges: list[list[Any]]) -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import polars as pl
 
 from truedag.tracer.audit.drawing.document import Document, DrawnNode
 from truedag.tracer.audit.drawing.edge_labels import name_communications
+from truedag.tracer.audit.drawing.exchanges import drawn_communications
 from truedag.tracer.audit.drawing.grammar import Reading, read_label
 from truedag.tracer.audit.drawing.legend import is_legend, ranks_of_colors
-from truedag.tracer.audit.drawing.neighbours import EXCHANGES, EXPERT, settle
+from truedag.tracer.audit.drawing.neighbours import EXPERT, settle
 from truedag.tracer.audit.expectation import Expectation
+from truedag.tracer.audit.roles import UNTOLD_KIND
 from truedag.tracer.audit.subject import (
-    COMMUNICATIONS,
     COVERS,
     EDGES,
     GROUPS,
@@ -26,20 +27,20 @@ from truedag.tracer.audit.subject import (
     PARTS,
     WHERE,
     Subject,
-    write_members,
 )
 
 # Ids that only count.
 _COUNTED = re.compile(r"[A-Za-z]?_?\d+")
 _MOST_COVERED = 200_000
+# Rows that folds of decode steps may stand for.
+_MOST_FOLDED = 2_000_000
+_STEP = {"decode_step": pl.Int32}
 _MOST_TOLD = 32_000_000
 # Numbers that labels may name in all: beyond them somebody only wants to fill the memory.
 _MOST_NUMBERS = 16_000_000
 _KINDS = {"send": "send", "recv": "recv", "message": "send"}
 # Shapes of titles, legends and notes.
 _REMARKS = ("plaintext", "plain", "none", "note", "underline")
-# Over several axes at once.
-_MIXED = ("token counts", "score corrections")
 _PRODUCTS = {
     "QKV projection": "aten::mm", "output projection": "aten::mm", "router": "aten::mm", "head": "aten::mm",
     "attention scores": "aten::bmm", "attention context": "aten::bmm",
@@ -65,7 +66,11 @@ class DrawnSubject:
     overflow: tuple[str, ...] = ()
     """Nodes that claim to stand for more than there can be."""
 
-    notes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    """Those of them of which nothing was read, not even their ranks."""
+
+    folds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Nodes of the step that each fold of decode steps is like, on its ranks."""
 
 
 def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSubject:
@@ -85,6 +90,7 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
     world = expectation.world_size if expectation is not None else None
     ranks = {name: _ranks_of(reading, world) for name, reading in readings.items()}
     places = _places(readings, numbers, ranks)
+    folds = _alike(readings, ranks)
     covers, too_much = _covers(document, readings, places)
     not_understood = tuple(
         _first_line(node) for node in document.nodes if readings[node.id].certainty == "unknown"
@@ -94,9 +100,11 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         name=str(document.path),
         form="drawing",
         nodes=_nodes(document, readings, numbers, legend),
-        covers=covers,
+        covers=_unfold(covers, folds, readings, numbers),
         where=_where(readings, places),
-        communications=_communications(document, readings, numbers, ranks, out, expectation),
+        communications=_unfold(
+            drawn_communications(document, readings, numbers, ranks, out, expectation), folds, readings, numbers
+        ),
         parts=pl.DataFrame(
             [
                 (numbers[name], rank, reading.bytes, None)
@@ -127,6 +135,8 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         ),
         by_edges=tuple(sorted(by_edges)),
         overflow=(*endless, *too_much),
+        unread=endless,
+        folds=folds,
     )
 
 
@@ -229,7 +239,7 @@ def _read(node: DrawnNode) -> Reading:
         if reading.kind is not None and reading.axis is None and other.axis != "pp":
             reading.axis = other.axis
     if reading.certainty == "unknown" and node.shape in ("ellipse", "oval") and "communic" in node.label.lower():
-        reading.kind, reading.certainty = "all-reduce", "inferred"
+        reading.kind, reading.certainty = UNTOLD_KIND, "inferred"
     return reading
 
 
@@ -259,25 +269,60 @@ def _covers(
         if not reading.roles and not reading.is_whole:
             continue
         told = places[node.id]
-        wide = max(1, len(reading.roles)) * len(layers)
+        passes = reading.passes
+        wide = max(1, len(reading.roles)) * len(layers) * len(passes)
         size = wide * sum(len(place.experts) for place in told)
         total += wide * sum(len(place.experts) * max(1, len(place.ranks)) for place in told)
         if size > _MOST_COVERED or total > _MOST_TOLD:
             too_much.append(node.id)
             continue
-        phase, batch, step = _pass_of(reading)
         if reading.is_whole:
-            rows += [(told[0].number, None, layer, -1, phase, batch, step) for layer in layers]
+            rows += [(told[0].number, None, layer, -1, *one) for layer in layers for one in passes]
         if reading.is_ellipsis:  # what is behind dots is not shown
             continue
         rows += [
-            (place.number, role, layer, expert, phase, batch, step)
+            (place.number, role, layer, expert, *one)
             for place in told
             for role in reading.roles
             for layer in layers
             for expert in (place.experts if role in EXPERT else (-1,))
+            for one in passes
         ]
     return pl.DataFrame(rows, schema=COVERS, orient="row"), tuple(too_much)
+
+
+def _alike(readings: Mapping[str, Reading], ranks: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, ...]]:
+    """Return for each fold of decode steps the nodes of the step that it is like, on the fold's ranks if it has any."""
+    of_step: dict[int, list[str]] = {}
+    for name, reading in readings.items():
+        if reading.phase == "decode" and reading.fold is None:
+            for step in reading.numbers.get("decode_step", ()):
+                of_step.setdefault(step, []).append(name)
+    folds: dict[str, tuple[str, ...]] = {}
+    total = 0
+    for name, reading in readings.items():
+        if reading.fold is not None:
+            there = set(ranks[name])
+            nodes = of_step.get(reading.fold.like, []) if total < _MOST_FOLDED else []
+            total += len(nodes)
+            folds[name] = tuple(other for other in nodes if not there or there.issuperset(ranks[other]))
+    return folds
+
+
+def _unfold(
+    rows: pl.DataFrame, folds: Mapping[str, Sequence[str]], readings: Mapping[str, Reading], numbers: Mapping[str, int]
+) -> pl.DataFrame:
+    """Return rows with a decode step and, for each step that is folded as like theirs, copies of them."""
+    copies = [rows]
+    for name, nodes in folds.items():
+        fold = readings[name].fold
+        if fold is None or sum(map(len, copies)) > _MOST_FOLDED:
+            continue
+        here = pl.col("node").is_in([numbers[node] for node in nodes]) & (pl.col("decode_step") == fold.like)
+        mine = rows.filter(here)
+        steps = pl.DataFrame({"decode_step": fold.steps[: _MOST_FOLDED // max(1, len(mine))]}, schema=_STEP)
+        copies.append(mine.drop("decode_step").join(steps, how="cross").select(rows.columns))
+    return pl.concat(copies)
 
 
 def _layers_of(reading: Reading) -> tuple[int, ...]:
@@ -285,12 +330,6 @@ def _layers_of(reading: Reading) -> tuple[int, ...]:
     if set(reading.roles) & {"embedding", "final norm", "head", "loss"}:
         return (-1,)
     return reading.numbers.get("layers", (-1,))
-
-
-def _pass_of(reading: Reading) -> tuple[str | None, int, int]:
-    batch = reading.numbers.get("microbatch", (-1,))[0]
-    step = reading.numbers.get("decode_step", (-1,))[0]
-    return reading.phase, batch, step if reading.phase == "decode" else -1
 
 
 def _nodes(
@@ -303,7 +342,7 @@ def _nodes(
         silent = reading.certainty == "unknown" and not reading.is_ellipsis
         if node.id in legend or (silent and node.shape in _REMARKS):
             kind = "remark"
-        phase, batch, step = _pass_of(reading)
+        phase, batch, step = reading.passes[0]
         rows.append(
             (
                 numbers[node.id], kind, _PRODUCTS.get(reading.roles[0], "") if reading.roles else "",
@@ -325,114 +364,6 @@ def _edges(document: Document, readings: Mapping[str, Reading], numbers: Mapping
         is_message = source.kind == "send" and target.kind == "recv"
         rows.append((numbers[edge.source], numbers[edge.target], "p2p" if is_message else "data", 1, edge.label))
     return pl.DataFrame(rows, schema=EDGES, orient="row")
-
-
-def _communications(
-    document: Document,
-    readings: Mapping[str, Reading],
-    numbers: Mapping[str, int],
-    ranks: Mapping[str, tuple[int, ...]],
-    out: Mapping[str, Sequence[str]],
-    expectation: Expectation | None,
-) -> pl.DataFrame:
-    rows = []
-    alone: dict[tuple[str | None, str, str, int, str | None, int, int, float], list[tuple[int, int]]] = {}
-    for node in document.nodes:
-        reading = readings[node.id]
-        if reading.kind is None or reading.kind == "recv":
-            continue
-        phase, batch, step = _pass_of(reading)
-        in_layer = reading.purpose not in ("activations", "activation gradients", "sampled tokens")
-        layers = reading.numbers.get("layers", (-1,)) if in_layer else (-1,)
-        axis = "pp" if reading.kind in EXCHANGES else reading.axis
-        kind = "message" if reading.kind in EXCHANGES else reading.kind
-        if reading.kind in EXCHANGES:
-            after = [other for other in out.get(node.id, ()) if other in readings]  # an edge may lead nowhere
-            ends = [ranks[other] for other in after if readings[other].kind == "recv"]
-            groups = list(_pairs(reading, ranks[node.id], ends, expectation))
-        elif len(ranks[node.id]) == 1 and axis is not None:
-            for layer in layers:
-                key = (reading.purpose, kind, axis, layer, phase, batch, step, 1 / reading.num_parts)
-                alone.setdefault(key, []).append((ranks[node.id][0], numbers[node.id]))
-            continue
-        else:
-            groups = list(_groups(axis, ranks[node.id], None if reading.purpose in _MIXED else expectation))
-        rows += [
-            (numbers[node.id], reading.purpose, kind, axis, layer, phase, batch, step, members, 1 / reading.num_parts)
-            for layer in layers
-            for members in (groups or (None,))
-        ]
-    # One node for each participant: together they are the groups of their axis.
-    for (purpose, kind, axis, layer, phase, batch, step, weight), places in alone.items():
-        there = tuple(sorted({rank for rank, _ in places}))
-        rows += [
-            (places[0][1], purpose, kind, axis, layer, phase, batch, step, members, weight)
-            for members in _groups(axis, there, None if purpose in _MIXED else expectation)
-        ]
-    rows += _transfers(document, readings, numbers, ranks, expectation)
-    return pl.DataFrame(rows, schema=COMMUNICATIONS, orient="row")
-
-
-def _transfers(
-    document: Document,
-    readings: Mapping[str, Reading],
-    numbers: Mapping[str, int],
-    ranks: Mapping[str, tuple[int, ...]],
-    expectation: Expectation | None,
-) -> Iterator[tuple[int, str, str, str, int, str | None, int, int, str, float]]:
-    """Yield the messages of dashed edges from one stage to its neighbour, which need no node of their own."""
-    if expectation is None:
-        return
-    for edge in document.edges:
-        ends = readings.get(edge.source), readings.get(edge.target)
-        if "dashed" not in edge.style or None in ends or any(end is not None and end.kind in _KINDS for end in ends):
-            continue
-        sources, targets = set(ranks[edge.source]), set(ranks[edge.target])
-        for group in expectation.groups["pp"]:
-            for one, other in itertools.pairwise(group):
-                pair, purpose = (one, other), "activations"
-                if other in sources and one in targets:
-                    pair, purpose = (other, one), "activation gradients"
-                if pair[0] in sources - targets and pair[1] in targets - sources:
-                    passed = _pass_of(readings[edge.source])
-                    members = f"{pair[0]}>{pair[1]}"
-                    yield (numbers[edge.source], purpose, "message", "pp", -1, *passed, members, 1.0)
-
-
-def _groups(axis: str | None, ranks: tuple[int, ...], expectation: Expectation | None) -> Iterator[str]:
-    """Yield the groups that a communication's ranks are: whole groups of its axis, or as they are."""
-    if not ranks:
-        return
-    there = set(ranks)
-    if expectation is not None and axis is not None and axis in expectation.groups:
-        whole = [group for group in expectation.groups[axis] if there.issuperset(group)]
-        if whole and sum(map(len, whole)) == len(there):
-            yield from (write_members(group) for group in whole)
-            return
-    yield write_members(ranks)
-
-
-def _pairs(
-    reading: Reading, ranks: tuple[int, ...], ends: Sequence[tuple[int, ...]], expectation: Expectation | None
-) -> Iterator[str]:
-    """Yield the messages of a send, or of a node that stands for both ends."""
-    targets = {rank for end in ends for rank in end}
-    if expectation is None:
-        yield from (f"{source}>{target}" for source, target in zip(ranks, sorted(targets), strict=False))
-        return
-    if len(ranks) == 1 and len(targets) == 1:
-        yield f"{ranks[0]}>{next(iter(targets))}"
-        return
-    there = set(ranks)
-    for group in expectation.groups["pp"]:
-        for place in range(len(group) - 1):
-            pair = (group[place], group[place + 1])
-            if reading.purpose == "activation gradients":
-                pair = (pair[1], pair[0])
-            if reading.purpose == "sampled tokens":
-                pair = (group[-1], group[0])
-            if pair[0] in there and pair[1] in (targets or there):
-                yield f"{pair[0]}>{pair[1]}"
 
 
 def _first_line(node: DrawnNode) -> str:

@@ -19,6 +19,7 @@ from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.audit.drawing.marking import quote
 from truedag.tracer.audit.drawing.neighbours import EXPERT
 from truedag.tracer.audit.drawing.reading import DrawnSubject
+from truedag.tracer.audit.drawing.repeated import FOLD, fold_steps
 from truedag.tracer.audit.drawing.writing import drawn_nodes
 from truedag.tracer.audit.subject import Subject
 from truedag.tracer.errors import DrawError
@@ -56,7 +57,12 @@ def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
     folded, edges = _fold(recorded, manner)
     names = _name_nodes(folded, manner)
     lines = [f"digraph {quote('true DAG')} {{"]
-    lines += [f"  {key}={quote(value)};" for key, value in manner.layout.items()]
+    passes = _Passes.of(folded)
+    layout = dict(manner.layout)
+    if manner.clusters and passes.turn:
+        # The first stage gets tokens from the last: one stage below the other would turn messages upwards.
+        layout.setdefault("newrank", "true")
+    lines += [f"  {key}={quote(value)};" for key, value in layout.items()]
     lines.append('  node [style=filled, fillcolor="#ffffff"];')
     for stage, rows in folded.group_by("stage", maintain_order=True):
         statements = [_statement(row, names[row["fold"]], manner) for row in rows.iter_rows(named=True)]
@@ -73,8 +79,10 @@ def draw_repaired(recorded: Subject, drawn: DrawnSubject) -> str:
     gates = set(folded.filter(pl.col("what").is_in(["router", "top-k choice"]))["fold"])
     messages = dict(folded.filter(pl.col("end") == "send").select("fold", "what").iter_rows())
     for source, target in edges:
-        style = " [style=dashed]" if source in gates or source in messages else ""
-        lines.append(f"  {names[source]} -> {names[target]}{style};")
+        told = ["style=dashed"] if source in gates or source in messages else []
+        if passes.is_restart(source, target):
+            told.append("constraint=false")
+        lines.append(f"  {names[source]} -> {names[target]}" + (f" [{', '.join(told)}];" if told else ";"))
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -138,7 +146,7 @@ def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[i
     turn = pl.when(pl.col("purpose") == "head").then(pl.col("node").rank("dense").over(place)).otherwise(1)
     told = told.with_columns(turn=turn)
     one = pl.col("expert")
-    num_apart = told.filter(one >= 0).select(_KEY).n_unique()
+    num_apart = told.filter(one >= 0).select(name for name in _KEY if name != "decode_step").n_unique()
     if not manner.experts_apart or num_apart > _MOST_APART:
         one = pl.lit(-1, pl.Int32)
     told = told.with_columns(held=pl.col("expert"), expert=one)
@@ -151,7 +159,7 @@ def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[i
         num_nodes=pl.col("num").sum(),
     )
     folded = folded.join(_held(told.filter((pl.col("held") >= 0) & (pl.col("expert") < 0))), on="fold", how="left")
-    edges = _fold_edges(told, fine_edges)
+    folded, edges = fold_steps(folded, _fold_edges(told, fine_edges), manner.gpu)
     ends = np.array(edges, dtype=np.int64).reshape(-1, 2)
     size = int(folded["fold"].max() or 0) + 1  # type: ignore[arg-type]
     order, cycle = number_nodes(np.arange(size), ends[:, 0], ends[:, 1])
@@ -165,11 +173,50 @@ def _fold(recorded: Subject, manner: Manner) -> tuple[pl.DataFrame, list[tuple[i
     return folded, _without_far(edges, folded.sort("order", descending=True))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Passes:
+    """In which pass of a generation a node is."""
+
+    turn: Mapping[int, int]
+    """Of nodes of the prefill and of decode steps: the how manieth pass it is of those that are drawn."""
+
+    folds: frozenset[int]
+    """Nodes that stand for whole steps."""
+
+    outside: frozenset[int]
+    """Nodes that are in no layer."""
+
+    @classmethod
+    def of(cls, folded: pl.DataFrame) -> _Passes:
+        """Return the passes of folded nodes."""
+        rows = folded.filter(pl.col("phase").is_in(["prefill", "decode"]))
+        steps = sorted(set(rows["decode_step"]))
+        return cls(
+            turn={fold: steps.index(step) for fold, step in rows.select("fold", "decode_step").iter_rows()},
+            folds=frozenset(folded.filter(pl.col("end") == FOLD)["fold"]),
+            outside=frozenset(folded.filter(pl.col("layer") < 0)["fold"]),
+        )
+
+    def is_near(self, source: int, target: int) -> bool:
+        """Return whether an edge is inside a pass, or leads from one that is drawn in full to the next."""
+        if source in self.folds or target in self.folds:
+            return False
+        return self.turn.get(target, 0) - self.turn.get(source, 0) <= 1
+
+    def is_restart(self, source: int, target: int) -> bool:
+        """Return whether an edge leads from the end of a pass to the beginning of the next, which stands beside it."""
+        ends = {source, target}
+        if not self.turn.keys() >= ends or ends & self.folds:
+            return False
+        return self.turn[source] != self.turn[target] and ends <= self.outside
+
+
 def _without_far(edges: list[tuple[int, int]], folded: pl.DataFrame) -> list[tuple[int, int]]:
     """Leave out far edges where a path leads along; `folded` is in the order of the last first.
 
     What runs along residuals in the backward pass is no node of its own, so every layer would have edges to every other
-    of its stage; and every operator has one to its own backward pass, across the whole picture.
+    of its stage; every operator has one to its own backward pass, across the whole picture; and what reads the cache
+    has one from each pass before it.
     """
     readers: dict[int, list[int]] = {}
     for source, target in edges:
@@ -184,9 +231,10 @@ def _without_far(edges: list[tuple[int, int]], folded: pl.DataFrame) -> list[tup
         behind[node] = further | sum(1 << reader for reader in readers.get(node, ()))
     layer: dict[int, int] = dict(folded.select("fold", "layer").iter_rows())
     is_backward = dict(folded.select("fold", pl.col("phase") == "backward").iter_rows())
+    passes = _Passes.of(folded)
 
     def is_near(source: int, target: int) -> bool:
-        if is_backward[source] != is_backward[target]:
+        if is_backward[source] != is_backward[target] or not passes.is_near(source, target):
             return False
         inside = min(layer[source], layer[target]) >= 0
         return not is_backward[source] or (inside and abs(layer[source] - layer[target]) <= 1)
@@ -274,14 +322,13 @@ def _places(row: Mapping[str, Any], manner: Manner) -> Iterator[str]:
 
 def _write(numbers: Iterable[int]) -> str:
     """Write numbers as runs with words between them, as commas end a place in some dialects: 0-1 and 4."""
-    there = set(numbers)
-    begins = sorted(number for number in there if number - 1 not in there)
-    ends = sorted(number for number in there if number + 1 not in there)
-    return " and ".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(begins, ends, strict=True))
+    return write_runs(numbers, pair="-").replace(",", " and ")
 
 
 def _statement(row: Mapping[str, Any], name: str, manner: Manner) -> str:
     what = str(row["what"])
+    if row["lines"] is not None:
+        return f'  {name} [label={quote(chr(10).join(row["lines"]))}, shape="box3d"];'
     if row["end"] == "send":
         lines, shape = [f"send {what}"], "ellipse"
     elif row["end"] == "recv":
@@ -295,10 +342,10 @@ def _statement(row: Mapping[str, Any], name: str, manner: Manner) -> str:
         shape = "parallelogram" if what in ("router", "top-k choice", "expert aggregation") else "box"
     lines += [f"{key} {row[key]}" for key in ("layer", "expert") if int(str(row[key])) >= 0]
     lines += _places(row, manner)
+    step = int(str(row["decode_step"]))
     if row["phase"]:
-        step = f", decode step {row['decode_step']}" if int(str(row["decode_step"])) >= 0 else ""
-        lines.append(f"{row['phase']}{step}")
-    lines.append(f"stands for {row['num_nodes']} recorded")
+        lines.append(f"decode step {step}" if step >= 0 else str(row["phase"]))
+    lines.append(f"stands for {row['num_nodes']:,} recorded")
     told = {"label": "\n".join(lines), "shape": manner.shapes.get(what, shape)}
     if what in manner.colors:
         told["fillcolor"] = manner.colors[what]
