@@ -2,11 +2,13 @@
 
 Each role and communication of a layer has a place in the order below. In the part of the drawing that is one layer in
 one pass forward, nothing may be reached from what comes later; what has the same place may stand in either order. Over
-layers, an edge leads to the same layer or to the next one. Gradients are reduced after a node of the backward pass.
+layers, an edge leads to the same layer or to the next one. Edges from one microbatch or decode step to another say when
+something runs, not what reads what. Gradients are reduced after a node of the backward pass.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +55,18 @@ class _Part:
     names: list[str] = field(default_factory=list)
     layers: set[int] = field(default_factory=set)
     phase: str | None = None
+    passes: set[tuple[int, int]] = field(default_factory=set)
+    """Microbatch and decode step, -1 where untold."""
+
+    def shares_pass(self, other: _Part) -> bool:
+        """Return whether both may be in one pass; what is untold may be any."""
+        if self.phase != other.phase:
+            return False
+        if not self.passes.isdisjoint(other.passes):
+            return True
+        sides = (self.passes, other.passes)
+        batches, steps = ([{one[place] for one in side} for side in sides] for place in (0, 1))
+        return all(-1 in mine | others or mine & others for mine, others in (batches, steps))
 
     @property
     def first(self) -> int:
@@ -73,7 +87,7 @@ def check_order(subject: Subject, audit: Audit) -> None:
     if len(edges) > _MOST_EDGES:
         audit.skip("model.order", f"more than {_MOST_EDGES:,} edges")
         return
-    inner = [(a, b) for a, b in edges if a in parts and b in parts and parts[a].phase == parts[b].phase]
+    inner = [(a, b) for a, b in edges if a in parts and b in parts and parts[a].shares_pass(parts[b])]
     findings = [
         *_turned(subject, parts, inner), *_skipping(subject, parts, inner), *_cut(subject, parts, edges),
         *_too_early(subject, edges),
@@ -93,6 +107,11 @@ def _parts(subject: Subject) -> dict[int, _Part]:
             part.layers.add(layer)
             if name not in part.names:
                 part.names.append(name)
+    for told in (subject.covers, subject.communications):
+        ahead = told.filter(~pl.col("phase").fill_null("").is_in(_BACKWARD))
+        for node, batch, step in ahead.select("node", "microbatch", "decode_step").unique().iter_rows():
+            if node in parts:
+                parts[node].passes.add((batch, step))
     return parts
 
 
@@ -135,7 +154,7 @@ def _turned(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[
 
 
 def _skipping(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> Iterator[Finding]:
-    """Yield edges that lead neither to the same layer nor to the next."""
+    """Yield edges that lead neither to the same layer nor to the next; of layers that are missing, they follow."""
     wrong = [
         (source, target)
         for source, target in edges
@@ -151,9 +170,18 @@ def _skipping(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tupl
     yield _finding(
         subject, f"{write_count(len(wrong), 'edge')} between layers that do not follow each other: {'; '.join(shown)}",
         "each layer reads the one before it", shown[0], [node for edge in wrong for node in edge],
-        sorted({layer for _, target in wrong for layer in parts[target].layers}),
+        _left_out(parts, wrong) or sorted({layer for _, target in wrong for layer in parts[target].layers}),
         "Lead the edge from the layer before, or number the layers in their order.",
     )  # fmt: skip
+
+
+def _left_out(parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the layers that edges lead past where no part of them is drawn; none if any edge is wrong otherwise."""
+    drawn = {layer for part in parts.values() for layer in part.layers}
+    between = [range(max(parts[source].layers) + 1, min(parts[target].layers)) for source, target in edges]
+    if all(between) and drawn.isdisjoint(layers := set(itertools.chain(*between))):
+        return sorted(layers)
+    return []
 
 
 def _cut(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> Iterator[Finding]:
