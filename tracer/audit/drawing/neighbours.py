@@ -72,6 +72,8 @@ def _which_norm(before: set[str], after: set[str]) -> str:
 def _which_purpose(reading: Reading, before: set[str], after: set[str]) -> str | None:
     if reading.kind in EXCHANGES:
         return "activation gradients" if reading.phase == "backward" else "activations"
+    if reading.axis in ("dp", "edp") and reading.kind == "all-gather":  # gathering sums nothing
+        return "expert parameters" if reading.axis == "edp" else "dense parameters"
     if reading.axis in ("dp", "edp"):
         return "expert gradients" if reading.axis == "edp" else "dense gradients"
     if reading.kind == "all-to-all":
