@@ -194,6 +194,14 @@ def test_a_claim_of_nothing_is_not_right() -> None:
     assert verdict(audit) == "Nothing could be checked."
 
 
+def test_a_title_is_no_claim_of_what_is_in_each_part() -> None:
+    told = claim_of_text(
+        "8 layers per stage, 8 experts per GPU, 8 GPUs / node, 8x7B, 64 experts per layer", name="title"
+    )
+    assert told is not None
+    assert told.numbers == {"experts": 64}
+
+
 def test_a_title_is_a_claim() -> None:
     claim = claim_of_text("EP8-TP4-PP2-DP4 on 256 GPUs (30B MoE), all communications shown", name="title")
     assert claim is not None

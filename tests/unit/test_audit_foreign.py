@@ -371,9 +371,26 @@ def test_a_number_that_no_phrase_takes_is_listed() -> None:
     claim = claim_of_prose("TP=8 on 64 x 8 x 2 GPUs = 1024; 8-way tensor parallel, 17 wonders", name="claim")
     assert claim.axes == {"tp": 8}
     assert any("17 wonders" in one for one in claim.not_understood)
+    assert '17 in "8-way tensor parallel, 17 wonders"' in claim.not_understood
     twice = claim_of_prose("TP8, later TP4, 32 layers and 16 layers", name="claim")
     assert any("TP8 is stated before" in one for one in twice.not_understood)
     assert any("32 is stated before" in one for one in twice.not_understood)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("TP4: stage 0 on GPUs 0-127, layers 0-39; GPU 0 has experts 0 to 7", {}),
+        ("TP4 on 4*8 GPUs, 64 \u2013 128 ranks, batch 2-4", {}),
+        ("TP4-PP2: 32 nodes of 8 GPUs, 8 GPUs per node, 256 GPUs", {"gpus": 256}),
+        ("TP4: Mixtral 8x7B, GPUs 4, 5 and 6", {}),
+        ("EP8: each GPU holds 8 experts, every stage has 24 layers", {"experts_per_rank": 8, "layers_per_stage": 24}),
+        ("DP4, micro-batch size 4, global batch size 128", {"batch": 128}),
+        ("DP4, batch 32 per DP replica, 64 experts per layer", {"batch_per_replica": 32, "experts": 64}),
+    ],
+)
+def test_a_number_of_some_is_none_of_all(text: str, numbers: dict[str, float]) -> None:
+    assert claim_of_prose(text, name="claim").numbers == numbers
 
 
 @pytest.mark.parametrize(

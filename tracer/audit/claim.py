@@ -95,6 +95,8 @@ _MOST_UNREAD = 50
 _RANGES = re.compile(
     r"\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*)*"
 )
+# 24 layers per stage are not all layers.
+_NOT_EACH = r"(?!\s*(?:/|(?:per|each|an?|on each|on every)\b)(?!\s*(?:layer|model|moe)))"
 _PLACES = ("gpus_of_stage", "gpus_of_layers", "gpus_of_experts")
 _WORDS = ("name", "model", "strategy", "notes")
 
@@ -233,13 +235,13 @@ def claim_of_text(text: str, *, name: str) -> Claim | None:
     """Return what a title declares: a strategy such as EP8-TP4-PP2-DP4, GPUs, parameters; None: nothing."""
     strategy = "-".join(f"{axis.upper()}{size}" for axis, size in _TOKEN.findall(text))
     numbers: dict[str, float] = {}
-    if (gpus := re.search(r"(\d[\d,]*)\s*(?:gpus|devices|ranks)", text, re.I)) is not None:
+    if (gpus := re.search(rf"(\d[\d,]*)\s*(?:gpus|devices|ranks)\b{_NOT_EACH}", text, re.I)) is not None:
         numbers["gpus"] = float(gpus.group(1).replace(",", ""))
-    if (size := re.search(r"(\d+(?:\.\d+)?)\s*([BT])\b(?!\w)", text)) is not None:
+    if (size := re.search(r"(?<![\d.])(?<!\d[x\u00d7])(\d+(?:\.\d+)?)\s*([BT])\b(?!\w)", text)) is not None:
         numbers["parameters"] = float(size.group(1)) * _SCALES[size.group(2).lower()]
-    if (layers := re.search(r"(\d+)\s*layers\b", text, re.I)) is not None:
+    if (layers := re.search(rf"(\d+)\s*layers\b{_NOT_EACH}", text, re.I)) is not None:
         numbers["layers"] = float(layers.group(1))
-    if (experts := re.search(r"(\d+)\s*experts\b", text, re.I)) is not None:
+    if (experts := re.search(rf"(\d+)\s*experts\b{_NOT_EACH}", text, re.I)) is not None:
         numbers["experts"] = float(experts.group(1))
     if not numbers and not strategy:
         return None
