@@ -68,7 +68,7 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
         rf"(?:(?:nvidia|amd|total|[ABHV]\d{{2,3}}\w*|MI\d+\w*)\s+){{0,2}}{_GPU}\b{_NOT_EACH}",
         # GPU 0 is one of them, and so are GPUs 4, 5 and 6.
         rf"(?:{_GPU}(?=\s*(?:count|[:=]))|gpus|ranks|devices|accelerators)(?:\s+count)?{_IS}(?!0\b){_N}"
-        r"(?!\s*[x\u00d7*]\s*\d)(?!\s*(?:,|and|&)\s*\d{1,9}\b(?!\s*[A-Za-z]))",
+        r"(?!\s*[x\u00d7*]\s*\d)(?!\s*(?:,|and|&)\s*\d{1,9}\b(?!\s*(?!and\b)[A-Za-z]))",
         rf"world[\s_]size{_IS}{_N}",
     )),
     ("experts", (rf"{_N}\s*(?:routed\s+)?experts\b", rf"\bexperts(?:\s+per\s+layer)?{_IS}{_N}")),

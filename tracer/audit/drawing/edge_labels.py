@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from truedag.tracer.audit.drawing.document import Document, DrawnEdge, DrawnNode
-from truedag.tracer.audit.drawing.grammar import Reading, read_label
-from truedag.tracer.audit.drawing.neighbours import EXCHANGES
+from truedag.tracer.audit.drawing.grammar import EXCHANGES, Reading, read_label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import polars as pl
 
 from truedag.tracer.audit.drawing.document import Document
-from truedag.tracer.audit.drawing.grammar import Reading
-from truedag.tracer.audit.drawing.neighbours import EXCHANGES
+from truedag.tracer.audit.drawing.grammar import EXCHANGES, Reading
 from truedag.tracer.audit.expectation import Expectation
 from truedag.tracer.audit.subject import COMMUNICATIONS, read_members, write_members
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from truedag.tracer.audit.drawing.grammar import Reading
+from truedag.tracer.audit.drawing.grammar import EXCHANGES, Reading
 
-EXCHANGES = ("send", "recv", "message")
 EXPERT = ("expert first layer", "expert activation", "expert second layer")
 _DENSE = ("first layer", "activation", "second layer")
 _ATTENTION = ("attention scores", "attention softmax", "attention context", "output projection", "fused attention")
