@@ -164,6 +164,26 @@ def test_what_is_wrong_with_a_claim_is_said(told: dict[str, object], why: str) -
         read_claim(told, name="claim")
 
 
+@pytest.mark.parametrize("number", [10**400, "9" * 400, "1e999", -1, float("nan")])
+def test_a_number_beyond_all_reason_is_none(number: object) -> None:
+    with pytest.raises(ClaimError, match="gpus"):
+        read_claim({"gpus": number}, name="claim")
+    with pytest.raises(ClaimError, match="groups"):
+        read_claim({"strategy": "TP8", "groups": {"tp": number}}, name="claim")
+
+
+def test_axes_beside_a_strategy_are_added_to_it_or_said_to_contradict_it() -> None:
+    claim = read_claim({"strategy": "EP8-TP4", "tp": 8, "pipeline_parallel_size": 2}, name="claim")
+    assert claim.axes == {"ep": 8, "tp": 4, "pp": 2}
+    assert claim.not_understood == ("TP8: the strategy says TP4",)
+
+
+def test_data_and_context_alone_are_no_axes() -> None:
+    claim = read_claim({"strategy": {"tensor": 8, "data": 2}, "data": "stories", "context": 4096}, name="claim")
+    assert claim.axes == {"tp": 8, "dp": 2}
+    assert claim.not_understood == ("data: stories", "context: 4096")
+
+
 def test_the_names_of_other_tools_are_known() -> None:
     assert read_claim({"num_hidden_layers": None, "hidden_size": 64, "world_size": 8}, name="claim").numbers == {
         "hidden": 64,

@@ -91,6 +91,7 @@ _AXIS_KEY = re.compile(
 )
 _GROUPS_KEY = re.compile(r"^(?:num_)?(etp|edp|tp|pp|dp|ep|cp)_groups$", re.I)  # fmt: skip
 _LONGEST_UNREAD = 80
+_MOST = 1e30
 _MOST_UNREAD = 50
 _RANGES = re.compile(
     r"\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*)*"
@@ -156,7 +157,7 @@ def read_claim(told: object, *, name: str) -> Claim:
     if not isinstance(told, Mapping):
         raise ClaimError(f"{name}: a claim is a mapping, such as strategy: EP8-TP4-PP2-DP4 and gpus: 256")
     known = {*NUMBERS, *_PLACES, *_WORDS, "groups"}
-    told, unread = _joined(told, name), []
+    told, unread = _joined(told, name)
     named: dict[str, object] = {}
     for written, value in told.items():
         key = _ALIASES.get(str(written).lower(), str(written))
@@ -204,31 +205,43 @@ def read_claim(told: object, *, name: str) -> Claim:
     )
 
 
-def _joined(told: Mapping[object, object], name: str) -> dict[object, object]:
-    """Return a mapping in which axes that are stated one by one are a strategy, and numbers of groups are groups."""
+def _joined(told: Mapping[object, object], name: str) -> tuple[dict[object, object], list[str]]:
+    """Return a mapping in which axes that are stated one by one are a strategy, and numbers of groups are groups.
+
+    Where a strategy is written out too, it has the word; sizes of axes that contradict it are returned.
+    """
     flat = dict(told)
     axes: dict[str, object] = {}
     sizes = flat.get("strategy", flat.get("parallelism"))
     for inner, rows in ((True, dict(sizes) if isinstance(sizes, Mapping) else {}), (False, dict(flat))):
         for key, value in rows.items():
             match = _AXIS_KEY.match(str(key))
-            if match is None:
+            # Alone, data and context are no axes.
+            if match is None or (not inner and match[1] and "parallel" not in str(key).lower()):
                 if inner:
                     raise ClaimError(f"{name}: strategy: {str(key)!r} is no axis, such as tp or tensor_parallel_size")
                 continue
             if not inner:
                 del flat[key]
             axes[_AXIS_NAMES.get((match[1] or "").lower(), (match[2] or "").upper())] = value
+    unread = []
     if axes:
-        written = "-".join(f"{axis}{parse_number(size, f'{name}: {axis}'):.0f}" for axis, size in axes.items())
         stated = flat.pop("parallelism", None) or flat.get("strategy")
-        flat["strategy"] = stated if isinstance(stated, str) else written
+        written = [stated] if isinstance(stated, str) else []
+        said = {axis.upper(): int(size) for axis, size in _TOKEN.findall("-".join(written))}
+        for axis, size in axes.items():
+            number = parse_number(size, f"{name}: {axis}")
+            if axis not in said:
+                written.append(f"{axis}{number:.0f}")
+            elif number != said[axis]:
+                unread.append(f"{axis}{number:g}: the strategy says {axis}{said[axis]}")
+        flat["strategy"] = "-".join(written)
     groups = {match[1].lower(): key for key in list(flat) if (match := _GROUPS_KEY.match(str(key))) is not None}
     if groups:
         told_groups = flat.get("groups")
         both = dict(told_groups) if isinstance(told_groups, Mapping) else {}
         flat["groups"] = both | {axis: flat.pop(key) for axis, key in groups.items()}
-    return flat
+    return flat, unread
 
 
 def claim_of_text(text: str, *, name: str) -> Claim | None:
@@ -260,7 +273,11 @@ def _count_gpus(value: object, what: str) -> float:
         return float(len(set(value)))
     ranges = _RANGES.fullmatch(value) if isinstance(value, str) else None
     if ranges is None:
-        kinds = re.fullmatch(r"\s*(\d[\d,_]*)\s*(?:x\s*)?[A-Za-z][\w\- ]*", value) if isinstance(value, str) else None
+        kinds = (
+            re.fullmatch(r"\s*(\d[\d,_]*)\s*(?:x\s*)?(?!e\d)[A-Za-z][\w\- ]*", value)
+            if isinstance(value, str)
+            else None
+        )
         return parse_number(value if kinds is None else kinds[1], what)
     return float(sum(abs(int(high) - int(low)) + 1 for low, high in re.findall(r"(\d+)\D+(\d+)", str(value))))
 
@@ -272,8 +289,9 @@ def parse_number(value: object, what: str) -> float:
         ClaimError: it is none.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not 0 <= value < math.inf:
-            raise ClaimError(f"{what}: {value!r} is no count or size")
+        if not 0 <= value <= _MOST:
+            shown = "" if value > _MOST else f", and {value!r} is none"
+            raise ClaimError(f"{what}: a count or size is from 0 to {_MOST:g}{shown}")
         return float(value)
     if not isinstance(value, str):
         raise ClaimError(f"{what}: a number is needed, such as 256 or 30B")
@@ -283,7 +301,10 @@ def parse_number(value: object, what: str) -> float:
     if match is None or (match.group(2) and match.group(2).lower() not in _SCALES):
         raise ClaimError(f"{what}: {value!r} is no number")
     scale = _SCALES.get(match.group(2).lower(), 1.0) if match.group(2) else 1.0
-    return float(match.group(1).replace(",", "").replace("_", "")) * scale
+    number = float(match.group(1).replace(",", "").replace("_", "")) * scale
+    if number > _MOST:
+        raise ClaimError(f"{what}: a count or size is from 0 to {_MOST:g}, and {value[:80]!r} is none")
+    return number
 
 
 def _ranks(value: object, what: str) -> tuple[int, ...]:
