@@ -178,6 +178,19 @@ def test_axes_beside_a_strategy_are_added_to_it_or_said_to_contradict_it() -> No
     assert claim.not_understood == ("TP8: the strategy says TP4",)
 
 
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("groups: {tp: [*x11]}", "groups.tp: a number"),
+        ("gpus_of_stage: {0: {a: *x11}}", "gpus_of_stage: it is no list"),
+    ],
+)
+def test_endless_values_are_not_written_out(told: str, why: str) -> None:
+    levels = "\n".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 12))
+    with pytest.raises(ClaimError, match=why):
+        read_claim(yaml.safe_load(f"strategy: TP8\nx0: &x0 x\n{levels}\n{told}\n"), name="claim")
+
+
 def test_data_and_context_alone_are_no_axes() -> None:
     claim = read_claim({"strategy": {"tensor": 8, "data": 2}, "data": "stories", "context": 4096}, name="claim")
     assert claim.axes == {"tp": 8, "dp": 2}

@@ -164,7 +164,9 @@ def read_claim(told: object, *, name: str) -> Claim:
         if key not in known:
             near = get_close_matches(key, [*known, *_ALIASES], n=1)
             if not near and any(_ALIASES.get(str(one), str(one)) in known for one in told):
-                unread.append(f"{written}: {value}"[:_LONGEST_UNREAD])
+                # Lists in lists by aliases of YAML may be endless when they are written out.
+                shown = value if isinstance(value, str | int | float | None) else "..."
+                unread.append(f"{written}: {shown}"[:_LONGEST_UNREAD])
                 continue
             hint = f"did you mean {near[0]}?" if near else f"it may state {', '.join(sorted(known))}"
             raise ClaimError(f"{name}: {str(written)!r} is nothing that a claim states; {hint}")
@@ -308,11 +310,12 @@ def parse_number(value: object, what: str) -> float:
 
 
 def _ranks(value: object, what: str) -> tuple[int, ...]:
-    numbers = (
-        tuple(int(parse_number(one, what)) for one in value) if isinstance(value, list) else read_numbers(str(value))
-    )
+    if isinstance(value, list):
+        numbers = tuple(int(parse_number(one, what)) for one in value)
+    else:
+        numbers = read_numbers(str(value)) if isinstance(value, str | int) else ()
     if not numbers:
-        raise ClaimError(f"{what}: {value!r} is no list of GPUs, such as 0-127 or [0, 2]")
+        raise ClaimError(f"{what}: it is no list of GPUs, such as 0-127 or [0, 2]")
     return numbers
 
 
