@@ -212,6 +212,16 @@ FAULTS: dict[str, tuple[str, Callable[[], str], dict[str, str]]] = {
                            "output projection in 12 layers: 0-11",
         },
     ),
+    "a sum too many on each rank": (
+        "TP8",
+        lambda: plans.as_flat_dot(
+            plans.rank_by_rank(with_sums_after_qkv(), [*BUSY, "attention sum", "sum after QKV"]), on("rank{}")
+        ),
+        {
+            "communication.extra": "Attention output all-reduce 2 times in 12 layers: 0-11",
+            "model.order": "Attention output comes before attention scores, ",
+        },
+    ),
     "gradients twice": (
         "TP2-DP2", lambda: plans.as_dot(with_a_second_reduction()),
         {"communication.gradient-twice": "Dense gradients are reduced 2 times, one after the other"},

@@ -20,6 +20,8 @@ _MOST_ROWS = 1_000_000
 _MOST_HELD = 4_000_000
 # Purpose, kind, axis, layer, pass and weight.
 _Alone = tuple[str | None, str, str | None, int, tuple[str | None, int, int], float]
+# By axis, whether it is mixed, and ranks.
+_Groups = dict[tuple[str | None, bool, tuple[int, ...]], tuple[str, ...]]
 
 
 def drawn_communications(
@@ -75,14 +77,15 @@ def drawn_communications(
             for layer in layers
             for members in (groups or (None,))
         ]
+    groups_of: _Groups = {}
     for whole, places in alone.items():
-        rows += _joined(whole, places, expectation)
+        rows += _joined(whole, places, expectation, groups_of)
     rows += itertools.islice(_transfers(document, readings, numbers, ranks, expectation), _MOST_ROWS)
     return pl.DataFrame(rows, schema=COMMUNICATIONS, orient="row"), tuple(too_much)
 
 
 def _joined(
-    whole: _Alone, places: Sequence[tuple[int, int]], expectation: Expectation | None
+    whole: _Alone, places: Sequence[tuple[int, int]], expectation: Expectation | None, groups_of: _Groups
 ) -> Iterator[tuple[object, ...]]:
     """Yield the groups that nodes of one rank each are together; each is named by the node of its lowest rank.
 
@@ -92,7 +95,10 @@ def _joined(
     nodes: dict[int, list[int]] = {}
     for rank, node in places:
         nodes.setdefault(rank, []).append(node)
-    for members in _groups(axis, tuple(sorted(nodes)), None if purpose in _MIXED else expectation):
+    key = (axis, purpose in _MIXED, tuple(sorted(nodes)))
+    if key not in groups_of:
+        groups_of[key] = tuple(_groups(axis, key[2], None if purpose in _MIXED else expectation))
+    for members in groups_of[key]:
         there = read_members(members)
         for turn in range(min(len(nodes[rank]) for rank in there)):
             yield (nodes[there[0]][turn], purpose, kind, axis, layer, *passed, members, weight)
