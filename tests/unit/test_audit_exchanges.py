@@ -48,6 +48,18 @@ def test_one_microbatch_after_another_is_no_order_of_parts(wanted: Plan) -> None
     assert turned.found("model.order")
 
 
+def test_where_a_drawing_begins_and_ends_nothing_is_cut(wanted: Plan) -> None:
+    nodes, ids = passed(0, range(16))
+    inner = [name for name in ids if name[-1] not in "04"]
+    there = "; ".join(node for node in nodes.split("; ") if node.split(" [")[0] in inner)
+    assert audit_of(f"{there}; {' -> '.join(inner)}", wanted).found("model.order") == []
+    cut = audit_of(f"{there}; {' -> '.join(inner[:7])}; {' -> '.join(inner[7:])}", wanted).found("model.order")
+    assert [finding.title for finding in cut] == [
+        "1 part that reads nothing: attention softmax in layers 2",
+        "1 part that is read by nobody: QKV projection in layers 2",
+    ]
+
+
 def test_an_edge_past_a_missing_layer_follows_from_its_being_missing(wanted: Plan) -> None:
     nodes, ids = passed(0, range(16))
     kept = [name for name in ids if "_4_" not in name]

@@ -253,7 +253,7 @@ FAULTS: dict[str, tuple[str, Callable[[], str], dict[str, str]]] = {
     ),
     "an expert cut in two": (
         FIFTH, lambda: plans.as_dot(without(fifth(), ("l3_act", "l3_fc2"))),
-        {"model.order": "1 part that read nothing: expert second layer in layers 3"},
+        {"model.order": "1 part that reads nothing: expert second layer in layers 3"},
     ),
     "decode without the token": (
         LLAMA, lambda: plans.as_dot(without(llama(), ("p_got", "d_embedding")), phased),

@@ -187,17 +187,24 @@ def _left_out(parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> l
 def _cut(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> Iterator[Finding]:
     """Yield parts that read nothing, or that nobody reads, where most others of their kind have both.
 
-    The first part of a layer and the last may be the ends of what is drawn; what has no edge at all is an orphan.
+    The first part of a layer and the last may be the ends of what is drawn, and so may those that are drawn first of
+    the first layer and last of the last; what has no edge at all is an orphan.
     """
     read, made = {target for _, target in edges}, {source for source, _ in edges}
-    for way, there, title in ((0, read, "read nothing"), (1, made, "are read by nobody")):
-        ends = {0, len(_ORDER) - 1}
+    ends = {0, len(_ORDER) - 1}
+    first = min((min(part.layers), part.first) for part in parts.values())
+    last = max((max(part.layers), part.last) for part in parts.values())
+    outer = (
+        {node for node, part in parts.items() if (min(part.layers), part.first) == first},
+        {node for node, part in parts.items() if (max(part.layers), part.last) == last},
+    )
+    for way, there in ((0, read), (1, made)):
         kinds: dict[str, list[int]] = {}
         for node, part in parts.items():
             if part.first not in ends and part.last not in ends and (node in read or node in made):
                 kinds.setdefault(part.names[0], []).append(node)
         lost = {
-            name: [node for node in nodes if node not in there]
+            name: [node for node in nodes if node not in there and node not in outer[way]]
             for name, nodes in kinds.items()
             if 2 * sum(node in there for node in nodes) > len(nodes)
         }
@@ -206,8 +213,9 @@ def _cut(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[int
             continue
         layers = sorted({layer for node in nodes for layer in parts[node].layers})
         what = ", ".join(name for name, found in lost.items() if found)
+        title = ("reads nothing", "is read by nobody") if len(nodes) == 1 else ("read nothing", "are read by nobody")
         yield _finding(
-            subject, f"{write_count(len(nodes), 'part')} that {title}: {what} in layers {write_runs(layers)}",
+            subject, f"{write_count(len(nodes), 'part')} that {title[way]}: {what} in layers {write_runs(layers)}",
             "an edge from what it reads" if way == 0 else "an edge to what reads it", f"{len(nodes)} without", nodes,
             layers, f"Draw the edge {'into' if way == 0 else 'out of'} {what} in layers {write_runs(layers)}.",
         )  # fmt: skip
