@@ -342,6 +342,11 @@ def test_communications_may_be_labels_of_edges(wanted: Callable[[str], Plan], tm
         ("L0-L11 norm", "layers", tuple(range(12))),
         ("qkv r0-3", "ranks", (0, 1, 2, 3)),
         ("worker 0-3", "ranks", (0, 1, 2, 3)),
+        ("layer 3/16 norm", "layers", (3,)),
+        ("Expert 5 / 64", "experts", (5,)),
+        ("rank 0/1", "ranks", (0, 1)),
+        ("ranks 0/4", "ranks", (0, 4)),
+        ("GPUs 0/2/4", "ranks", (0, 2, 4)),
     ],
 )
 def test_numbers_are_read_or_left(label: str, name: str, numbers: tuple[int, ...] | None) -> None:

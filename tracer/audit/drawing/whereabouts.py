@@ -59,16 +59,18 @@ _LIKENESS = re.compile(
     r"(?:same|identical|similar|like|copy|repeat\w*)(?:\s+(?:as|to|of|in))*\s+\w+\s*\d+(?:\s*-\s*\d+)?", re.I
 )
 _LONGEST_LIST = 16_000
+# One of so many, not a list of two: layer 3/16; but ranks 0/4.
+_ONE_OF = re.compile(r"(?<![\d/])(?<!s)(?<!s[\s:])(?<!s:\s)(\d{1,9})(\s?/\s?)(\d{1,9})(?!\d|\s?/)")
 # From GPU 0 to GPU 4 goes one message, not five ranks.
 _FROM_TO = re.compile(r"(?<=\d)\s+to\s+(?=(?:[gntx]pus?|ranks?|devices?|cuda)[\s:_#]*\d)", re.I)
 
 
 def say_once(text: str, *, is_message: bool) -> str:
-    """Write slices and ranges that name their word twice as plain ranges, and take out those that are half-open.
+    """Write slices and ranges that name their word twice as plain ranges, without half-open ones and the 16 of 3/16.
 
     `is_message`: the text is of a message, which leads from one rank to the other.
     """
-    text = _HALF_OPEN.sub(" ", _SLICE.sub(_closed, text))
+    text = _ONE_OF.sub(_first_of, _HALF_OPEN.sub(" ", _SLICE.sub(_closed, text)))
     return _SAID_TWICE.sub(r"\1\2\3\4", _FROM_TO.sub(" and ", text) if is_message else text)
 
 
@@ -107,3 +109,8 @@ def read_places(label: str) -> tuple[str, Places]:
 def _closed(match: re.Match[str]) -> str:
     """Write a slice, whose end is not in it, as a range whose end is."""
     return f"[{match[1]}-{int(match[2]) - 1}]" if int(match[2]) > int(match[1]) else " "
+
+
+def _first_of(match: re.Match[str]) -> str:
+    """Leave out how many there are; 0/1 may be two of them."""
+    return match[1] if int(match[3]) - int(match[1]) > 1 else match[0]
