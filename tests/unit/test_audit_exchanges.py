@@ -7,6 +7,7 @@ import pytest
 from truedag.launch.deployment_file import load_deployment
 from truedag.launch.expected.expectation import expect
 from truedag.tracer.audit.auditing import audit_drawing
+from truedag.tracer.audit.checks import drawn_extra
 from truedag.tracer.audit.drawing import exchanges
 from truedag.tracer.audit.drawing.document import document_of
 from truedag.tracer.audit.drawing.grammar import read_label
@@ -97,6 +98,19 @@ def test_an_edge_that_names_one_half_is_a_message(wanted: Plan) -> None:
 )
 def test_a_message_from_one_to_another_is_of_these_alone(label: str, ranks: tuple[int, ...]) -> None:
     assert read_label(label).numbers["ranks"] == ranks
+
+
+@pytest.mark.parametrize(
+    ("edges", "follows"),
+    [
+        ({0: [5], 5: [1]}, True),
+        ({0: [5], 1: [5], 5: [6]}, False),
+        ({0: [5], 5: [0], 1: [6]}, False),
+        ({0: [5], 1: [5], 2: [5], 5: [2]}, True),
+    ],
+)
+def test_what_follows_another_is_found_and_a_circle_is_none(edges: dict[int, list[int]], follows: bool) -> None:
+    assert drawn_extra._follow(edges, [0, 1, 2]) is follows
 
 
 def test_a_gathering_over_replicas_is_of_parameters(wanted: Plan) -> None:
