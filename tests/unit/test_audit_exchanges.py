@@ -88,6 +88,18 @@ def test_an_edge_that_names_one_half_is_a_message(wanted: Plan) -> None:
     assert told["members"].to_list() == ["0>128"]
 
 
+def test_edges_of_two_decode_steps_are_two_communications(wanted: Plan) -> None:
+    steps = "; ".join(
+        f'a{step} [label="output projection layer 0 GPU 0-3 decode step {step}"]; '
+        f'b{step} [label="attention residual layer 0 GPU 0-3 decode step {step}"]; '
+        f'a{step} -> b{step} [label="TP all-reduce"]'
+        for step in range(2)
+    )
+    read = drawn(f"{steps}; b0 -> a1", wanted)
+    assert sorted(read.subject.communications["decode_step"]) == [0, 1]
+    assert audit_drawing(read, wanted).found("structure.cycle") == []
+
+
 @pytest.mark.parametrize(
     ("label", "ranks"),
     [
