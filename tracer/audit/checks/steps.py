@@ -67,9 +67,12 @@ def _wrong_folds(drawn: DrawnSubject, told: set[int]) -> Iterator[Finding]:
                 f"in the fold of {steps}",
                 [name],
             )
-        each = sum(drawn.readings[node].num_recorded or 1 for node in drawn.folds[name])
+        # A communication that only an edge names is no node of the drawing; who counts it is right too.
+        nodes = [node for node in drawn.folds[name] if node not in drawn.by_edges]
+        each = sum(drawn.readings[node].num_recorded or 1 for node in nodes)
+        num_named = len(drawn.folds[name]) - len(nodes)
         wanted, stated = each * len(fold.steps), drawn.readings[name].num_recorded
-        if stated != wanted:
+        if stated not in (wanted, (each + num_named) * len(fold.steps)):
             says = f"says that it stands for {stated or 0:,} nodes; it stands for {wanted:,}"
             yield _finding(
                 f"the fold of {steps} " + ("does not say how many nodes it stands for" if stated is None else says),

@@ -92,7 +92,8 @@ def _key(found: _Labelled, readings: Mapping[str, Reading]) -> tuple[object, ...
     source, target = readings[edge.source], readings[edge.target]
     return (
         found.is_exchange, edge.label, source.phase, source.roles or edge.source, _layers(source),
-        source.numbers.get("microbatch"), source.numbers.get("decode_step"), target.roles or edge.target, _layers(target),
+        source.numbers.get("microbatch"), source.numbers.get("decode_step"), target.roles or edge.target,
+        _layers(target),
     )  # fmt: skip
 
 
