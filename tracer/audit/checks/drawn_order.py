@@ -178,8 +178,12 @@ def _skipping(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tupl
 def _left_out(parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> list[int]:
     """Return the layers that edges lead past where no part of them is drawn; none if any edge is wrong otherwise."""
     drawn = {layer for part in parts.values() for layer in part.layers}
-    between = [range(max(parts[source].layers) + 1, min(parts[target].layers)) for source, target in edges]
-    if all(between) and drawn.isdisjoint(layers := set(itertools.chain(*between))):
+    between = {range(max(parts[source].layers) + 1, min(parts[target].layers)) for source, target in edges}
+    if (
+        all(between)
+        and sum(map(len, between)) <= _MOST_EDGES
+        and drawn.isdisjoint(layers := set(itertools.chain(*between)))
+    ):
         return sorted(layers)
     return []
 
