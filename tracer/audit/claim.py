@@ -292,8 +292,8 @@ def parse_number(value: object, what: str) -> float:
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not 0 <= value <= _MOST:
-            shown = "" if value > _MOST else f", and {value!r} is none"
-            raise ClaimError(f"{what}: a count or size is from 0 to {_MOST:g}{shown}")
+            shown = f"more than {_MOST:g}" if value > _MOST else repr(value)
+            raise ClaimError(f"{what}: {shown} is no count or size")
         return float(value)
     if not isinstance(value, str):
         raise ClaimError(f"{what}: a number is needed, such as 256 or 30B")
@@ -305,7 +305,7 @@ def parse_number(value: object, what: str) -> float:
     scale = _SCALES.get(match.group(2).lower(), 1.0) if match.group(2) else 1.0
     number = float(match.group(1).replace(",", "").replace("_", "")) * scale
     if number > _MOST:
-        raise ClaimError(f"{what}: a count or size is from 0 to {_MOST:g}, and {value[:80]!r} is none")
+        raise ClaimError(f"{what}: {value[:80]!r} is no count or size")
     return number
 
 
