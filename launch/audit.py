@@ -177,7 +177,7 @@ def _read_yaml(path: Path) -> object:
         if path.stat().st_size > _MOST_CLAIM_BYTES:
             raise LaunchError(f"{path}: a claim is no more than {_MOST_CLAIM_BYTES:,} bytes")
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # what is no date or number is a ValueError
         raise LaunchError(f"{path}: it cannot be read as YAML: {error}") from error
     except RecursionError as error:
         raise LaunchError(f"{path}: it is nested too deeply") from error

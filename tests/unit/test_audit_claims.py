@@ -164,6 +164,39 @@ def test_what_is_wrong_with_a_claim_is_said(told: dict[str, object], why: str) -
         read_claim(told, name="claim")
 
 
+@pytest.mark.parametrize("number", [10**400, "9" * 400, "1e999", -1, float("nan")])
+def test_a_number_beyond_all_reason_is_none(number: object) -> None:
+    with pytest.raises(ClaimError, match="gpus"):
+        read_claim({"gpus": number}, name="claim")
+    with pytest.raises(ClaimError, match="groups"):
+        read_claim({"strategy": "TP8", "groups": {"tp": number}}, name="claim")
+
+
+def test_axes_beside_a_strategy_are_added_to_it_or_said_to_contradict_it() -> None:
+    claim = read_claim({"strategy": "EP8-TP4", "tp": 8, "pipeline_parallel_size": 2}, name="claim")
+    assert claim.axes == {"ep": 8, "tp": 4, "pp": 2}
+    assert claim.not_understood == ("TP8: the strategy says TP4",)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("groups: {tp: [*x11]}", "groups.tp: a number"),
+        ("gpus_of_stage: {0: {a: *x11}}", "gpus_of_stage: it is no list"),
+    ],
+)
+def test_endless_values_are_not_written_out(told: str, why: str) -> None:
+    levels = "\n".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 12))
+    with pytest.raises(ClaimError, match=why):
+        read_claim(yaml.safe_load(f"strategy: TP8\nx0: &x0 x\n{levels}\n{told}\n"), name="claim")
+
+
+def test_data_and_context_alone_are_no_axes() -> None:
+    claim = read_claim({"strategy": {"tensor": 8, "data": 2}, "data": "stories", "context": 4096}, name="claim")
+    assert claim.axes == {"tp": 8, "dp": 2}
+    assert claim.not_understood == ("data: stories", "context: 4096")
+
+
 def test_the_names_of_other_tools_are_known() -> None:
     assert read_claim({"num_hidden_layers": None, "hidden_size": 64, "world_size": 8}, name="claim").numbers == {
         "hidden": 64,
@@ -192,6 +225,14 @@ def test_heads_alone_say_nothing_of_key_and_value_heads() -> None:
 def test_a_claim_of_nothing_is_not_right() -> None:
     audit = audit_claim(read_claim({"name": "nothing", "notes": "none"}, name="claim"), None, {})
     assert verdict(audit) == "Nothing could be checked."
+
+
+def test_a_title_is_no_claim_of_what_is_in_each_part() -> None:
+    told = claim_of_text(
+        "8 layers per stage, 8 experts per GPU, 8 GPUs / node, 8x7B, 64 experts per layer", name="title"
+    )
+    assert told is not None
+    assert told.numbers == {"experts": 64}
 
 
 def test_a_title_is_a_claim() -> None:

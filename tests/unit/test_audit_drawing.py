@@ -239,6 +239,14 @@ def test_a_legend_is_no_orphan(tmp_path: Path) -> None:
     assert finding.nodes == ("lost",)
 
 
+def test_a_key_of_attention_is_no_legend(tmp_path: Path) -> None:
+    path = tmp_path / "key.dot"
+    path.write_text('digraph { a [label="Key"]; subgraph cluster_key { b [label="Softmax"] } a -> c }')
+    drawn = read_drawing(read_document(path), None)
+    assert drawn.not_understood == ("Key", "c")
+    assert drawn.subject.covers.is_empty()
+
+
 HARMFUL = {
     "million.dot": "digraph {" + ";".join(f"n{i}->n{i + 1}" for i in range(1_000_000)) + "}",
     "deep.dot": "digraph {" + "subgraph cluster_a {" * 5000 + "a" + "}" * 5000 + "}",

@@ -212,6 +212,16 @@ FAULTS: dict[str, tuple[str, Callable[[], str], dict[str, str]]] = {
                            "output projection in 12 layers: 0-11",
         },
     ),
+    "a sum too many on each rank": (
+        "TP8",
+        lambda: plans.as_flat_dot(
+            plans.rank_by_rank(with_sums_after_qkv(), [*BUSY, "attention sum", "sum after QKV"]), on("rank{}")
+        ),
+        {
+            "communication.extra": "Attention output all-reduce 2 times in 12 layers: 0-11",
+            "model.order": "Attention output comes before attention scores, ",
+        },
+    ),
     "gradients twice": (
         "TP2-DP2", lambda: plans.as_dot(with_a_second_reduction()),
         {"communication.gradient-twice": "Dense gradients are reduced 2 times, one after the other"},
@@ -243,7 +253,7 @@ FAULTS: dict[str, tuple[str, Callable[[], str], dict[str, str]]] = {
     ),
     "an expert cut in two": (
         FIFTH, lambda: plans.as_dot(without(fifth(), ("l3_act", "l3_fc2"))),
-        {"model.order": "1 part that read nothing: expert second layer in layers 3"},
+        {"model.order": "1 part that reads nothing: expert second layer in layers 3"},
     ),
     "decode without the token": (
         LLAMA, lambda: plans.as_dot(without(llama(), ("p_got", "d_embedding")), phased),
@@ -332,6 +342,11 @@ def test_communications_may_be_labels_of_edges(wanted: Callable[[str], Plan], tm
         ("L0-L11 norm", "layers", tuple(range(12))),
         ("qkv r0-3", "ranks", (0, 1, 2, 3)),
         ("worker 0-3", "ranks", (0, 1, 2, 3)),
+        ("layer 3/16 norm", "layers", (3,)),
+        ("Expert 5 / 64", "experts", (5,)),
+        ("rank 0/1", "ranks", (0, 1)),
+        ("ranks 0/4", "ranks", (0, 4)),
+        ("GPUs 0/2/4", "ranks", (0, 2, 4)),
     ],
 )
 def test_numbers_are_read_or_left(label: str, name: str, numbers: tuple[int, ...] | None) -> None:
@@ -371,9 +386,26 @@ def test_a_number_that_no_phrase_takes_is_listed() -> None:
     claim = claim_of_prose("TP=8 on 64 x 8 x 2 GPUs = 1024; 8-way tensor parallel, 17 wonders", name="claim")
     assert claim.axes == {"tp": 8}
     assert any("17 wonders" in one for one in claim.not_understood)
+    assert '17 in "8-way tensor parallel, 17 wonders"' in claim.not_understood
     twice = claim_of_prose("TP8, later TP4, 32 layers and 16 layers", name="claim")
     assert any("TP8 is stated before" in one for one in twice.not_understood)
     assert any("32 is stated before" in one for one in twice.not_understood)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("TP4: stage 0 on GPUs 0-127, layers 0-39; GPU 0 has experts 0 to 7", {}),
+        ("TP4 on 4*8 GPUs, 64 \u2013 128 ranks, batch 2-4", {}),
+        ("TP4-PP2: 32 nodes of 8 GPUs, 8 GPUs per node, 256 GPUs", {"gpus": 256}),
+        ("TP4: Mixtral 8x7B, GPUs 4, 5 and 6", {}),
+        ("EP8: each GPU holds 8 experts, every stage has 24 layers", {"experts_per_rank": 8, "layers_per_stage": 24}),
+        ("DP4, micro-batch size 4, global batch size 128", {"batch": 128}),
+        ("DP4, batch 32 per DP replica, 64 experts per layer", {"batch_per_replica": 32, "experts": 64}),
+    ],
+)
+def test_a_number_of_some_is_none_of_all(text: str, numbers: dict[str, float]) -> None:
+    assert claim_of_prose(text, name="claim").numbers == numbers
 
 
 @pytest.mark.parametrize(

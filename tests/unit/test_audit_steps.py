@@ -111,6 +111,23 @@ def test_what_is_folded_is_there_in_each_of_its_steps() -> None:
     assert steps == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("number", "is_right"), [(6, True), (9, True), (7, False)])
+def test_a_fold_may_count_what_edges_name_or_not(number: int, is_right: bool) -> None:
+    nodes = [f'{name} [label="{role}\\nlayer 0\\ndecode step 0"]' for name, role in (("a", "softmax"), ("b", "QKV"))]
+    fold = f'f [label="{FOLD}\\nstands for {number} recorded"]'
+    text = f'digraph {{ {"; ".join(nodes)}; {fold}; b -> a [label="TP all-reduce"]; a -> f }}'
+    read = read_drawing(document_of(parse_dot(text), Path("a.dot"), "dot"), None)
+    assert (titles(read, None) == []) is is_right
+
+
+def test_experts_that_are_listed_place_by_place_are_there_in_each_step() -> None:
+    listed = 'a [label="expert\\nlayer 0\\ndecode step 0\\nexperts 0-7: GPU 0-1\\nexperts 8-15: GPU 2-3"]'
+    text = f'digraph {{ {listed}; f [label="{FOLD}\\nstands for 3 recorded"]; a -> f }}'
+    covers = read_drawing(document_of(parse_dot(text), Path("a.dot"), "dot"), None).subject.covers
+    told = covers.group_by("decode_step").agg(experts=covers["expert"].n_unique()).sort("decode_step")
+    assert told.rows() == [(step, 16) for step in range(4)]
+
+
 def test_a_drawing_that_numbers_no_step_is_not_asked_for_steps(wanted: Plan) -> None:
     document = document_of(parse_dot('digraph { a [label="Softmax, decode"]; a -> b }'), Path("a.dot"), "dot")
     audit = audit_drawing(read_drawing(document, wanted.expectation), wanted)

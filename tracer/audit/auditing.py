@@ -9,7 +9,8 @@ from truedag.tracer.audit.checks.balance import check_balance
 from truedag.tracer.audit.checks.claims import check_claim
 from truedag.tracer.audit.checks.communication import check_communication
 from truedag.tracer.audit.checks.dimensions import check_dimensions
-from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything, told_passes
+from truedag.tracer.audit.checks.drawn import check_drawn, tells_everything
+from truedag.tracer.audit.checks.drawn_communication import told_passes
 from truedag.tracer.audit.checks.drawn_extra import check_extra
 from truedag.tracer.audit.checks.drawn_order import check_order
 from truedag.tracer.audit.checks.drawn_shapes import check_drawn_shapes

@@ -91,10 +91,13 @@ _AXIS_KEY = re.compile(
 )
 _GROUPS_KEY = re.compile(r"^(?:num_)?(etp|edp|tp|pp|dp|ep|cp)_groups$", re.I)  # fmt: skip
 _LONGEST_UNREAD = 80
+_MOST = 1e30
 _MOST_UNREAD = 50
 _RANGES = re.compile(
     r"\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*(?:,\s*\d{1,12}\s*(?:-|\u2013|to|\.\.\.?)\s*\d{1,12}\s*)*"
 )
+# 24 layers per stage are not all layers.
+_NOT_EACH = r"(?!\s*(?:/|(?:per|each|an?|on each|on every)\b)(?!\s*(?:layer|model|moe)))"
 _PLACES = ("gpus_of_stage", "gpus_of_layers", "gpus_of_experts")
 _WORDS = ("name", "model", "strategy", "notes")
 
@@ -154,14 +157,16 @@ def read_claim(told: object, *, name: str) -> Claim:
     if not isinstance(told, Mapping):
         raise ClaimError(f"{name}: a claim is a mapping, such as strategy: EP8-TP4-PP2-DP4 and gpus: 256")
     known = {*NUMBERS, *_PLACES, *_WORDS, "groups"}
-    told, unread = _joined(told, name), []
+    told, unread = _joined(told, name)
     named: dict[str, object] = {}
     for written, value in told.items():
         key = _ALIASES.get(str(written).lower(), str(written))
         if key not in known:
             near = get_close_matches(key, [*known, *_ALIASES], n=1)
             if not near and any(_ALIASES.get(str(one), str(one)) in known for one in told):
-                unread.append(f"{written}: {value}"[:_LONGEST_UNREAD])
+                # Lists in lists by aliases of YAML may be endless when they are written out.
+                shown = value if isinstance(value, str | int | float | None) else "..."
+                unread.append(f"{written}: {shown}"[:_LONGEST_UNREAD])
                 continue
             hint = f"did you mean {near[0]}?" if near else f"it may state {', '.join(sorted(known))}"
             raise ClaimError(f"{name}: {str(written)!r} is nothing that a claim states; {hint}")
@@ -202,44 +207,56 @@ def read_claim(told: object, *, name: str) -> Claim:
     )
 
 
-def _joined(told: Mapping[object, object], name: str) -> dict[object, object]:
-    """Return a mapping in which axes that are stated one by one are a strategy, and numbers of groups are groups."""
+def _joined(told: Mapping[object, object], name: str) -> tuple[dict[object, object], list[str]]:
+    """Return a mapping in which axes that are stated one by one are a strategy, and numbers of groups are groups.
+
+    Where a strategy is written out too, it has the word; sizes of axes that contradict it are returned.
+    """
     flat = dict(told)
     axes: dict[str, object] = {}
     sizes = flat.get("strategy", flat.get("parallelism"))
     for inner, rows in ((True, dict(sizes) if isinstance(sizes, Mapping) else {}), (False, dict(flat))):
         for key, value in rows.items():
             match = _AXIS_KEY.match(str(key))
-            if match is None:
+            # Alone, data and context are no axes.
+            if match is None or (not inner and match[1] and "parallel" not in str(key).lower()):
                 if inner:
                     raise ClaimError(f"{name}: strategy: {str(key)!r} is no axis, such as tp or tensor_parallel_size")
                 continue
             if not inner:
                 del flat[key]
             axes[_AXIS_NAMES.get((match[1] or "").lower(), (match[2] or "").upper())] = value
+    unread = []
     if axes:
-        written = "-".join(f"{axis}{parse_number(size, f'{name}: {axis}'):.0f}" for axis, size in axes.items())
         stated = flat.pop("parallelism", None) or flat.get("strategy")
-        flat["strategy"] = stated if isinstance(stated, str) else written
+        written = [stated] if isinstance(stated, str) else []
+        said = {axis.upper(): int(size) for axis, size in _TOKEN.findall("-".join(written))}
+        for axis, size in axes.items():
+            number = parse_number(size, f"{name}: {axis}")
+            if axis not in said:
+                written.append(f"{axis}{number:.0f}")
+            elif number != said[axis]:
+                unread.append(f"{axis}{number:g}: the strategy says {axis}{said[axis]}")
+        flat["strategy"] = "-".join(written)
     groups = {match[1].lower(): key for key in list(flat) if (match := _GROUPS_KEY.match(str(key))) is not None}
     if groups:
         told_groups = flat.get("groups")
         both = dict(told_groups) if isinstance(told_groups, Mapping) else {}
         flat["groups"] = both | {axis: flat.pop(key) for axis, key in groups.items()}
-    return flat
+    return flat, unread
 
 
 def claim_of_text(text: str, *, name: str) -> Claim | None:
     """Return what a title declares: a strategy such as EP8-TP4-PP2-DP4, GPUs, parameters; None: nothing."""
     strategy = "-".join(f"{axis.upper()}{size}" for axis, size in _TOKEN.findall(text))
     numbers: dict[str, float] = {}
-    if (gpus := re.search(r"(\d[\d,]*)\s*(?:gpus|devices|ranks)", text, re.I)) is not None:
+    if (gpus := re.search(rf"(\d[\d,]*)\s*(?:gpus|devices|ranks)\b{_NOT_EACH}", text, re.I)) is not None:
         numbers["gpus"] = float(gpus.group(1).replace(",", ""))
-    if (size := re.search(r"(\d+(?:\.\d+)?)\s*([BT])\b(?!\w)", text)) is not None:
+    if (size := re.search(r"(?<![\d.])(?<!\d[x\u00d7])(\d+(?:\.\d+)?)\s*([BT])\b(?!\w)", text)) is not None:
         numbers["parameters"] = float(size.group(1)) * _SCALES[size.group(2).lower()]
-    if (layers := re.search(r"(\d+)\s*layers\b", text, re.I)) is not None:
+    if (layers := re.search(rf"(\d+)\s*layers\b{_NOT_EACH}", text, re.I)) is not None:
         numbers["layers"] = float(layers.group(1))
-    if (experts := re.search(r"(\d+)\s*experts\b", text, re.I)) is not None:
+    if (experts := re.search(rf"(\d+)\s*experts\b{_NOT_EACH}", text, re.I)) is not None:
         numbers["experts"] = float(experts.group(1))
     if not numbers and not strategy:
         return None
@@ -258,7 +275,11 @@ def _count_gpus(value: object, what: str) -> float:
         return float(len(set(value)))
     ranges = _RANGES.fullmatch(value) if isinstance(value, str) else None
     if ranges is None:
-        kinds = re.fullmatch(r"\s*(\d[\d,_]*)\s*(?:x\s*)?[A-Za-z][\w\- ]*", value) if isinstance(value, str) else None
+        kinds = (
+            re.fullmatch(r"\s*(\d[\d,_]*)\s*(?:x\s*)?(?!e\d)[A-Za-z][\w\- ]*", value)
+            if isinstance(value, str)
+            else None
+        )
         return parse_number(value if kinds is None else kinds[1], what)
     return float(sum(abs(int(high) - int(low)) + 1 for low, high in re.findall(r"(\d+)\D+(\d+)", str(value))))
 
@@ -270,8 +291,9 @@ def parse_number(value: object, what: str) -> float:
         ClaimError: it is none.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not 0 <= value < math.inf:
-            raise ClaimError(f"{what}: {value!r} is no count or size")
+        if not 0 <= value <= _MOST:
+            shown = f"more than {_MOST:g}" if value > _MOST else repr(value)
+            raise ClaimError(f"{what}: {shown} is no count or size")
         return float(value)
     if not isinstance(value, str):
         raise ClaimError(f"{what}: a number is needed, such as 256 or 30B")
@@ -281,15 +303,19 @@ def parse_number(value: object, what: str) -> float:
     if match is None or (match.group(2) and match.group(2).lower() not in _SCALES):
         raise ClaimError(f"{what}: {value!r} is no number")
     scale = _SCALES.get(match.group(2).lower(), 1.0) if match.group(2) else 1.0
-    return float(match.group(1).replace(",", "").replace("_", "")) * scale
+    number = float(match.group(1).replace(",", "").replace("_", "")) * scale
+    if number > _MOST:
+        raise ClaimError(f"{what}: {value[:80]!r} is no count or size")
+    return number
 
 
 def _ranks(value: object, what: str) -> tuple[int, ...]:
-    numbers = (
-        tuple(int(parse_number(one, what)) for one in value) if isinstance(value, list) else read_numbers(str(value))
-    )
+    if isinstance(value, list):
+        numbers = tuple(int(parse_number(one, what)) for one in value)
+    else:
+        numbers = read_numbers(str(value)) if isinstance(value, str | int) else ()
     if not numbers:
-        raise ClaimError(f"{what}: {value!r} is no list of GPUs, such as 0-127 or [0, 2]")
+        raise ClaimError(f"{what}: it is no list of GPUs, such as 0-127 or [0, 2]")
     return numbers
 
 

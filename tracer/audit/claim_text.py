@@ -3,7 +3,8 @@
 Each number that a claim may state has a table of phrases, tried in order; a phrase that was taken is not read again,
 so that "16 experts per GPU" is no number of experts. Axes are read as ``TP4``, ``TP=4``, ``tensor parallel size 4`` and
 ``4-way tensor parallelism``. Numbers that no phrase takes, and a second number for what was stated before, are listed
-as not understood. Tables and emphasis of Markdown are text like any other.
+as not understood; so are ranges, which say where something is and not how much of it there is. Tables and emphasis of
+Markdown are text like any other.
 """
 
 from __future__ import annotations
@@ -13,13 +14,26 @@ import re
 from truedag.tracer.audit.claim import Claim, ClaimError, parse_number
 from truedag.tracer.audit.published import published_sizes
 
-_N = r"((?<![\d,.])\d[\d,]{0,30}(?:\.\d{1,9})?\s?(?:[KMBTkmbt](?:illion)?\b)?|(?:one|two|four|eight)\b)"
+# No end of a range, and no factor: 0-127, 64 x 8, 8x7B.
+_ALONE = r"(?<![\d,.])(?<!\d[-\u2013x\u00d7*])(?<!\d[ .][-\u2013.x\u00d7*][ .])(?<!\d to )(?<!\d\.\.)"
+_NO_RANGE = r"(?!\s?(?:[-\u2013]|\.\.\.?|to\b|through\b)\s?\d)"
+_NUMBER = rf"{_ALONE}(?>\d(?:[\d,]{{0,30}}\d)?(?:\.\d{{1,9}})?){_NO_RANGE}"
+_N = rf"({_NUMBER}\s?(?:[KMBTkmbt](?:illion)?\b)?|(?:one|two|four|eight)\b)"
 _IS = r"\s*(?:size|count|length|dimension|dim|width)?\s*(?::\s*)*(?:=|\bis\b|\bof\b|\bare\b)?\s*(?::\s*)*"
 _GPU = r"(?:gpus?|ranks?|devices?|accelerators?)"
 _EACH = r"\s*(?:per|/|an?|on each|on every)\s*"
+_HAS = r"\s*(?:holds|hosts|has|gets|runs|with|:)?\s*"
+_NOT_EACH = r"(?!\s*(?:each|per|/|(?:an?|in each|on each)\s+(?:node|server|host|machine|replica|stage)))"
+_REPLICA = r"(?:dp\s+|data[\s\-]parallel\s+)?(?:replica|rank)"
 _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("layers_per_stage", (rf"{_N}\s*layers?{_EACH}(?:pipeline\s+)?stage", rf"layers?{_EACH}stage{_IS}{_N}")),
-    ("experts_per_rank", (rf"{_N}\s*experts?{_EACH}{_GPU}", rf"experts?{_EACH}{_GPU}{_IS}{_N}")),
+    ("layers_per_stage", (
+        rf"{_N}\s*layers?{_EACH}(?:pipeline\s+)?stage", rf"layers?{_EACH}stage{_IS}{_N}",
+        rf"(?:each|every)\s+(?:pipeline\s+)?stage{_HAS}{_N}\s*layers?",
+    )),
+    ("experts_per_rank", (
+        rf"{_N}\s*experts?{_EACH}{_GPU}", rf"experts?{_EACH}{_GPU}{_IS}{_N}",
+        rf"(?:each|every)\s+{_GPU}{_HAS}{_N}\s*experts?",
+    )),
     ("tokens_per_second_per_gpu", (rf"{_N}\s*tokens?\s*(?:/|per)\s*s(?:ec(?:ond)?)?\s*(?:/|per)\s*{_GPU}",)),
     ("tokens_per_second", (rf"{_N}\s*tokens?\s*(?:/|per)\s*s(?:ec(?:ond)?)?\b",)),
     ("time_to_first_token_ms", (rf"(?:time to first token|ttft){_IS}{_N}\s*ms",)),
@@ -27,7 +41,9 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
         rf"((?<![\d,.])\d[\d,]{{0,30}}(?:\.\d{{1,9}})?\s?[KMGT]i?B)(?:\s+of)?(?:\s+(?:memory|hbm|vram))?{_EACH}{_GPU}",
         rf"memory{_EACH}{_GPU}{_IS}((?<![\d,.])\d[\d,]{{0,30}}(?:\.\d{{1,9}})?\s?[KMGT]i?B)",
     )),
-    ("batch_per_replica", (rf"batch{_EACH}(?:dp\s+)?(?:replica|rank){_IS}{_N}",)),
+    ("batch_per_replica", (
+        rf"batch{_EACH}{_REPLICA}{_IS}{_N}", rf"batch(?:[\s\-]*size)?{_IS}{_N}(?:\s*sequences)?{_EACH}{_REPLICA}",
+    )),
     ("kv_heads", (
         rf"{_N}\s*(?:kv|key[\s\-/]*(?:and[\s\-])?value)[\s\-]*heads", rf"(?:kv|key[\s\-]value)[\s\-]*heads{_IS}{_N}",
     )),
@@ -41,18 +57,25 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("vocabulary", (rf"vocab(?:ulary)?[\s_]*(?:size)?{_IS}{_N}",)),
     ("top_k", (r"top[\s\-]?(\d+)\b",)),
     ("sequence", (rf"seq(?:uence)?[\s\-_]*(?:len(?:gth)?){_IS}{_N}", rf"{_N}\s*tokens?\s+(?:per|a)\s+sequence")),
-    ("batch", (rf"(?:global[\s\-_]*)?batch(?:[\s\-_]*size)?{_IS}{_N}",)),
+    ("batch", (
+        rf"(?<!micro)(?<!micro[\s\-])batch(?:[\s\-_]*size)?{_IS}{_N}"
+        rf"(?!(?:\s*sequences)?\s*(?:per|/)\s*(?:{_GPU}|micro))",
+    )),
     ("stages", (rf"{_N}\s*(?:pipeline[\s\-]+)?stages\b", rf"(?:pipeline[\s\-]+)?stages{_IS}{_N}")),
     ("gpus", (
         rf"{_GPU}\s*(?:count)?\s*[=:]\s*(?:\d{{1,9}}\s*[x\u00d7*]\s*){{1,9}}\d{{1,9}}\s*=\s*{_N}",
-        rf"{_N}\s*(?:x\s+)?(?:(?:nvidia|amd|total|[ABHV]\d{{2,3}}\w*|MI\d+\w*)\s+){{0,2}}{_GPU}\b(?!\s*(?:each|per))",
-        rf"{_GPU}(?:\s+count)?{_IS}{_N}(?!\s*[x\u00d7*]\s*\d)", rf"world[\s_]size{_IS}{_N}",
+        rf"(?<!nodes of )(?<!nodes with )(?<!nodes x )(?<!groups of ){_N}\s*(?:x\s+)?"
+        rf"(?:(?:nvidia|amd|total|[ABHV]\d{{2,3}}\w*|MI\d+\w*)\s+){{0,2}}{_GPU}\b{_NOT_EACH}",
+        # GPU 0 is one of them, and so are GPUs 4, 5 and 6.
+        rf"(?:{_GPU}(?=\s*(?:count|[:=]))|gpus|ranks|devices|accelerators)(?:\s+count)?{_IS}(?!0\b){_N}"
+        r"(?!\s*[x\u00d7*]\s*\d)(?!\s*(?:,|and|&)\s*\d{1,9}\b(?!\s*(?!and\b)[A-Za-z]))",
+        rf"world[\s_]size{_IS}{_N}",
     )),
     ("experts", (rf"{_N}\s*(?:routed\s+)?experts\b", rf"\bexperts(?:\s+per\s+layer)?{_IS}{_N}")),
     ("layers", (rf"{_N}\s*(?:transformer\s+|decoder\s+|moe\s+)*layers\b", rf"\blayers{_IS}{_N}")),
     ("parameters", (
         rf"(?:parameters|params){_IS}{_N}", rf"{_N}\s*(?:-?\s*parameters?|params)\b",
-        r"((?<![\d.])\d{1,9}(?:\.\d{1,9})?\s?[BT])\b(?!\w)",
+        r"((?<![\d.])(?<!\d[x\u00d7])\d{1,9}(?:\.\d{1,9})?\s?[BT])\b(?!\w)",
     )),
 )  # fmt: skip
 _READ = tuple((name, tuple(re.compile(phrase, re.I) for phrase in phrases)) for name, phrases in _PHRASES)
@@ -70,7 +93,7 @@ _AXES = (
     re.compile(r"\b(\d{1,9})[\s\-]*way[\s\-]+(tensor|pipeline|data|expert|context)", re.I),
 )
 _GROUPS = re.compile(r"(\d{1,9})\s+(ETP|EDP|TP|PP|DP|EP|CP)[\s\-]+groups", re.I)
-_LEFT = re.compile(r"(?<![\w.])\d[\d,.]*\w*")
+_LEFT = re.compile(r"(?<![\w.])\d[\d,.]*\w*(?:\s?(?:[-\u2013]|to\b)\s?\d[\d,.]*\w*)?")
 _LONGEST = 20_000
 _MOST_LEFT = 50
 _AROUND = 24
@@ -86,9 +109,10 @@ def claim_of_prose(text: str, *, name: str) -> Claim:
         raise ClaimError(
             f"{name}: a claim in words is no more than {_LONGEST:,} characters; this one has {len(text):,}"
         )
-    plain = re.sub(r"[*`]", "", text).replace("|", " : ").replace("_", " ")
+    # An asterisk between numbers is a product, any other is emphasis.
+    plain = re.sub(r"[*`]", "", re.sub(r"(\d\s?)\*(?=\s?\d)", r"\1x", text)).replace("|", " : ").replace("_", " ")
     # Long runs of what may stand between a word and its number would cost time.
-    rest = re.sub(r"[\s:]+", lambda match: " : " if ":" in match[0] else " ", plain)
+    whole = rest = re.sub(r"[\s:]+", lambda match: " : " if ":" in match[0] else " ", plain)
     unread: list[str] = []
     groups: dict[str, int] = {}
     for match in _GROUPS.finditer(rest):
@@ -116,8 +140,7 @@ def claim_of_prose(text: str, *, name: str) -> Claim:
     for match in _LEFT.finditer(rest):
         if len(unread) == _MOST_LEFT:
             break
-        around = " ".join(rest[max(0, match.start() - _AROUND) : match.end() + _AROUND].split())
-        unread.append(around)
+        unread.append(f'{match[0].rstrip(",.")} in "{_around(whole, *match.span())}"')
     first = text.strip().splitlines()[0][:200]
     return Claim(
         name=name,
@@ -130,5 +153,15 @@ def claim_of_prose(text: str, *, name: str) -> Claim:
 
 
 def _without(text: str, pattern: re.Pattern[str]) -> str:
-    """Take out what was read, so that nothing grows together."""
-    return pattern.sub(" ; ", text)
+    """Take out what was read, so that nothing grows together and all else keeps its place."""
+    return pattern.sub(lambda match: ";" * len(match[0]), text)
+
+
+def _around(text: str, begin: int, end: int) -> str:
+    """Return a part of a text with the words beside it."""
+    before, after = text[max(0, begin - _AROUND) : begin], text[end : end + _AROUND]
+    if begin > _AROUND:
+        before = before.partition(" ")[2]
+    if end + _AROUND < len(text):
+        after = after.rpartition(" ")[0]
+    return f"{before}{text[begin:end]}{after}".strip()

@@ -101,7 +101,7 @@ class Audit:
     passed: list[Passed] = field(default_factory=list)
     unchecked: list[Unchecked] = field(default_factory=list)
     not_understood: list[str] = field(default_factory=list)
-    """Parts of a drawing that the grammar could not read."""
+    """Labels of a drawing, and numbers and words of a claim, that could not be read."""
 
     facts: list[str] = field(default_factory=list)
     """What the subject is: how many nodes, and how sure the reading is."""

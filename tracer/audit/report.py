@@ -78,7 +78,7 @@ def write_markdown(audit: Audit) -> str:
             "",
             "## Not understood",
             "",
-            f"{write_count(len(audit.not_understood), 'label')} told nothing that could be read:",
+            f"{write_count(len(audit.not_understood), 'part')} told nothing that could be read:",
             "",
         ]
         lines += [f"- {_plain(label)}" for label in shown]
@@ -157,7 +157,7 @@ def render(audit: Audit) -> RenderableType:
         parts.append(Text(f"Not checked: {what}: {why}."))
     if audit.not_understood:
         shown = "; ".join(audit.not_understood[:3])
-        parts.append(Text(f"Not understood: {write_count(len(audit.not_understood), 'label')}: {shown}."))
+        parts.append(Text(f"Not understood: {write_count(len(audit.not_understood), 'part')}: {shown}."))
     return Group(*parts)
 
 

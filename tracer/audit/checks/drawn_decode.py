@@ -33,25 +33,25 @@ def _cache(
 
     What joins them may be an edge, or a cache without a phase of its own.
     """
+    inside = (pl.col("layer") >= 0) & (pl.col("layer") < len(plan.expectation.stage_of_layer))
     layers: dict[int, set[int]] = {}
-    for node, layer in subject.covers.filter(pl.col("layer") >= 0).select("node", "layer").unique().iter_rows():
+    for node, layer in subject.covers.filter(inside).select("node", "layer").unique().iter_rows():
         layers.setdefault(node, set()).add(layer)
-    read = set()
-    for node, mine in layers.items():
-        if phases.get(node) != "prefill":
-            continue
-        frontier, seen = list(following.get(node, ())), set()
-        while frontier:
-            other = frontier.pop()
-            if other in seen:
-                continue
-            seen.add(other)
+    read: set[int] = set()
+    # What prefill wrote, layer by layer, as far as it was followed; a node is passed again only for further layers.
+    told: dict[int, set[int]] = {}
+    frontier = [(node, mine) for node, mine in layers.items() if phases.get(node) == "prefill"]
+    while frontier:
+        node, written = frontier.pop()
+        for other in following.get(node, ()):
+            mine = written & layers.get(other, written)
             if phases.get(other) == "decode":
                 read |= mine & layers.get(other, set())
-            elif phases.get(other) is None and (layers.get(other, mine) & mine):
-                frontier += following.get(other, ())
+            elif phases.get(other) is None and (fresh := mine - told.setdefault(other, set())):
+                told[other] |= fresh
+                frontier.append((other, fresh))
     drawn = {layer for node, mine in layers.items() if phases.get(node) == "decode" for layer in mine}
-    lost = sorted(layer for layer in drawn - read if layer < len(plan.expectation.stage_of_layer))
+    lost = sorted(drawn - read)
     if lost:
         yield _finding(
             f"Decoding reads nothing of the same layer's prefill in {write_count(len(lost), 'layer')}: "

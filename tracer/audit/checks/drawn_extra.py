@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import polars as pl
@@ -23,6 +24,7 @@ _SUMMED = ("dense gradients", "expert gradients")
 _BUCKETS = (*_GATHERED, *_SUMMED)
 _PLACE = ["purpose", "kind", "layer", "phase", "microbatch", "decode_step", "members"]
 _FARTHEST = 2_000
+_ENOUGH = 2
 
 
 def check_extra(subject: Subject, plan: Plan, audit: Audit) -> None:
@@ -87,16 +89,22 @@ def _again(subject: Subject, needed: pl.DataFrame, told: pl.DataFrame) -> pl.Dat
 
 
 def _follow(following: dict[int, list[int]], nodes: Sequence[int]) -> bool:
-    """Return whether one of some nodes leads to another of them; buckets stand beside each other."""
+    """Return whether one of some nodes leads to another of them; buckets stand beside each other.
+
+    All are followed at once: of the nodes that lead to a place any two are enough to tell whether another one does.
+    """
     wanted = set(nodes)
-    for start in nodes:
-        seen, frontier = {start}, [start]
-        while frontier and len(seen) < _FARTHEST:
-            fresh = [one for one in following.get(frontier.pop(0), ()) if one not in seen]
-            if wanted.intersection(fresh):
+    leading: dict[int, list[int]] = {}
+    frontier = deque((node, node) for node in nodes)
+    while frontier and len(leading) < _FARTHEST * len(nodes):
+        node, source = frontier.popleft()
+        for one in following.get(node, ()):
+            if one in wanted and one != source:
                 return True
-            seen.update(fresh)
-            frontier += fresh
+            sources = leading.setdefault(one, [])
+            if len(sources) < _ENOUGH and source not in sources:
+                sources.append(source)
+                frontier.append((one, source))
     return False
 
 

@@ -2,11 +2,13 @@
 
 Each role and communication of a layer has a place in the order below. In the part of the drawing that is one layer in
 one pass forward, nothing may be reached from what comes later; what has the same place may stand in either order. Over
-layers, an edge leads to the same layer or to the next one. Gradients are reduced after a node of the backward pass.
+layers, an edge leads to the same layer or to the next one. Edges from one microbatch or decode step to another say when
+something runs, not what reads what. Gradients are reduced after a node of the backward pass.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +55,18 @@ class _Part:
     names: list[str] = field(default_factory=list)
     layers: set[int] = field(default_factory=set)
     phase: str | None = None
+    passes: set[tuple[int, int]] = field(default_factory=set)
+    """Microbatch and decode step, -1 where untold."""
+
+    def shares_pass(self, other: _Part) -> bool:
+        """Return whether both may be in one pass; what is untold may be any."""
+        if self.phase != other.phase:
+            return False
+        if not self.passes.isdisjoint(other.passes):
+            return True
+        sides = (self.passes, other.passes)
+        batches, steps = ([{one[place] for one in side} for side in sides] for place in (0, 1))
+        return all(-1 in mine | others or mine & others for mine, others in (batches, steps))
 
     @property
     def first(self) -> int:
@@ -73,7 +87,7 @@ def check_order(subject: Subject, audit: Audit) -> None:
     if len(edges) > _MOST_EDGES:
         audit.skip("model.order", f"more than {_MOST_EDGES:,} edges")
         return
-    inner = [(a, b) for a, b in edges if a in parts and b in parts and parts[a].phase == parts[b].phase]
+    inner = [(a, b) for a, b in edges if a in parts and b in parts and parts[a].shares_pass(parts[b])]
     findings = [
         *_turned(subject, parts, inner), *_skipping(subject, parts, inner), *_cut(subject, parts, edges),
         *_too_early(subject, edges),
@@ -93,6 +107,11 @@ def _parts(subject: Subject) -> dict[int, _Part]:
             part.layers.add(layer)
             if name not in part.names:
                 part.names.append(name)
+    for told in (subject.covers, subject.communications):
+        ahead = told.filter(~pl.col("phase").fill_null("").is_in(_BACKWARD))
+        for node, batch, step in ahead.select("node", "microbatch", "decode_step").unique().iter_rows():
+            if node in parts:
+                parts[node].passes.add((batch, step))
     return parts
 
 
@@ -135,7 +154,7 @@ def _turned(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[
 
 
 def _skipping(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> Iterator[Finding]:
-    """Yield edges that lead neither to the same layer nor to the next."""
+    """Yield edges that lead neither to the same layer nor to the next; of layers that are missing, they follow."""
     wrong = [
         (source, target)
         for source, target in edges
@@ -151,25 +170,45 @@ def _skipping(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tupl
     yield _finding(
         subject, f"{write_count(len(wrong), 'edge')} between layers that do not follow each other: {'; '.join(shown)}",
         "each layer reads the one before it", shown[0], [node for edge in wrong for node in edge],
-        sorted({layer for _, target in wrong for layer in parts[target].layers}),
+        _left_out(parts, wrong) or sorted({layer for _, target in wrong for layer in parts[target].layers}),
         "Lead the edge from the layer before, or number the layers in their order.",
     )  # fmt: skip
+
+
+def _left_out(parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the layers that edges lead past where no part of them is drawn; none if any edge is wrong otherwise."""
+    drawn = {layer for part in parts.values() for layer in part.layers}
+    between = {range(max(parts[source].layers) + 1, min(parts[target].layers)) for source, target in edges}
+    if (
+        all(between)
+        and sum(map(len, between)) <= _MOST_EDGES
+        and drawn.isdisjoint(layers := set(itertools.chain(*between)))
+    ):
+        return sorted(layers)
+    return []
 
 
 def _cut(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[int, int]]) -> Iterator[Finding]:
     """Yield parts that read nothing, or that nobody reads, where most others of their kind have both.
 
-    The first part of a layer and the last may be the ends of what is drawn; what has no edge at all is an orphan.
+    The first part of a layer and the last may be the ends of what is drawn, and so may those that are drawn first of
+    the first layer and last of the last; what has no edge at all is an orphan.
     """
     read, made = {target for _, target in edges}, {source for source, _ in edges}
-    for way, there, title in ((0, read, "read nothing"), (1, made, "are read by nobody")):
-        ends = {0, len(_ORDER) - 1}
+    ends = {0, len(_ORDER) - 1}
+    first = min((min(part.layers), part.first) for part in parts.values())
+    last = max((max(part.layers), part.last) for part in parts.values())
+    outer = (
+        {node for node, part in parts.items() if (min(part.layers), part.first) == first},
+        {node for node, part in parts.items() if (max(part.layers), part.last) == last},
+    )
+    for way, there in ((0, read), (1, made)):
         kinds: dict[str, list[int]] = {}
         for node, part in parts.items():
             if part.first not in ends and part.last not in ends and (node in read or node in made):
                 kinds.setdefault(part.names[0], []).append(node)
         lost = {
-            name: [node for node in nodes if node not in there]
+            name: [node for node in nodes if node not in there and node not in outer[way]]
             for name, nodes in kinds.items()
             if 2 * sum(node in there for node in nodes) > len(nodes)
         }
@@ -178,8 +217,9 @@ def _cut(subject: Subject, parts: Mapping[int, _Part], edges: Sequence[tuple[int
             continue
         layers = sorted({layer for node in nodes for layer in parts[node].layers})
         what = ", ".join(name for name, found in lost.items() if found)
+        title = ("reads nothing", "is read by nobody") if len(nodes) == 1 else ("read nothing", "are read by nobody")
         yield _finding(
-            subject, f"{write_count(len(nodes), 'part')} that {title}: {what} in layers {write_runs(layers)}",
+            subject, f"{write_count(len(nodes), 'part')} that {title[way]}: {what} in layers {write_runs(layers)}",
             "an edge from what it reads" if way == 0 else "an edge to what reads it", f"{len(nodes)} without", nodes,
             layers, f"Draw the edge {'into' if way == 0 else 'out of'} {what} in layers {write_runs(layers)}.",
         )  # fmt: skip

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from truedag.tracer.audit.drawing.document import Document, DrawnEdge, DrawnNode
-from truedag.tracer.audit.drawing.grammar import Reading, read_label
-
-_MESSAGES = ("send", "recv", "message")
+from truedag.tracer.audit.drawing.grammar import EXCHANGES, Reading, read_label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,7 @@ def _labelled(edge: DrawnEdge, readings: Mapping[str, Reading], shapes: Mapping[
     alike = (source.roles, source.phase, _layers(source)) == (target.roles, target.phase, _layers(target))
     alike = alike and (bool(source.roles) or shapes[edge.source].label == shapes[edge.target].label)
     on = source.numbers.get("ranks"), target.numbers.get("ranks")
-    is_exchange = alike and None not in on and on[0] != on[1] and reading.kind not in _MESSAGES
+    is_exchange = alike and None not in on and on[0] != on[1] and reading.kind not in EXCHANGES
     return _Labelled(edge=edge, reading=reading, is_exchange=is_exchange)
 
 
@@ -89,12 +87,13 @@ def _layers(reading: Reading) -> tuple[int, ...]:
 def _key(found: _Labelled, readings: Mapping[str, Reading]) -> tuple[object, ...]:
     """Return what edges of one communication have in common; messages are each by themselves."""
     edge = found.edge
-    if found.reading.kind in _MESSAGES:
+    if found.reading.kind in EXCHANGES:
         return (edge.source, edge.target, edge.label)
     source, target = readings[edge.source], readings[edge.target]
     return (
         found.is_exchange, edge.label, source.phase, source.roles or edge.source, _layers(source),
-        source.numbers.get("microbatch"), target.roles or edge.target, _layers(target),
+        source.numbers.get("microbatch"), source.numbers.get("decode_step"), target.roles or edge.target,
+        _layers(target),
     )  # fmt: skip
 
 
@@ -122,7 +121,7 @@ def _reading(rows: list[_Labelled], readings: Mapping[str, Reading]) -> Reading:
     first = rows[0]
     source, target = readings[first.edge.source], readings[first.edge.target]
     numbers = {name: told for name, told in first.reading.numbers.items() if name != "experts"}
-    both = first.is_exchange or first.reading.kind in _MESSAGES
+    both = first.is_exchange or first.reading.kind in EXCHANGES
     ends = {row.edge.source for row in rows} | ({row.edge.target for row in rows} if both else set())
     ranks = sorted({rank for one in ends for rank in readings[one].numbers.get("ranks", ())})
     if ranks:
@@ -131,7 +130,9 @@ def _reading(rows: list[_Labelled], readings: Mapping[str, Reading]) -> Reading:
         told = source.numbers.get(name) or target.numbers.get(name)
         if told:
             numbers.setdefault(name, told)
+    # An edge is both halves of its message, whichever it names.
+    kind = "message" if first.reading.kind in EXCHANGES else first.reading.kind
     return replace(
-        first.reading, numbers=numbers, phase=first.reading.phase or source.phase or target.phase,
+        first.reading, kind=kind, numbers=numbers, phase=first.reading.phase or source.phase or target.phase,
         everywhere=first.reading.everywhere or source.everywhere,
     )  # fmt: skip

@@ -8,17 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import polars as pl
 
 from truedag.tracer.audit.drawing.document import Document
-from truedag.tracer.audit.drawing.grammar import Reading
-from truedag.tracer.audit.drawing.neighbours import EXCHANGES
+from truedag.tracer.audit.drawing.grammar import EXCHANGES, Reading
 from truedag.tracer.audit.expectation import Expectation
-from truedag.tracer.audit.subject import COMMUNICATIONS, write_members
+from truedag.tracer.audit.subject import COMMUNICATIONS, read_members, write_members
 
 # Over several axes at once.
 _MIXED = ("token counts", "score corrections")
 # Beyond them labels that name many passes count for their first.
 _MOST_ROWS = 1_000_000
+# Beyond them nodes are left out.
+_MOST_HELD = 4_000_000
 # Purpose, kind, axis, layer, pass and weight.
 _Alone = tuple[str | None, str, str | None, int, tuple[str | None, int, int], float]
+# By axis, whether it is mixed, and ranks.
+_Groups = dict[tuple[str | None, bool, tuple[int, ...]], tuple[str, ...]]
 
 
 def drawn_communications(
@@ -28,8 +31,8 @@ def drawn_communications(
     ranks: Mapping[str, tuple[int, ...]],
     out: Mapping[str, Sequence[str]],
     expectation: Expectation | None,
-) -> pl.DataFrame:
-    """Return `COMMUNICATIONS` of a drawing.
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Return `COMMUNICATIONS` of a drawing, and the nodes that claim to stand for more than there can be.
 
     Args:
         document: the drawing.
@@ -41,6 +44,8 @@ def drawn_communications(
     """
     rows: list[tuple[object, ...]] = []
     alone: dict[_Alone, list[tuple[int, int]]] = {}
+    too_much = []
+    held = 0
     for node in document.nodes:
         reading = readings[node.id]
         if reading.kind is None or reading.kind == "recv":
@@ -53,29 +58,50 @@ def drawn_communications(
             after = [other for other in out.get(node.id, ()) if other in readings]  # an edge may lead nowhere
             ends = [ranks[other] for other in after if readings[other].kind == "recv"]
             groups = list(_pairs(reading, ranks[node.id], ends, expectation))
-        elif len(ranks[node.id]) == 1 and axis is not None:
-            for passed, layer in itertools.product(reading.passes, layers):
-                whole = (reading.purpose, kind, axis, layer, passed, 1 / reading.num_parts)
-                alone.setdefault(whole, []).append((ranks[node.id][0], numbers[node.id]))
-            continue
         else:
             groups = list(_groups(axis, ranks[node.id], None if reading.purpose in _MIXED else expectation))
-        most = max(1, (_MOST_ROWS - len(rows)) // (len(layers) * max(1, len(groups))))
+        wide = len(layers) * max(1, len(groups))
+        if held + wide > _MOST_HELD:
+            too_much.append(node.id)
+            continue
+        passes = reading.passes[: max(1, (_MOST_ROWS - held) // wide)]
+        held += wide * len(passes)
+        if reading.kind not in EXCHANGES and len(ranks[node.id]) == 1 and axis is not None:
+            for passed, layer in itertools.product(passes, layers):
+                whole: _Alone = (reading.purpose, kind, axis, layer, passed, 1 / reading.num_parts)
+                alone.setdefault(whole, []).append((ranks[node.id][0], numbers[node.id]))
+            continue
         rows += [
             (numbers[node.id], reading.purpose, kind, axis, layer, *one, members, 1 / reading.num_parts)
-            for one in reading.passes[:most]
+            for one in passes
             for layer in layers
             for members in (groups or (None,))
         ]
-    # One node for each participant: together they are the groups of their axis.
-    for (purpose, kind, axis, layer, passed, weight), places in alone.items():
-        there = tuple(sorted({rank for rank, _ in places}))
-        rows += [
-            (places[0][1], purpose, kind, axis, layer, *passed, members, weight)
-            for members in _groups(axis, there, None if purpose in _MIXED else expectation)
-        ]
+    groups_of: _Groups = {}
+    for whole, places in alone.items():
+        rows += _joined(whole, places, expectation, groups_of)
     rows += itertools.islice(_transfers(document, readings, numbers, ranks, expectation), _MOST_ROWS)
-    return pl.DataFrame(rows, schema=COMMUNICATIONS, orient="row")
+    return pl.DataFrame(rows, schema=COMMUNICATIONS, orient="row"), tuple(too_much)
+
+
+def _joined(
+    whole: _Alone, places: Sequence[tuple[int, int]], expectation: Expectation | None, groups_of: _Groups
+) -> Iterator[tuple[object, ...]]:
+    """Yield the groups that nodes of one rank each are together; each is named by the node of its lowest rank.
+
+    Ranks that all have several such nodes make their group several times.
+    """
+    purpose, kind, axis, layer, passed, weight = whole
+    nodes: dict[int, list[int]] = {}
+    for rank, node in places:
+        nodes.setdefault(rank, []).append(node)
+    key = (axis, purpose in _MIXED, tuple(sorted(nodes)))
+    if key not in groups_of:
+        groups_of[key] = tuple(_groups(axis, key[2], None if purpose in _MIXED else expectation))
+    for members in groups_of[key]:
+        there = read_members(members)
+        for turn in range(min(len(nodes[rank]) for rank in there)):
+            yield (nodes[there[0]][turn], purpose, kind, axis, layer, *passed, members, weight)
 
 
 def _transfers(

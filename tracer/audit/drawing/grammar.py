@@ -6,8 +6,8 @@ inferred from a node's id, its clusters, its shape or its neighbours: ``l3_gpu_1
 
 What stands for nothing here is listed as not understood. Nothing is executed and nothing is guessed from position.
 
-Numbers: a list such as ``0-3, 8 and 10..12``, ``E0-E7`` or ``0-1016 step 8`` (`drawing/numbers.py`); a node may stand
-for many. Roles and purposes are those of
+Numbers: a list such as ``0-3, 8 and 10..12``, ``E0-E7`` or ``0-1016 step 8`` (`drawing/numbers.py`), after the word for
+what it counts (`drawing/whereabouts.py`); a node may stand for many. Roles and purposes are those of
 `truedag.tracer.audit.roles`; a coarse word stands for several of them ("self-attention" for projection, scores, softmax
 and context, "expert" for its three parts, "MLP" for both layers and the activation).
 
@@ -26,60 +26,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from truedag.tracer.audit.drawing.folds import Fold, read_count, read_fold
-from truedag.tracer.audit.drawing.numbers import IN_A_LINE, MOST_NUMBERS, list_of, mark_steps, read_numbers
+from truedag.tracer.audit.drawing.numbers import MOST_NUMBERS, mark_steps
+from truedag.tracer.audit.drawing.whereabouts import Places, name_numbers, read_places, say_once
 from truedag.tracer.audit.roles import ATTENTION_CORE
 
 Certainty = Literal["stated", "named", "inferred", "unknown"]
+EXCHANGES = ("send", "recv", "message")
+"""Kinds of what leads from one rank to another; a message is a node for both of its halves."""
 
-_RANKS = list_of("gpus?", "ranks?", "devices?", "[gr]")
-_LAYERS = list_of("layers?", "blocks?", "l")
-_EXPERTS = list_of("experts?", "exp", "[eE]")
-_NUMBERS: dict[str, tuple[re.Pattern[str], ...]] = {
-    "ranks": (
-        re.compile(
-            r"(?<![a-z])(?:[gntx]pus?|ranks?|devices?|workers?|cuda|dev)(?:[\s_]*(?:ids?|nos?\.?))?\s*[:=#_\-]?\s*"
-            + _RANKS,
-            re.I,
-        ),
-        re.compile(r"(?:^|[\s_(,|@])r[_ ]?" + _RANKS + r"(?![A-Za-z0-9.])"),
-    ),
-    "layers": (
-        re.compile(r"(?<![a-z])(?:layers?|blocks?)\s*[:=#_\-]?\s*l?" + _LAYERS, re.I),
-        re.compile(r"(?:^|[\s_(,|])l[_ ]?" + _LAYERS + r"(?![A-Za-z0-9.])", re.I),
-        re.compile(r"(?<![A-Za-z])(?:h|blk)\.(\d{1,4})(?=\.)"),
-    ),
-    "experts": (
-        re.compile(
-            r"(?<![a-z])(?:experts?|exp)\s*[:=#_\-]?\s*e?" + _EXPERTS + r"(?!\s*(?:experts|active|total|per))", re.I
-        ),
-        re.compile(r"(?:^|[\s_(,|])[eE][_ ]?" + _EXPERTS + r"(?![A-Za-z0-9.])"),
-    ),
-    "stages": (re.compile(r"(?<![a-z])(?:pipeline\s+|pp\s*)?stages?\s*[:=#_\-]?\s*" + list_of("stages?", "s"), re.I),),
-    "microbatch": (re.compile(r"(?<![a-z])(?:micro[\s\-_]?batch|mb)\s*[:=#_\-]?\s*" + list_of(), re.I),),
-    "decode_step": (
-        re.compile(r"(?<![a-z])(?:decode[\s\-_]?step|step)\s*[:=#_\-]?\s*" + list_of(), re.I),
-        # One number after "steps" is how many there are.
-        re.compile(r"(?<![a-z])steps\s*[:=]?\s*(?=\d+[\s_]*(?:[-,&\u2013]|to|and|\.\.))" + list_of(), re.I),
-    ),
-}
-# One of several lines that say which experts are where.
-_PLACED = re.compile(
-    rf"^[ \t]*(?:experts?[ \t:]*e?|e(?=\d))({IN_A_LINE})[ \t]*(?::|@|->|on|at)[ \t]*(?:gpus?|ranks?|devices?)"
-    rf"[ \t:=#_]*({IN_A_LINE})[ \t]*$",
-    re.I | re.M,
-)
-# A range that names its word again at its end: GPU0-GPU7, cuda:0..cuda:7, L0-L11, #0-#7.
-_SAID_TWICE = re.compile(
-    r"(?<![A-Za-z])([A-Za-z]{1,7}[\s:_#]?|#)(\d{1,9})(\s*(?:-|\u2013|\u2014|to|through|\.\.\.?|\u2026)\s*)\1(\d{1,9})",
-    re.I,
-)
-_SLICE = re.compile(r"\[(\d{1,9}):(\d{1,9})\]")
-# Whether 7 is one of them nobody can tell.
-_HALF_OPEN = re.compile(r"\(\d{1,9}:\d{1,9}\)")
 _EVERY_LAYER = re.compile(r"\b(?:all|each|every)\s+(?:of\s+the\s+)?(?:\d+\s+)?layers?\b|\bper[\s\-]layer\b", re.I)
 # A label that is longer is read as far as this: nobody reads more of it either.
 _LONGEST_LABEL = 1000
-_LONGEST_LIST = 16_000
 
 _KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("all-reduce", re.compile(r"all[\s\-_]?reduce", re.I)),
@@ -225,10 +182,6 @@ ELLIPSIS = re.compile(
     r"|\b\d+\s*[x\u00d7]\s*(?:transformer|decoder|layers?|blocks?|experts?)",
     re.I | re.M,
 )
-# What another part is like, whose number is not this one's.
-_LIKENESS = re.compile(
-    r"(?:same|identical|similar|like|copy|repeat\w*)(?:\s+(?:as|to|of|in))*\s+\w+\s*\d+(?:\s*-\s*\d+)?", re.I
-)
 # Dots between two numbers are a range.
 _DOTTED_RANGE = re.compile(r"(?<=\d)\s*(?:\.\.\.?|…)\s*(?=\d)")
 _WHOLE = re.compile(r"(?<![a-z])(?:layers?|blocks?)(?![a-z])", re.I)
@@ -264,7 +217,7 @@ class Reading:
 
     phase: str | None = None
     numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    places: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    places: Places = ()
     """Experts and their ranks, where a label lists who is where."""
 
     everywhere: bool = False
@@ -303,26 +256,20 @@ class Reading:
 def read_label(label: str) -> Reading:
     """Return what a label says by itself."""
     reading = Reading()
-    label = _read_places(mark_steps(label), reading)[:_LONGEST_LABEL]
+    label, reading.places = read_places(mark_steps(label))
+    for end, name in enumerate(("experts", "ranks")):
+        if reading.places:
+            reading.numbers[name] = tuple(sorted({number for place in reading.places for number in place[end]}))
+    label = label[:_LONGEST_LABEL]
     text = _without_types(label)
-    text = _SAID_TWICE.sub(r"\1\2\3\4", _HALF_OPEN.sub(" ", _SLICE.sub(_closed, text)))
-    counted = _LIKENESS.sub(" ", text)
-    for name, patterns in _NUMBERS.items():
-        found: set[int] = set()
-        for pattern in patterns:
-            for match in pattern.finditer(counted):
-                if len(found) < MOST_NUMBERS:
-                    found.update(read_numbers(match.group(1)))
-            if found:
-                break
-        if found:
-            reading.numbers.setdefault(name, tuple(sorted(found)))
+    reading.kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
+    text = say_once(text, is_message=reading.kind in EXCHANGES)
+    reading.numbers = name_numbers(text) | reading.numbers
     reading.everywhere = bool(re.search(r"\ball\s+(?:\d+\s+)?(?:gpus|ranks|devices)", text, re.I))
     reading.in_every_layer = "layers" not in reading.numbers and bool(_EVERY_LAYER.search(text))
     reading.is_ellipsis = bool(ELLIPSIS.search(_DOTTED_RANGE.sub("-", text)))
     reading.is_sampled = bool(SAMPLED.search(text))
     reading.phase = next((phase for phase, pattern in _PHASES if pattern.search(text)), None)
-    reading.kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
     reading.axis = next((axis for axis, pattern in _AXES if pattern.search(text)), None)
     _read_shapes(label, reading)
     reading.num_recorded = read_count(text)
@@ -359,29 +306,6 @@ def read_label(label: str) -> Reading:
     if not reading.roles and "layers" in reading.numbers and _WHOLE.search(head):
         reading.is_whole, reading.certainty = True, "stated"
     return reading
-
-
-def _closed(match: re.Match[str]) -> str:
-    """Write a slice, whose end is not in it, as a range whose end is."""
-    return f"[{match[1]}-{int(match[2]) - 1}]" if int(match[2]) > int(match[1]) else " "
-
-
-def _read_places(label: str, reading: Reading) -> str:
-    """Read who is where, a line for each set of experts; return the label without these lines."""
-    lines = _PLACED.findall(label[:_LONGEST_LIST])
-    if len(lines) < 2:
-        return label
-    places = []
-    total = 0
-    for experts, ranks in lines:
-        places.append((read_numbers(experts), read_numbers(ranks)))
-        total += len(places[-1][0]) * len(places[-1][1])
-        if total > MOST_NUMBERS:
-            return label
-    reading.places = tuple(places)
-    for end, name in enumerate(("experts", "ranks")):
-        reading.numbers[name] = tuple(sorted({number for place in places for number in place[end]}))
-    return _PLACED.sub("", label)
 
 
 def _settle(reading: Reading, text: str) -> None:

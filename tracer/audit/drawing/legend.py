@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 from truedag.tracer.audit.drawing.document import DrawnNode
 from truedag.tracer.audit.drawing.grammar import Reading
 
-_LEGEND = re.compile(
-    r"\blegend\b|(?:^|[\s_])(?:color|colour)[\s_]*(?:key|code)\b|^\s*(?:cluster[\s_]*)?key\s*:?\s*$", re.I
-)
+_LEGEND = re.compile(r"\blegend\b|(?:^|[\s_])(?:color|colour)[\s_]*(?:key|code)\b", re.I)
+# A node that is called so may be one of attention's.
+_KEY = re.compile(r"^\s*(?:cluster[\s_]*)?key\s*:?\s*$", re.I)
 
 
 def is_legend(node: DrawnNode) -> bool:
     """Return whether a node explains the drawing."""
-    return any(_LEGEND.search(cluster.replace("_", " ")) for cluster in node.clusters) or bool(
-        _LEGEND.search(node.label.strip().split("\n", 1)[0])
-    )
+    clusters = [cluster.replace("_", " ") for cluster in node.clusters]
+    inside = any(_LEGEND.search(cluster) or _KEY.search(cluster) for cluster in clusters)
+    return inside or bool(_LEGEND.search(node.label.strip().split("\n", 1)[0]))
 
 
 def ranks_of_colors(nodes: Iterable[DrawnNode], readings: Mapping[str, Reading]) -> dict[str, tuple[int, ...]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from truedag.tracer.audit.drawing.grammar import Reading
+from truedag.tracer.audit.drawing.grammar import EXCHANGES, Reading
 
-EXCHANGES = ("send", "recv", "message")
 EXPERT = ("expert first layer", "expert activation", "expert second layer")
 _DENSE = ("first layer", "activation", "second layer")
 _ATTENTION = ("attention scores", "attention softmax", "attention context", "output projection", "fused attention")
@@ -72,6 +71,8 @@ def _which_norm(before: set[str], after: set[str]) -> str:
 def _which_purpose(reading: Reading, before: set[str], after: set[str]) -> str | None:
     if reading.kind in EXCHANGES:
         return "activation gradients" if reading.phase == "backward" else "activations"
+    if reading.axis in ("dp", "edp") and reading.kind == "all-gather":  # gathering sums nothing
+        return "expert parameters" if reading.axis == "edp" else "dense parameters"
     if reading.axis in ("dp", "edp"):
         return "expert gradients" if reading.axis == "edp" else "dense gradients"
     if reading.kind == "all-to-all":

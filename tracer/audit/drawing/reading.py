@@ -34,11 +34,10 @@ _COUNTED = re.compile(r"[A-Za-z]?_?\d+")
 _MOST_COVERED = 200_000
 # Rows that folds of decode steps may stand for.
 _MOST_FOLDED = 2_000_000
-_STEP = {"decode_step": pl.Int32}
 _MOST_TOLD = 32_000_000
 # Numbers that labels may name in all: beyond them somebody only wants to fill the memory.
 _MOST_NUMBERS = 16_000_000
-_KINDS = {"send": "send", "recv": "recv", "message": "send"}
+_HALVES = ("send", "recv")
 # Shapes of titles, legends and notes.
 _REMARKS = ("plaintext", "plain", "none", "note", "underline")
 _PRODUCTS = {
@@ -92,6 +91,9 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
     places = _places(readings, numbers, ranks)
     folds = _alike(readings, ranks)
     covers, too_much = _covers(document, readings, places)
+    communications, told_too_much = drawn_communications(document, readings, numbers, ranks, out, expectation)
+    covers, folded_too_much = _unfold(covers, folds, readings, places)
+    communications, repeated_too_much = _unfold(communications, folds, readings, places)
     not_understood = tuple(
         _first_line(node) for node in document.nodes if readings[node.id].certainty == "unknown"
         and not readings[node.id].is_ellipsis and node.id not in legend
@@ -100,11 +102,9 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
         name=str(document.path),
         form="drawing",
         nodes=_nodes(document, readings, numbers, legend),
-        covers=_unfold(covers, folds, readings, numbers),
+        covers=covers,
         where=_where(readings, places),
-        communications=_unfold(
-            drawn_communications(document, readings, numbers, ranks, out, expectation), folds, readings, numbers
-        ),
+        communications=communications,
         parts=pl.DataFrame(
             [
                 (numbers[name], rank, reading.bytes, None)
@@ -134,7 +134,7 @@ def read_drawing(document: Document, expectation: Expectation | None) -> DrawnSu
             str(reading.certainty) for name, reading in readings.items() if name not in legend and name not in by_edges
         ),
         by_edges=tuple(sorted(by_edges)),
-        overflow=(*endless, *too_much),
+        overflow=tuple(dict.fromkeys([*endless, *too_much, *told_too_much, *folded_too_much, *repeated_too_much])),
         unread=endless,
         folds=folds,
     )
@@ -310,19 +310,39 @@ def _alike(readings: Mapping[str, Reading], ranks: Mapping[str, tuple[int, ...]]
 
 
 def _unfold(
-    rows: pl.DataFrame, folds: Mapping[str, Sequence[str]], readings: Mapping[str, Reading], numbers: Mapping[str, int]
-) -> pl.DataFrame:
-    """Return rows with a decode step and, for each step that is folded as like theirs, copies of them."""
-    copies = [rows]
-    for name, nodes in folds.items():
-        fold = readings[name].fold
-        if fold is None or sum(map(len, copies)) > _MOST_FOLDED:
+    rows: pl.DataFrame,
+    folds: Mapping[str, Sequence[str]],
+    readings: Mapping[str, Reading],
+    places: Mapping[str, Sequence[_Place]],
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Return rows with a decode step and, for each step that is folded as like theirs, copies of them.
+
+    Folds that would make more copies than can be held are left out, and returned.
+    """
+    told = [(name, fold) for name in folds if (fold := readings[name].fold) is not None]
+    like = pl.DataFrame(
+        [
+            (turn, place.number, fold.like)
+            for turn, (name, fold) in enumerate(told)
+            for node in folds[name]
+            for place in places[node]
+        ],
+        schema={"turn": pl.Int64, "node": pl.Int64, "decode_step": pl.Int32}, orient="row",
+    )  # fmt: skip
+    key = ["node", "decode_step"]
+    num = like.join(rows.group_by(key).len("num"), on=key).group_by("turn").agg(pl.col("num").sum())
+    steps, left_out, held = [], [], 0
+    for turn, number in num.sort("turn").iter_rows():
+        name, fold = told[turn]
+        if held + number * len(fold.steps) > _MOST_FOLDED:
+            left_out.append(name)
             continue
-        here = pl.col("node").is_in([numbers[node] for node in nodes]) & (pl.col("decode_step") == fold.like)
-        mine = rows.filter(here)
-        steps = pl.DataFrame({"decode_step": fold.steps[: _MOST_FOLDED // max(1, len(mine))]}, schema=_STEP)
-        copies.append(mine.drop("decode_step").join(steps, how="cross").select(rows.columns))
-    return pl.concat(copies)
+        held += number * len(fold.steps)
+        steps += [(turn, step) for step in fold.steps]
+    wanted = pl.DataFrame(steps, schema={"turn": pl.Int64, "decode_step": pl.Int32}, orient="row")
+    mine = rows.join(like.join(wanted, on="turn", how="semi"), on=key, maintain_order="left").drop("decode_step")
+    copies = mine.join(wanted, on="turn", maintain_order="left").select(rows.columns)
+    return pl.concat([rows, copies]), tuple(left_out)
 
 
 def _layers_of(reading: Reading) -> tuple[int, ...]:
@@ -338,7 +358,8 @@ def _nodes(
     rows = []
     for node in document.nodes:
         reading = readings[node.id]
-        kind = reading.end or ("compute" if reading.kind is None else _KINDS.get(reading.kind, "collective"))
+        made = reading.kind if reading.kind in _HALVES else "collective"  # a node for both halves of a message
+        kind = reading.end or ("compute" if reading.kind is None else made)
         silent = reading.certainty == "unknown" and not reading.is_ellipsis
         if node.id in legend or (silent and node.shape in _REMARKS):
             kind = "remark"
