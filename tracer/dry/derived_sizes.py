@@ -242,10 +242,9 @@ class Derivation:
     def _size(self, book: _Book, shape: Ints, number: int, row: _Shape) -> _Sized | None:
         """Return what nodes of a shape have; None where it is the same on all ranks."""
         if not any((side.seen != side.seen[:, :1]).any() for side in row.sides):
-            if any((side.num_bytes != side.num_bytes[0]).any() for side in row.sides):
-                self.problem = (
-                    f"{[side.text.pieces for side in row.sides]} weigh {[one.num_bytes for one in row.sides]}"
-                )
+            seen = np.stack([book.seen(np.array([row.flops]))[0], *(side.num_bytes for side in row.sides)])
+            if (seen != seen[:, :1]).any():
+                self.problem = f"{[side.text.pieces for side in row.sides]} compute and weigh {seen.tolist()}"
             return None
         counts = [book.of(np.array([row.flops]))[0]]
         for side in row.sides:
@@ -314,7 +313,7 @@ def _compare(samples: Sequence[Sample]) -> str:
             return f"ranks {first.part.rank} and {other.part.rank} have other communications"
         told = [(one.lives.role, _makers(one)) for one in (first, other)]
         if not all(np.array_equal(ours, theirs) for ours, theirs in zip(*told, strict=True)):
-            return f"ranks {first.part.rank} and {other.part.rank} take and give back memory otherwise"
+            return f"ranks {first.part.rank} and {other.part.rank} take memory elsewhere"
     return ""
 
 
