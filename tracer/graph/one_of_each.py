@@ -78,7 +78,7 @@ class OneOfEach:
 
         Args:
             node: numbers in this graph.
-            rank: of the class whose lowest rank it is of.
+            rank: the lowest of a class, each.
         """
         told = self.classes.scan_classes("nodes").select("node", "team").collect()
         place = np.searchsorted(told["node"].to_numpy(), node)
