@@ -152,10 +152,12 @@ def _read_claim(path: Path) -> Claim | None:
         return claim_of_prose(_read_text(path), name=str(path))
     if form != ".json":
         return read_claim(_read_yaml(path), name=str(path))
-    if path.stat().st_size > _MOST_CLAIM_BYTES:
-        return None
     try:
+        if path.stat().st_size > _MOST_CLAIM_BYTES:
+            return None
         told = json.loads(path.read_bytes())
+    except OSError as error:
+        raise LaunchError(f"{path}: it cannot be read: {error}") from error
     except (ValueError, RecursionError):
         return None  # what is wrong with it the reader of drawings says
     if not isinstance(told, dict) or {"nodes", "elements", "links", "edges", "children"} & set(told):

@@ -5,10 +5,11 @@ are executed, and the sizes of the others are derived from their numbers (`trace
 trusted. So
 
 - each number that differs from choice to choice differs between executed ones too;
-- two executed ranks, taken at random, are held out: what the others say of them must be what they have, to the byte;
+- the last two that were executed are held out: what the others say of them must be what they have, to the byte;
 - a choice of which the forms that fit say different things is executed, and decides between them;
 - a number of 0 or 1 may change the program, as an expert without tokens does. It is trusted where an executed rank of
-  the same program has such a number of the same role; where such ranks ran another program, all of them are executed.
+  the same program has such a number of the same role, and to have none where one has none; where such ranks ran another
+  program, all of them are executed.
 
 If that leads to nothing, all choices are executed.
 """
@@ -47,8 +48,8 @@ class Choices:
         self._values = told.values[list(rows)]
         self._varies = (self._values != self._values[:1]).any(axis=0)
         few = (self._values < _SPECIAL) & self._varies  # what all have of an expert that gets none says nothing
-        # [choices, roles and values] whether it has such a number.
-        self._special = np.stack(
+        # [choices, roles and values] whether it has such a number; then whether it has none.
+        has = np.stack(
             [
                 ((self._values == value) & few & (told.roles == role)).any(axis=1)
                 for role in range(len(ROLES))
@@ -56,6 +57,7 @@ class Choices:
             ],
             axis=1,
         )
+        self._special = np.concatenate([has, ~has], axis=1)
         self._random = random.Random(len(self.ranks))  # noqa: S311 - which ranks are looked at is no secret
         self._wanted: list[int] = []
         self._executed: list[int] = []
@@ -116,8 +118,9 @@ class Choices:
         self.program, _ = Counter(programs[self.ranks[place]] for place in self._executed).most_common(1)[0]
         alike = [place for place in self._executed if programs[self.ranks[place]] == self.program]
         trusted = np.any(self._special[alike], axis=0)
-        is_other = {place: bool((self._special[place] & ~trusted).any()) for place in [*self._executed, *rest]}
-        if any(not is_other[place] for place in self._executed if place not in alike):
+        is_other = {place: bool((self._special[place] & ~trusted).any()) for place in rest}
+        num = len(trusted) // 2
+        if any(not (self._special[place] & ~trusted)[:num].any() for place in self._executed if place not in alike):
             self.problem = "what gets no token, or one, makes their programs differ from rank to rank"
             return rest
         feared: Bools = self._special[[place for place in self._executed if place not in alike]].any(axis=0) & ~trusted

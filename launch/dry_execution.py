@@ -76,6 +76,9 @@ class Runs:
 
         Returns:
             The classes; divided where sizes make programs differ, as where an expert gets no token.
+
+        Raises:
+            RunError: a rank has not the sizes or the program that were derived for it, or failed.
         """
         alike = self.execute([one.ranks for one in classes])
         found = [replace(one, alike=tuple(some)) for one, some in zip(classes, alike, strict=True)]
@@ -93,7 +96,10 @@ class Runs:
                     wanted.append(first)
                 elif known is not None:
                     self.derived[first] = known
+        programs = {rank: self._programs[first_of[rank]] for rank in wanted if first_of[rank] in self.derived}
         self.execute([(rank,) for rank in wanted], is_told_apart=True)
+        for rank, program in programs.items():
+            self._check_derived(rank, first_of[rank], program)
         executed |= set(wanted)
         firsts = {ranks[0] for one in found for ranks in one.alike}
         self.derived = {rank: known for rank, known in self.derived.items() if rank in firsts - executed}
@@ -122,6 +128,15 @@ class Runs:
                     self._show(f"ranks that are routed otherwise are all executed: {choices.problem}")
             unsettled = [choices for choices in unsettled if not choices.is_settled]
             self.execute([(rank,) for rank in wanted], is_told_apart=True)
+
+    def _check_derived(self, rank: int, derived: int, program: str) -> None:
+        """See that a rank, executed to stand for its class, is what was derived for the first rank of its sizes."""
+        first, trace = self.derived[derived][0].rank, self._folder.trace
+        if self._programs[rank] != program or not _has_sizes(self, derived, trace(first), trace(rank)):
+            raise RunError(
+                f"rank {rank} is said to run as rank {first} does, with sizes that follow from its numbers of tokens, "
+                "and does not: a bug in truedag, report it; --all-ranks trusts no class"
+            )
 
     def derive(self, rank: int, base: Sizes, names: Names) -> Sizes | None:
         """Return the sizes of a rank that was not executed; None: it was."""

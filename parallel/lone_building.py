@@ -20,6 +20,8 @@ from torch.distributed import distributed_c10d
 
 from truedag.parallel.cpu import replace
 
+_USUAL = {"use_local_synchronization": False, "sort_ranks": True}  # options of `new_group`; None is of all others
+
 
 @contextmanager
 def built_alone() -> Iterator[None]:
@@ -47,10 +49,17 @@ def _new_group(make: Callable[..., Any]) -> Callable[..., Any]:
 
     def new_group(ranks: Sequence[int] | None = None, timeout: Any = None, *args: Any, **options: Any) -> Any:
         default = module._get_default_group()
-        if ranks is None or timeout is None or args or default.rank() in ranks or _is_unusual(options):
+        if (
+            ranks is None
+            or not len(ranks)
+            or timeout is None
+            or args
+            or default.rank() in ranks
+            or _is_unusual(options)
+        ):
             return make(ranks, timeout, *args, **options)
         members = sorted(ranks)
-        if not 0 <= members[0] <= members[-1] < default.size():
+        if not 0 <= members[0] <= members[-1] < default.size() or len(set(members)) < len(members):
             return make(ranks, timeout, *args, **options)  # which says what is wrong
         backend, store = module._world.pg_map[default]
         name = module._process_group_name(members, use_hashed_name=False)
@@ -61,16 +70,17 @@ def _new_group(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_unusual(options: dict[str, Any]) -> bool:
-    return any(value for name, value in options.items() if name != "group_desc")
+    return any(value != _USUAL.get(name) for name, value in options.items() if name != "group_desc")
 
 
 def _gather_own(gather: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `all_gather_object` that hands back what this rank says, once for each rank of the group."""
+    """Return `all_gather_object` that hands back what this rank says, the same copy for each rank of the group."""
 
     def all_gather_object(object_list: list[Any], obj: Any, group: Any = None) -> None:
         if group is distributed.GroupMember.NON_GROUP_MEMBER:
             gather(object_list, obj, group=group)
             return
-        object_list[:] = [deepcopy(obj)] * distributed.get_world_size(group)
+        size = distributed.get_world_size(group)
+        object_list[:size] = [deepcopy(obj)] * size
 
     return all_gather_object

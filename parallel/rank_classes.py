@@ -43,7 +43,7 @@ class RankClass:
 
     alike: tuple[tuple[int, ...], ...]
     """Those whose sizes are equal too, ascending, by their first ranks: several where the routing sends ranks different
-    numbers of tokens; the first of each is executed."""
+    numbers of tokens; the first of each is executed, or its sizes are derived."""
 
     @property
     def representative(self) -> int:

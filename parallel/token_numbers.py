@@ -91,8 +91,8 @@ class NumbersOfRanks:
         """Say which ranks, ascending, and whether uneven parts are moved one by one."""
         self.ranks = np.array(ranks, np.int64)
         self._moves_part_by_part = moves_part_by_part
-        self._said: list[list[bytes]] = [[] for _ in ranks]
-        self._numbers: list[list[Counts]] = [[] for _ in ranks]
+        self._said = [sha256() for _ in ranks]
+        self._numbers: list[NDArray[np.int32]] = []  # of each pass: [ranks, numbers]
         self._branches: list[list[str]] = [[] for _ in ranks]
         self._roles: list[int] = []
         self._is_new = False
@@ -113,13 +113,14 @@ class NumbersOfRanks:
         numbers, roles = exchange.numbers(at)
         if self._is_new:
             self._roles += roles
+            self._numbers.append(np.zeros((len(self.ranks), len(roles)), np.int32))
             self._is_new = False
+        self._numbers[-1][places] = numbers
         said = exchange.digest(at)
         branches = exchange.branches(at) if self._moves_part_by_part and exchange.etp > 1 else [""] * len(at)
-        for place, row, one, branch in zip(places.tolist(), numbers, said, branches, strict=True):
-            self._numbers[place].append(row)
+        for place, one, branch in zip(places.tolist(), said, branches, strict=True):
             self._branches[place].append(branch)
-            self._said[place].append(one)
+            self._said[place].update(one)
 
     def alike(self) -> list[tuple[int, ...]]:
         """Return which ranks hear the same everywhere, by their first ranks."""
@@ -127,7 +128,7 @@ class NumbersOfRanks:
             return [tuple(self.ranks.tolist())]
         found: dict[bytes, list[int]] = {}
         for rank, said in zip(self.ranks.tolist(), self._said, strict=True):
-            found.setdefault(sha256(b"".join(said)).digest(), []).append(rank)
+            found.setdefault(said.digest(), []).append(rank)
         return [tuple(one) for one in found.values()]
 
     def tell(self, chosen: Sequence[int]) -> TokenNumbers | None:
@@ -135,6 +136,6 @@ class NumbersOfRanks:
         if len(chosen) * len(self._roles) > _MOST_NUMBERS:
             return None
         places = np.searchsorted(self.ranks, np.array(chosen)).tolist()
-        values = np.array([np.concatenate(self._numbers[place]) for place in places], np.int32)
+        values = np.concatenate([numbers[places] for numbers in self._numbers], axis=1)
         branches = [",".join(self._branches[place]) for place in places]
         return TokenNumbers(values=values, roles=np.array(self._roles, np.int8), branches=branches)

@@ -30,6 +30,9 @@ def make_groups(rank: int, alone: bool) -> tuple[list[tuple[str, str, tuple[int,
         assert said == [{"rank": rank}] * STRATEGY.world_size
         with pytest.raises(ValueError, match=r"out of range|less or equal"):
             distributed.new_group([0, 99], timeout=timedelta(minutes=1))
+        with pytest.raises(ValueError, match="duplicate"):
+            distributed.new_group([5, 5], timeout=timedelta(minutes=1))
+        distributed.new_group([7, 5], timeout=timedelta(minutes=1), sort_ranks=False)
     own = {
         name: tuple(distributed.get_process_group_ranks(group))
         for group, name in distributed.distributed_c10d._world.pg_names.items()

@@ -56,6 +56,7 @@ def test_what_is_known_is_right(data: st.DataObject, num_executed: int, num_aske
 def test_the_dimensions_of_tensors_in_words() -> None:
     text, dimensions = TensorText.read("bfloat16[2,64] int64[64] bool[] float32[0,3]")
     assert dimensions == [2, 64, 64, 0, 3]
+    assert str(text) == "bfloat16[n,n] int64[n] bool[] float32[n,n]"
     assert text.write([5, 64, 7, 1, 3]) == "bfloat16[5,64] int64[7] bool[] float32[1,3]"
     assert text.weigh(np.array([[2, 5], [64, 64], [64, 7], [0, 1], [3, 3]])).tolist() == [
         2 * 64 * 2 + 64 * 8 + 1,

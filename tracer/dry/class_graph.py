@@ -78,7 +78,7 @@ def build_class_graph(
         deployment: what `meta.json` is to call it.
         strategy: the parallel strategy.
         told: what `meta.json` says under "dry".
-        derived: says the sizes of ranks that `world` has as executed, and that were not.
+        derived: says the sizes of ranks that were not executed.
 
     Raises:
         TraceError: a trace is broken.
@@ -278,7 +278,7 @@ def _size_tables(
     edge_class, local = (frames["edges"][name].to_numpy() for name in ("rank_class", "local"))
     part_node, part_class = (frames["participants"][name].to_numpy() for name in ("node", "rank_class"))
     for number, (rank, own) in enumerate(zip(world.representatives, sizes, strict=True)):
-        if len(own.executed) == 1:
+        if len(own.sized) == 1:
             continue
         row = np.searchsorted(node, numbers[rank])
         row[list(quotient.joined.places[rank])] = -1  # `SizedCollective` tells of them
@@ -302,11 +302,11 @@ def _memory(
     found = []
     for number, (first, own) in enumerate(zip(world.representatives, sizes, strict=True)):
         sized_as = world.sized_as[world.members[number]]
-        for rank, one in zip(own.executed.tolist(), own.ranks, strict=True):
+        for rank, one in zip(own.sized.tolist(), own.ranks, strict=True):
             if one.memory is None:
                 continue
             who: dict[str, Any] = {"rank_class": number}
-            if len(own.executed) > 1:
+            if len(own.sized) > 1:
                 who["ranks"] = world.members[number][sized_as == rank].tolist()
             found.append({**who, **number_peak(one.memory, numbers[first], collectives, joined.places[first])})
     return found

@@ -216,9 +216,10 @@ class Derivation:
         for number, row in enumerate(rows.tolist()):
             sides = []
             for said, weight in zip(texts, weights, strict=True):
-                read = [TensorText.read(own[at]) for own, at in zip(said, row, strict=True)]
+                own = [texts_of_one[at] for texts_of_one, at in zip(said, row, strict=True)]
+                read = [TensorText.read(text) for text in own]
                 if len({text for text, _ in read}) > 1:
-                    self.problem = f"ranks have other kinds of tensors: {read}"
+                    self.problem = f"ranks have other kinds of tensors: {own}"
                     read = read[:1] * len(read)
                 seen = np.array([sizes for _, sizes in read], np.int64).T
                 sides.append(Side(text=read[0][0], seen=seen, dimensions=book.add([*seen.T]), num_bytes=weight[number]))
@@ -242,10 +243,9 @@ class Derivation:
     def _size(self, book: _Book, shape: Ints, number: int, row: _Shape) -> _Sized | None:
         """Return what nodes of a shape have; None where it is the same on all ranks."""
         if not any((side.seen != side.seen[:, :1]).any() for side in row.sides):
-            if any((side.num_bytes != side.num_bytes[0]).any() for side in row.sides):
-                self.problem = (
-                    f"{[side.text.pieces for side in row.sides]} weigh {[one.num_bytes for one in row.sides]}"
-                )
+            seen = np.stack([book.seen(np.array([row.flops]))[0], *(side.num_bytes for side in row.sides)])
+            if (seen != seen[:, :1]).any():
+                self.problem = f"nodes of {[str(side.text) for side in row.sides]} compute and weigh {seen.tolist()}"
             return None
         counts = [book.of(np.array([row.flops]))[0]]
         for side in row.sides:
@@ -255,7 +255,7 @@ class Derivation:
             elif (side.num_bytes == side.num_bytes[0]).all():
                 counts.append(np.repeat(side.num_bytes[:1], len(counts[0])))
             else:
-                self.problem = f"{side.text.pieces} weigh {side.num_bytes.tolist()}"
+                self.problem = f"tensors {side.text} weigh {side.num_bytes.tolist()}"
         return _Sized(
             nodes=np.flatnonzero(shape == number),
             counts=np.stack(counts) if not self.problem else np.zeros((3, 0), np.int64),
@@ -314,7 +314,7 @@ def _compare(samples: Sequence[Sample]) -> str:
             return f"ranks {first.part.rank} and {other.part.rank} have other communications"
         told = [(one.lives.role, _makers(one)) for one in (first, other)]
         if not all(np.array_equal(ours, theirs) for ours, theirs in zip(*told, strict=True)):
-            return f"ranks {first.part.rank} and {other.part.rank} take and give back memory otherwise"
+            return f"ranks {first.part.rank} and {other.part.rank} take memory elsewhere"
     return ""
 
 

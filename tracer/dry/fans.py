@@ -95,7 +95,7 @@ def _match(edges: slice, carried: Sequence[Sequence[Tensor]], num_bytes: Ints, s
         if not num_bytes.any() or (weights == num_bytes).all():
             tensors = [(dtype, dimensions) for dtype, dimensions, _ in chosen]
             return Fan(edges=edges, tensors=tensors, carries=bool(num_bytes.any()))
-    raise ValueError(f"edges carry {carried} into {[side.text.pieces for side in sides]}")
+    raise ValueError(f"edges carry {carried} into {[str(side.text) for side in sides]}")
 
 
 def _weigh(dtype: str, sizes: Sequence[int]) -> int:

@@ -159,8 +159,9 @@ def _add_message(lanes: _Lanes, world: World, teams: Teams, group: int, rank_cla
     link = group if team.place_of(rank_class) is not None else teams.find_link(rank_class, record.peer)
     if link is None or record.peer not in world.groups[link][2]:
         raise MergeError(
-            f"rank {world.representatives[rank_class]} sends to or receives from a rank of its own class, in group "
-            f"{record.group_name}: execute all ranks (--all-ranks)"
+            f"rank {world.representatives[rank_class]} sends to or receives from rank {record.peer} in group "
+            f"{record.group_name}, and no group of both tells each rank of its class which its own peer is: execute "
+            "all ranks (--all-ranks)"
         )
     linked = teams.teams[int(teams.of_group[link])]
     own, other = linked.place_of(rank_class), world.groups[link][2].index(record.peer)

@@ -1,9 +1,10 @@
 """What the ranks of a class have of their own: the sizes that the routing decides, where all else is the same.
 
-Theory of operation. Of the ranks of a class that have equal sizes one is executed. What it makes and moves is held
-against the class's lowest rank, node by node, edge by edge, communication by communication, and only what differs is
-kept; every rank that has these sizes too gets its rows of it. A row of the class graph says what the lowest rank has,
-and a table beside it what is otherwise for which turn of it (`graph/class_sizes.py` reads them).
+Theory of operation. Of the ranks of a class that have equal sizes one is executed, or its sizes are derived from those
+that executed ones have (`derived_sizes`). What it makes and moves is held against the class's lowest rank, node by
+node, edge by edge, communication by communication, and only what differs is kept; every rank that has these sizes too
+gets its rows of it. A row of the class graph says what the lowest rank has, and a table beside it what is otherwise for
+which turn of it (`graph/class_sizes.py` reads them).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Differing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSizes:
-    """An executed rank's sizes."""
+    """A rank's sizes."""
 
     nodes: Differing  # flops, bytes read and written, numbers of the texts of inputs and outputs
     edges: Differing  # bytes, layout
@@ -65,14 +66,14 @@ class RankSizes:
 class ClassSizes:
     """The sizes of a class's ranks."""
 
-    executed: Ints  # ascending; the first is the class's lowest
+    sized: Ints  # executed, or derived; ascending, the first is the class's lowest
     ranks: list[RankSizes]  # of each of them
     comms: Ints  # [4, ranks, communications] as theirs
     place: Mapping[int, int]  # of a communication, by its node
 
     def comms_of(self, sized_as: Ints, node: int) -> Ints:
         """Return [4, ranks] what some ranks give and get in a communication, and how their texts are numbered."""
-        found: Ints = self.comms[:, np.searchsorted(self.executed, sized_as), self.place[node]]
+        found: Ints = self.comms[:, np.searchsorted(self.sized, sized_as), self.place[node]]
         return found
 
     def varies(self, node: int) -> bool:
@@ -110,11 +111,11 @@ def measure_sizes(
         MergeError: a rank has not the program of its class.
     """
     found = []
-    for executed in world.executed:
-        first = parts[int(executed[0])]
+    for sized in world.sized:
+        first = parts[int(sized[0])]
         base = Sizes.of(first, names)
         ranks = [base.compared(base)]
-        for rank in executed[1:].tolist():
+        for rank in sized[1:].tolist():
             own = derived(rank, base, names) or Sizes.of(read_part(traces[rank]), names)
             if own.shape != base.shape:
                 raise MergeError(
@@ -124,7 +125,7 @@ def measure_sizes(
             ranks.append(own.compared(base))
         place = {record.node: at for at, record in enumerate(first.comms)}
         comms = np.stack([one.comms for one in ranks], axis=1)
-        found.append(ClassSizes(executed=executed, ranks=ranks, comms=comms, place=place))
+        found.append(ClassSizes(sized=sized, ranks=ranks, comms=comms, place=place))
     return found
 
 
@@ -216,7 +217,7 @@ def spread_rows(world: World, number: int, sizes: ClassSizes, table: str, rows: 
     """
     found = []
     sized_as = world.sized_as[world.members[number]]
-    for rank, one in zip(sizes.executed[1:].tolist(), sizes.ranks[1:], strict=True):
+    for rank, one in zip(sizes.sized[1:].tolist(), sizes.ranks[1:], strict=True):
         if table == "comms":
             places = np.flatnonzero((one.comms[:2] != sizes.ranks[0].comms[:2]).any(axis=0))
             values = one.comms[:2, places]

@@ -28,6 +28,10 @@ class TensorText:
         """Return a text with its dimensions left open, and these."""
         return cls(pieces=tuple(_DIMENSION.split(text))), [int(one) for one in _DIMENSION.findall(text)]
 
+    def __str__(self) -> str:
+        """Return it for people."""
+        return "n".join(self.pieces)
+
     def write(self, dimensions: Sequence[int]) -> str:
         """Return the text with these dimensions."""
         rest = (f"{size}{piece}" for size, piece in zip(dimensions, self.pieces[1:], strict=True))

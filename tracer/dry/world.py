@@ -32,7 +32,7 @@ class World:
     """Name, description and ranks of every process group, in the order in which all ranks made them."""
 
     sized_as: Ints
-    """[world] The rank that was executed for all that have its sizes too; of each class one is its lowest rank."""
+    """[world] The lowest rank that has its sizes, for all that have them too; of each class one is its lowest rank."""
 
     @cached_property
     def members(self) -> list[Ints]:
@@ -46,8 +46,8 @@ class World:
         return [int(ranks[0]) for ranks in self.members]
 
     @cached_property
-    def executed(self) -> list[Ints]:
-        """Each class's ranks that were executed, ascending: its lowest rank, and one for each other choice of sizes."""
+    def sized(self) -> list[Ints]:
+        """Each class's ranks whose sizes are wanted, ascending: its lowest, and one for each other choice of sizes."""
         return [np.unique(self.sized_as[ranks]) for ranks in self.members]
 
 

@@ -78,7 +78,7 @@ class OneOfEach:
 
         Args:
             node: numbers in this graph.
-            rank: of the class whose lowest rank it is of.
+            rank: whose numbers are wanted: any of the class that the node stands for.
         """
         told = self.classes.scan_classes("nodes").select("node", "team").collect()
         place = np.searchsorted(told["node"].to_numpy(), node)
