@@ -171,7 +171,12 @@ def test_prefill_and_decoding_are_as_fast_as_the_report_says() -> None:
     speed = measure_speed(find_scope(graph), nodes, participants)
     assert speed is not None
     assert (speed.first_token_ns, speed.output_token_ns) == (300, 350)
-    assert speed.tokens_per_s == pytest.approx((10 + 2 + 2) / 1e-6)
+    assert speed.tokens_per_s_per_rank == pytest.approx((10 + 2 + 2) / 1e-6)
+    dag.node(time=(900, 1300), phase="prefill", inputs="float32[9,4] int64[2,3]", step=1, **told)  # while step 0 ends
+    graph = with_classes(dag)
+    speed = measure_speed(find_scope(graph), graph.nodes.collect(), graph.participants.collect())
+    assert speed is not None
+    assert speed.tokens_per_s_per_rank == pytest.approx((14 + 6) / 1.2e-6)
     for row in dag.nodes:
         row["timing"] = "estimated"
     assert measure_speed(find_scope(graph), with_classes(dag).nodes.collect(), participants) is None

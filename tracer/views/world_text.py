@@ -133,8 +133,8 @@ def _describe_speed(speed: Speed | None) -> list[str]:
     text = [f"{write_time(speed.first_token_ns)} to the first token"]
     if speed.output_token_ns is not None:
         text.append(f"{write_time(speed.output_token_ns)} per output token")
-    if speed.tokens_per_s is not None:
-        text.append(f"{speed.tokens_per_s:,.1f} tokens/s per GPU, prompts and answers")
+    if speed.tokens_per_s_per_rank is not None:
+        text.append(f"{speed.tokens_per_s_per_rank:,.1f} tokens/s per GPU, prompts and answers")
     return text
 
 
