@@ -185,7 +185,7 @@ def _draw_heads(dot: Dot, blocks: Blocks, page: Page) -> None:
 
 def _name_layers(blocks: Blocks, stage: int, first: int) -> str:
     layers = blocks.alike.layers.get((stage, first), (first,))
-    return f"layer{'' if len(layers) == 1 else 's'} {write_runs(layers)}"
+    return captions.name_layers(layers)
 
 
 def _count_parameters(blocks: Blocks) -> dict[tuple[int, int], int]:
