@@ -293,9 +293,12 @@ def test_collectives_of_a_group_are_counted_though_a_rank_is_missing(browser: Ch
 
 def test_a_filter_that_cannot_be_read_says_so(browser: Chromium, tmp_path: Path) -> None:
     open_page(browser, pipeline(), tmp_path)
-    for text, is_invalid in (("0-1", "false"), ("x", "true"), ("", "false")):
+    for text, is_invalid in (("0-1", "false"), ("x", "true"), ("0-3 to 8-11 step 2", "true"), ("", "false")):
         go(browser, f"#view=graph&f.rank={text}")
         assert browser.evaluate("document.getElementById('filter-rank').getAttribute('aria-invalid')") == is_invalid
+    for text, ranks in (("0-16 step 8", [0, 8, 16]), ("0-1 to 16-17 step 8,3", [0, 1, 8, 9, 16, 17, 3])):
+        go(browser, f"#view=graph&f.rank={text}")
+        assert browser.evaluate("[...truedag.app.filter.ranks]") == ranks, "as the page and the audit write them"
 
 
 def test_a_finding_leads_to_its_place(browser: Chromium, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 /** How numbers are written for people. What is estimated begins with a wave, what is unknown says so. */
 
+const MOST_TYPED = 100000; // numbers that a range may span
+
 /**
  * A duration with three digits.
  * @param {number} ns NaN is unknown
@@ -104,18 +106,24 @@ export function toRuns(numbers) {
 }
 
 /**
- * What a person typed: 0-3,8 or 6-1022 step 8; null is everything, or nothing that can be read.
+ * What a person typed: 0-3,8 or 6-1022 step 8, or as audits write it, 0-3 to 992-995 step 32; null is everything, or
+ * nothing that can be read.
  * @param {string} text
  * @returns {Set<number> | null}
  */
 export function parseRuns(text) {
   const found = new Set();
-  for (const part of text.replace(/\s+step\s+/g, "/").split(/[,\s]+/)) {
-    const match = /^(\d+)(?:-(\d+)(?:\/(\d+))?)?$/.exec(part);
+  for (const part of text.replace(/\s+step\s+/g, "/").replace(/\s+to\s+/g, ":").split(/[,\s]+/)) {
+    const match = /^(\d+)(?:-(\d+)(?::(\d+)-\d+)?(?:\/(\d+))?)?$/.exec(part);
     if (!match) continue;
-    const low = Number(match[1]);
-    const high = Math.min(Number(match[2] ?? match[1]), low + 100000);
-    for (let number = low; number <= high; number += Math.max(1, Number(match[3] ?? 1))) found.add(number);
+    const [low, high] = [Number(match[1]), Number(match[2] ?? match[1])];
+    const step = Math.max(1, Number(match[4] ?? 1));
+    // A step is one of whole runs where the last of them is told; they do not overlap.
+    const [size, last] = match[3] === undefined ? [0, high] : [high - low, Number(match[3])];
+    if (size && size >= step) continue;
+    for (let begin = low; begin <= Math.min(last, low + MOST_TYPED); begin += step) {
+      for (let number = begin; number <= begin + Math.min(size, MOST_TYPED); number++) found.add(number);
+    }
   }
   return found.size ? found : null;
 }
