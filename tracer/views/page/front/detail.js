@@ -59,8 +59,10 @@ export class Detail {
     if (meta.dry) rows.push(["Dry run", "executed on tensors without memory: nothing was computed or measured"]);
     const { estimate } = meta;
     if (estimate) {
-      const used = estimate.model_flops_utilization ?? estimate.flops_utilization;
-      rows.push(["Estimated for", `${estimate.device}, ${writeCount(estimate.gpus_per_node)} a node`], ["Step", `≈ ${writeTime(estimate.step_ns)}`]);
+      const used = estimate.model_flops_utilization;
+      rows.push(["Estimated for", `${estimate.device}, ${writeCount(estimate.gpus_per_node)} a node`]);
+      if (estimate.prefill_ns >= 0 && estimate.prefill_ns !== null) rows.push(["First token", `≈ ${writeTime(estimate.prefill_ns)}`], ["All tokens", `≈ ${writeTime(estimate.step_ns)}`]);
+      else rows.push(["Step", `≈ ${writeTime(estimate.step_ns)}`]);
       if (used >= 0) rows.push(["MFU", `≈ ${(100 * used).toPrecision(3)} % of the peak FLOP/s`]);
     }
     this.facts(/** @type {[string, string][]} */ (rows));
