@@ -320,6 +320,16 @@ def test_a_finding_leads_to_its_place(browser: Chromium, tmp_path: Path) -> None
     assert told["open"] == opened != []
 
 
+def test_what_follows_from_a_finding_is_said_to_and_not_counted(browser: Chromium, tmp_path: Path) -> None:
+    other = FINDING | {"title": "A norm is missing", "follows": 1}
+    open_page(browser, pipeline(), tmp_path, audit=AUDIT | {"findings": [FINDING, other]})
+    assert browser.evaluate("document.querySelector('#tab-findings .count').textContent") == "1", "as the verdict says"
+    browser.press("6")
+    assert browser.evaluate("[...document.querySelectorAll('.finding.follows h3')].length") == 1
+    go(browser, "#view=findings&select=finding.1")
+    assert facts(browser)["Follows from"] == FINDING["title"]
+
+
 @pytest.fixture
 def served(tmp_path: Path):
     dag = pipeline(num_microbatches=9)

@@ -230,3 +230,6 @@ def test_findings_are_brought_to_their_leaves(graph: Graph) -> None:
     (placed,) = place_findings({"findings": [finding]}, leaves)
     assert placed["nodes"] == [node]
     assert [leaves.table["label"][leaf] for leaf in placed["leaves"]] == ["send pp"]
+    assert placed["follows"] is None
+    _, second = place_findings({"findings": [finding, finding | {"follows": 1}]}, leaves)
+    assert second["follows"] == 1

@@ -82,6 +82,7 @@ def place_findings(audit: Mapping[str, Any] | None, leaves: Leaves) -> Sequence[
             {key: finding[key] for key in ("check", "severity", "title", "expected", "found", "fix", "num_nodes")}
             | {"ranks": finding["ranks"], "layers": finding["layers"], "nodes": nodes[:_MOST_SHOWN_NODES]}
             | {"leaves": sorted({leaf for leaf in found_leaves if leaf >= 0})}
+            | {"follows": finding.get("follows")}  # from which, counted from 1; None: from none
         )
     return placed
 

@@ -1,6 +1,6 @@
 /** The panel beside the views: everything that is known of what is selected, and the ways to it in each view. */
 
-import { placeOf } from "./findings.js";
+import { causeOf, placeOf } from "./findings.js";
 import { laneName } from "./slices.js";
 import { countRuns } from "./model.js";
 import { toRuns, writeBytes, writeCount, writeEither, writeError, writeFlops, writeRanks, writeRuns, writeTime } from "./text.js";
@@ -274,7 +274,7 @@ export class Detail {
     const finding = this.app.model.findings[id];
     if (!finding) return;
     this.head(finding.title, `${finding.severity} · ${finding.check}`);
-    this.facts([["Expected", finding.expected], ["Found", finding.found], ["Do", finding.fix], ["Where", placeOf(finding) || "unknown"]]);
+    this.facts([["Expected", finding.expected], ["Found", finding.found], ["Do", finding.fix], ["Where", placeOf(finding) || "unknown"], ...(finding.follows ? [["Follows from", causeOf(this.app.model, finding)]] : [])]);
   }
 
   /** Ways to the same thing in other views. @param {import("./state.js").Selection} selection */

@@ -28,8 +28,10 @@ export function makeViews(app) {
     tab.setAttribute("role", "tab");
     tab.id = `tab-${view.name}`;
     tab.setAttribute("aria-controls", `view-${view.name}`);
-    if (view.name === "findings" && app.model.findings.length) {
-      tab.append(Object.assign(document.createElement("span"), { className: "count", textContent: String(app.model.findings.length) }));
+    // As the audit's verdict counts: what follows from another finding is not one more.
+    const num = app.model.findings.filter((/** @type {any} */ finding) => !finding.follows).length;
+    if (view.name === "findings" && num) {
+      tab.append(Object.assign(document.createElement("span"), { className: "count", textContent: String(num) }));
     }
     tabs.append(tab);
     const place = document.createElement("section");
