@@ -99,7 +99,7 @@ def describe_traffic(one: Traffic) -> list[str]:
 
 
 def _describe_groups(one: Traffic) -> str:
-    first = "{" + write_gpus(one.first).partition(" ")[2] + "}"
+    first = "{" + write_runs(one.first) + "}"
     if sum(one.groups.values()) == 1:
         return f"one group {first}"
     counted = [f"{captions.count(num, 'group')} of {size:,}" for size, num in one.groups.items()]
