@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
 from truedag.tracer.views import captions
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.heads import Heads
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.speed import Speed
@@ -99,7 +99,7 @@ def describe_traffic(one: Traffic) -> list[str]:
 
 
 def _describe_groups(one: Traffic) -> str:
-    first = "{" + write_runs(one.first) + "}"
+    first = "{" + list_gpus(tuple(one.first)) + "}"
     if sum(one.groups.values()) == 1:
         return f"one group {first}"
     counted = [f"{captions.count(num, 'group')} of {size:,}" for size, num in one.groups.items()]
