@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from small_classes import write_classes
 from small_dag import SmallDag, pipeline
 
+from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page import write_page
 from truedag.tracer.views.page.clock import occupy
@@ -187,6 +188,7 @@ def crowd(num_ranks: int) -> SmallDag:
     half = num_ranks // 2
     groups = [dag.group("dp", [rank, rank + half]) for rank in range(half)]
     dag.group("tp", list(range(0, num_ranks, 8)))
+    dag.group("ep", [rank for rank in range(num_ranks) if rank % 8 in (0, 1, 4)])
     for rank in range(half):
         ends = []
         for one, spent in ((rank, 500), (rank + half, 900 + 100 * rank)):
@@ -228,6 +230,12 @@ def test_what_is_far_down_is_brought_into_sight_and_ranks_can_be_left_alone(brow
     browser.evaluate(f"{buttons}.find((one) => one.textContent === 'Only its 8 ranks').click()")
     browser.settle()
     assert browser.evaluate("truedag.app.views.time.ranks()") == list(range(0, 64, 8))
+    go(browser, "#view=time&select=group.33")
+    ranks = [rank for rank in range(64) if rank % 8 in (0, 1, 4)]
+    assert facts(browser)["Ranks"] == write_runs(ranks) == "0-1 to 56-57 step 8,4-60 step 8"
+    browser.evaluate(f"{buttons}.find((one) => one.textContent === 'Only its 24 ranks').click()")
+    browser.settle()
+    assert browser.evaluate("truedag.app.views.time.ranks()") == ranks
     assert browser.evaluate("document.getElementById('filter-rank').getAttribute('aria-invalid')") == "false"
 
 
