@@ -73,6 +73,9 @@ def test_estimates_look_different_in_every_view(browser: Chromium, tmp_path: Pat
         assert ("estimated" in told["Times are"]) == (timing == "estimated")
         go(browser, "#view=path")
         assert ("≈" in browser.evaluate("document.querySelector('#view-path').textContent")) == (timing == "estimated")
+        views = "truedag.app.views"
+        for said in (f"{views}.overview.map.tell(0)", f"{views}.path.tell(0)", f"{views}.time.hover(200, 40)"):
+            assert ("≈" in browser.evaluate(said)) == (timing == "estimated"), said
     for view in ("overview", "graph", "time", "time&lanes=1", "path"):
         assert pictures["measured", view] != pictures["estimated", view], view
 

@@ -125,11 +125,12 @@ export class Detail {
     for (const [rank, sum] of totals.slice(0, MOST_BARS)) {
       const row = document.createElement("button");
       row.type = "button";
-      row.title = `${writeCount(sum.calls)} calls, ${writeTime(sum.time)}, waited ${writeTime(sum.wait)}`;
+      const mark = sum.isEstimated ? "≈ " : "";
+      row.title = `${writeCount(sum.calls)} calls, ${mark}${writeTime(sum.time)}, waited ${mark}${writeTime(sum.wait)}`;
       const name = Object.assign(document.createElement("span"), { textContent: `rank ${rank}`, className: "name" });
       const track = Object.assign(document.createElement("span"), { className: "track" });
       track.append(bar("time", (100 * sum.time) / most, sum.isEstimated), bar("wait", (100 * sum.wait) / most, sum.isEstimated));
-      row.append(name, track, Object.assign(document.createElement("span"), { textContent: (sum.isEstimated ? "≈ " : "") + writeTime(sum.time), className: "value" }));
+      row.append(name, track, Object.assign(document.createElement("span"), { textContent: mark + writeTime(sum.time), className: "value" }));
       row.addEventListener("click", () => this.app.select({ kind: "rank", id: rank }));
       box.append(row);
     }
