@@ -11,7 +11,7 @@ import pytest
 
 from truedag.launch.cli import COMMANDS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 # In a block that is indented, without what is said of it behind; or alone between backticks.
 COMMAND_LINE = re.compile(r"^ {4}(?:\.venv/bin/)?(truedag .*?)(?: +#.*)?$|`(truedag \w+ [^`]*--[^`]*)`", re.MULTILINE)
