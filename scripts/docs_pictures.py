@@ -235,8 +235,8 @@ SCENES: dict[str, tuple[str, Callable[[Chromium, Graph], None]]] = {
 def main() -> None:
     """Make them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, (_, deployment, *_) in RUNS.items():
-        parser.add_argument(f"--{name}", type=Path, help=f"a run of {deployment}")
+    for name, words in RUNS.items():
+        parser.add_argument(f"--{name}", type=Path, help=f"what truedag {' '.join(words)} made")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--only", nargs="+", default=[], help="names of pictures, or how they begin")
     arguments = parser.parse_args()
