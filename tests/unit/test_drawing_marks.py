@@ -85,6 +85,20 @@ def test_what_an_audit_found_is_marked_and_leads_to_the_page(tmp_path):
     assert [one.number for one in Faults.of({"findings": findings}).on(members)[faulty]] == [1]
 
 
+def test_a_sheet_says_that_red_frames_are_there_only_where_they_are(tmp_path):
+    path = write_with_places(replicas(), tmp_path / "dag")
+    weight = Graph.open(path).nodes.filter(pl.col("kind") == "parameter").collect()["node"][0]
+    findings = [
+        {"title": "a weight is wrong", "nodes": [f"{weight} (weight)"], "ranks": [0], "layers": [0]},
+        {"title": "a layer is wrong", "nodes": [], "ranks": [], "layers": [0]},
+    ]
+    views = tmp_path / "views"
+    draw(path, views, views=["simplified", "comprehensive"], audit={"findings": findings})
+    assert "no place of its own here: 1. a weight is wrong." in head_of(views / "simplified.dot")
+    heads = [head_of(views / "comprehensive" / f"stage-{stage}.dot") for stage in (0, 1)]
+    assert ["Red frames" in head for head in heads] == [True, False]
+
+
 def test_gpus_of_findings_are_red_on_the_map_and_those_that_recorded_nothing_are_there(tmp_path):
     path = write_with_places(replicas(), tmp_path / "dag")
     meta = json.loads((path / "meta.json").read_text()) | {"missing_ranks": [4, 5]}
