@@ -36,8 +36,6 @@ def measure_speed(scope: Scope, nodes: pl.DataFrame, participants: pl.DataFrame)
     if scope.is_folded or is_estimated or measured.filter(pl.col("phase") == "prefill").is_empty():
         return None
     windows = measure_steps(nodes, participants)
-    if len(windows) > 1:
-        windows.pop(-1, None)  # what ran between the steps is of none
     ranks = scope.whole.ranks.collect()
     lookups = find_lookups(scope.whole.nodes.filter, ranks)
     found = measure_generations(measured, lookups, ranks, {step: begin for step, (begin, _) in windows.items()})

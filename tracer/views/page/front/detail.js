@@ -3,7 +3,7 @@
 import { causeOf, placeOf } from "./findings.js";
 import { laneName } from "./slices.js";
 import { countRuns } from "./model.js";
-import { toRuns, writeBytes, writeCount, writeEither, writeError, writeFlops, writeRanks, writeRuns, writeTime } from "./text.js";
+import { toRuns, writeBytes, writeCount, writeEither, writeError, writeFlops, writeRanks, writeRuns, writeShares, writeTime } from "./text.js";
 
 const MOST_BARS = 64;
 
@@ -149,13 +149,13 @@ export class Detail {
     /** @type {[string, string][]} */
     const rows = [["Place", axes.map((axis) => `${axis} ${ranks[axis][row]}`).join(" · ") || "untold"]];
     if (ranks.rank_class[row] >= 0) rows.push(["Rank class", String(ranks.rank_class[row])]);
-    const whole = ["compute", "transfer", "waiting", "bubble", "host"].map((name) => ranks[`${name}_ns`][row]).reduce((sum, value) => sum + value, 0);
+    const spent = ["compute", "transfer", "waiting", "bubble", "host"].map((name) => ranks[`${name}_ns`][row]);
+    const shares = writeShares(spent);
     const mark = model.meta.is_estimated ? "≈ " : "";
     if (!model.hasTimes) rows.push(["Its time", "unknown"]);
-    else for (const [name, label] of [["compute", "Compute"], ["transfer", "Transfer, exposed"], ["waiting", "Waiting for others"], ["bubble", "Pipeline bubble"], ["host", "Host"]]) {
-      const value = ranks[`${name}_ns`][row];
-      rows.push([label, value >= 0 ? `${mark}${writeTime(value)} · ${((100 * value) / whole).toFixed(1)} %` : "unknown"]);
-    }
+    else ["Compute", "Transfer, exposed", "Waiting for others", "Pipeline bubble", "Host"].forEach((label, at) => {
+      rows.push([label, spent[at] >= 0 ? `${mark}${writeTime(spent[at])}${shares ? ` · ${shares[at]}` : ""}` : "unknown"]);
+    });
     if (model.hasTimes) rows.push(["Transfer hidden by compute", ranks.overlap_ns[row] >= 0 ? mark + writeTime(ranks.overlap_ns[row]) : "unknown"]);
     rows.push(["Given to communications", writeBytes(ranks.sent_bytes[row])]);
     if (model.meta.num_measured) rows.push(["Clock error", writeError(ranks.clock_error_ns[row])]);

@@ -47,6 +47,21 @@ export function writeExcess(share) {
   return `+${share < 0.0995 ? (100 * share).toFixed(1) : Math.round(100 * share)} %`;
 }
 
+/**
+ * Parts of a whole in tenths of a percent that add up to 100 %, as reports write them (quantities.py); null: there is none.
+ * @param {number[]} amounts
+ */
+export function writeShares(amounts) {
+  const whole = amounts.reduce((sum, amount) => sum + amount, 0);
+  if (!(whole > 0)) return null;
+  const parts = amounts.map((amount) => 1000 * (amount / whole));
+  const tenths = parts.map(Math.floor);
+  const left = Math.max(0, 1000 - tenths.reduce((sum, tenth) => sum + tenth, 0));
+  const nearest = parts.map((_, at) => at).sort((one, other) => tenths[one] - parts[one] - (tenths[other] - parts[other]));
+  for (const at of nearest.slice(0, left)) tenths[at]++;
+  return tenths.map((tenth) => `${(tenth / 10).toFixed(1)} %`);
+}
+
 /** @param {number} count */
 export function writeCount(count) {
   return Math.round(count).toLocaleString("en-US");
