@@ -129,7 +129,7 @@ COMMANDS: Mapping[str, Entry] = {
     "report": Entry(summary="Say what a run was and how it spent its time.", load=_load_report),
     "critical-path": Entry(summary="Say what a step's time was spent on, across all ranks.", load=_load_critical_path),
     "draw": Entry(summary="Draw a run's graph: the strategy, every GPU, every operator.", load=_load_draw),
-    "view": Entry(summary="Draw a run's graph.", load=_load_view),
+    "view": Entry(summary="Write a run's interactive page, and serve it if asked.", load=_load_view),
     "export": Entry(summary="Write a run's graph for Perfetto, Chakra, networkx and others.", load=_load_export),
     "prove": Entry(summary="Execute a recorded program again from its graph alone.", load=_load_prove),
     "deployments": Entry(summary="List the deployments that ship with truedag.", load=_load_deployments),

@@ -3,9 +3,10 @@
     python scripts/bench_views.py [RUN ...] [--draw] [--invent-times] [--rounds 5]
 
 RUN is a run's folder or a dataset; without one a deployment of 8 ranks is run and three of 256, 1024 and 2048 ranks are
-executed dry, which takes some minutes. A dry run has no times. --invent-times gives the largest graph some, so that its
-heat map and its slices can be weighed as well: they are estimates of nothing, marked as estimates and as synthetic.
---draw also makes the three drawings of each. CPU seconds are of all threads, for machines that others use too.
+executed dry, which takes some minutes. These dry runs have no times. --invent-times gives the largest graph some, so
+that its heat map and its slices can be weighed as well: they are estimates of nothing, marked as estimates and as
+synthetic. --draw also makes the three drawings of each. CPU seconds are of all threads, for machines that others use
+too.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Make the pictures of docs/ and of the README again, from runs that are there or that it makes.
 
-    python scripts/docs_pictures.py [--train RUN] [--answer RUN] [--large RUN] [--out docs] [--only NAME ...]
+    python scripts/docs_pictures.py [--train RUN] [--answer RUN] [--estimate RUN] [--large RUN] [--out docs]
+                                    [--only NAME ...]
 
-TRAIN is a run of moe-10b-tp2-ep2-pp2-cpu, ANSWER one of llama3-70b-tp2-pp4-cpu, LARGE a dry run of
-moe-30b-ep64-tp8-pp2-dp2; those that are not named are made, which takes some minutes. Views are drawn and pages are
-written anew into a folder of their own; the runs stay as they are. Bitmaps have at most 400 KB, with a palette where
-they need one. What is in them, and at which place, follows the run: look at each.
+TRAIN is a run of moe-10b-tp2-ep2-pp2-cpu, ANSWER one of llama3-70b-tp2-pp4-cpu, ESTIMATE a dry run of
+moe-30b-ep8-tp4-pp2-dp4 with --device h100, LARGE one of moe-30b-ep64-tp8-pp2-dp2; those that are not named and are
+needed are made, which takes some minutes. Views are drawn and pages are written anew into a folder of their own; the
+runs stay as they are. Bitmaps have at most 400 KB, with a palette where they need one. What is in them, and at which
+place, follows the run: look at each, and at what docs/PAGE.md says of it.
 """
 
 from __future__ import annotations
@@ -33,8 +35,12 @@ from truedag.tracer.views.page import write_page
 RUNS = {
     "train": ("run", "moe-10b-tp2-ep2-pp2-cpu"),
     "answer": ("run", "llama3-70b-tp2-pp4-cpu"),
+    "estimate": ("dry", "moe-30b-ep8-tp4-pp2-dp4", "--device", "h100"),
     "large": ("dry", "moe-30b-ep64-tp8-pp2-dp2"),
 }
+DRAWINGS = {
+    "drawing-strategy": "train", "drawing-operators": "answer", "drawing-gpus": "large", "drawing-experts": "large",
+}  # fmt: skip
 MOST_BYTES = 400_000
 NUM_EXACT = 128
 LEAST_PIXELS = 20  # of a colour that is to be kept
@@ -54,13 +60,13 @@ OPEN = """(() => {
 
 def make_run(name: str, folder: Path) -> Path:
     """Run a deployment, or execute it dry."""
-    command, deployment = RUNS[name]
+    command, deployment, *options = RUNS[name]
     out = folder / deployment
     bare = ["--no-views"] if command == "dry" else []
+    program = [sys.executable, "-m", "truedag.launch.cli", command, deployment]
     subprocess.run(
-        [sys.executable, "-m", "truedag.launch.cli", command, deployment, *bare, "--out", str(out)], check=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [*program, *options, *bare, "--out", str(out)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     return out
 
 
@@ -142,25 +148,13 @@ def draw_all(runs: Mapping[str, Path], folder: Path, wanted: Callable[[str], boo
 
 def photograph(runs: Mapping[str, Path], folder: Path, wanted: Callable[[str], bool], out: Path) -> None:
     """Make the pictures of pages."""
-    program = find_chromium()
-    if program is None:
-        sys.exit("no Chromium: install one, or name it with CHROMIUM")
-    scenes: tuple[tuple[str, str, Callable[[Chromium, Graph], None]], ...] = (
-        ("page-overview", "train", lambda browser, _: go(browser, "#view=overview&select=rank.5")),
-        ("page-timeline", "train", show_all_to_all),
-        ("page-graph", "train", lambda browser, _: open_boxes(browser, "layer 1", "mlp", is_open=True)),
-        ("page-critical-path", "answer", show_path),
-        ("page-2048-ranks", "large", lambda browser, _: go(browser, "#view=overview&metric=bytes&select=rank.70")),
-        (
-            "page-2048-experts",
-            "large",
-            lambda browser, _: open_boxes(browser, "layer 1", "mlp", "experts", "expert 3", is_open=False),
-        ),
-    )
-    for run in RUNS:
-        mine = [(name, act) for name, of, act in scenes if of == run and wanted(name)]
+    for run in runs:
+        mine = [(name, act) for name, (of, act) in SCENES.items() if of == run and wanted(name)]
         if not mine:
             continue
+        program = find_chromium()
+        if program is None:
+            sys.exit("no Chromium: install one, or name it with CHROMIUM")
         graph = Graph.open(runs[run])
         audit = runs[run] / "audit.json"
         told = json.loads(audit.read_text(encoding="utf-8")) if audit.exists() else None
@@ -176,36 +170,73 @@ def photograph(runs: Mapping[str, Path], folder: Path, wanted: Callable[[str], b
                 save(Image.open(raw), out / f"{name}.png")
 
 
+def follow(link: str) -> Callable[[Chromium, Graph], None]:
+    """Return what follows a link."""
+    return lambda browser, _: go(browser, link)
+
+
+def open_boxes(*names: str, is_open: bool) -> Callable[[Chromium, Graph], None]:
+    """Return what opens boxes from the forward pass of the first stage on.
+
+    The last one is chosen, or opened too, and in sight.
+    """
+
+    def act(browser: Chromium, _: Graph) -> None:
+        go(browser, "#view=graph")
+        browser.evaluate(OPEN % (json.dumps(["forward · stage 0", *names]), json.dumps(is_open)))
+
+    return act
+
+
 def show_all_to_all(browser: Chromium, graph: Graph) -> None:
-    """Choose the all-to-all of the forward pass that took all of its ranks longest, and show what ran around it."""
-    own = (pl.col("kind") == "collective") & (pl.col("label") == "all-to-all ep") & (pl.col("phase") == "forward")
-    met = graph.participants.join(graph.nodes.filter(own & (pl.col("stage") == 0)).select("node"), on="node")
-    spent = met.group_by("node").agg(least=(pl.col("end_ns") - pl.col("start_ns")).min())
-    node = spent.sort("least", "node").last().collect()["node"][0]
-    piece = browser.evaluate(f"truedag.model.slices.ofNode({node})[0]")
+    """Choose the all-to-all that one of its ranks waited in the longest, and show what ran around it."""
+    own = (pl.col("kind") == "collective") & (pl.col("label") == "all-to-all ep")
+    met = graph.participants.join(graph.nodes.filter(own).select("node"), on="node")
+    waited = met.select("node", "rank", waited=pl.col("start_ns") - pl.col("arrive_ns")).sort("waited", "node", "rank")
+    node, rank = waited.select("node", "rank").last().collect().row(0)
+    slices = "truedag.model.slices"
+    piece = browser.evaluate(f"{slices}.ofNode({node}).find((one) => {slices}.rank[one] === {rank})")
     go(browser, f"#view=time&lanes=1&select=slice.{piece}")
     begin, end = browser.evaluate("truedag.app.marks.window")
-    middle, half = (begin + end) / 2, 5 * (end - begin)
+    middle, half = (begin + end) / 2, 1.5 * (end - begin)
     go(browser, f"#view=time&lanes=1&select=slice.{piece}&window={middle - half:.0f}_{middle + half:.0f}")
 
 
-def open_boxes(browser: Chromium, *names: str, is_open: bool) -> None:
-    """Open boxes from the forward pass of the first stage on; the last one is chosen, or opened too, and in sight."""
-    go(browser, "#view=graph")
-    browser.evaluate(OPEN % (json.dumps(["forward · stage 0", *names]), json.dumps(is_open)))
+def show_straggler(browser: Chromium, _: Graph) -> None:
+    """Go from the straggler that was waited for most to its time, on the ranks of its group."""
+    go(browser, "#view=path&theme=dark")
+    browser.evaluate("truedag.app.goTo({ kind: 'straggler', id: 0 }, 'time')")
 
 
 def show_path(browser: Chromium, _: Graph) -> None:
-    """Choose the second of the stragglers."""
+    """Choose the third of the stragglers."""
     go(browser, "#view=path")
-    browser.evaluate("document.querySelectorAll('tr[data-straggler]')[1].click()")
+    browser.evaluate("document.querySelectorAll('tr[data-straggler]')[2].click()")
+
+
+# By picture: of which run, and what is done on its page.
+SCENES: dict[str, tuple[str, Callable[[Chromium, Graph], None]]] = {
+    "page-overview": ("train", follow("#view=overview&select=rank.5")),
+    "page-graph": ("train", open_boxes("layer 1", "mlp", is_open=True)),
+    "page-time": ("train", follow("#view=time")),
+    "page-timeline": ("train", show_all_to_all),
+    "page-communication": ("train", follow("#view=traffic&select=rank.5")),
+    "page-critical-path": ("train", show_path),
+    "page-256-estimate": ("estimate", follow("#view=overview&theme=dark")),
+    "page-256-timeline": ("estimate", show_straggler),
+    "page-256-critical-path": ("estimate", follow("#view=path&theme=dark")),
+    "page-2048-ranks": ("large", follow("#view=overview&metric=bytes&select=rank.70")),
+    "page-2048-experts": ("large", open_boxes("layer 1", "mlp", "experts", "expert 3", is_open=False)),
+    "page-2048-order": ("large", follow("#view=time")),
+    "page-2048-communication": ("large", follow("#view=traffic")),
+}
 
 
 def main() -> None:
     """Make them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, (_, deployment) in RUNS.items():
-        parser.add_argument(f"--{name}", type=Path, help=f"a run of {deployment}")
+    for name, words in RUNS.items():
+        parser.add_argument(f"--{name}", type=Path, help=f"what truedag {' '.join(words)} made")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--only", nargs="+", default=[], help="names of pictures, or how they begin")
     arguments = parser.parse_args()
@@ -215,7 +246,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="truedag-docs-") as scratch:
         folder = Path(scratch)
-        runs = {name: getattr(arguments, name) or make_run(name, folder) for name in RUNS}
+        pictures = DRAWINGS | {name: run for name, (run, _) in SCENES.items()}
+        needed = {run for name, run in pictures.items() if wanted(name)}
+        runs = {name: getattr(arguments, name) or make_run(name, folder) for name in RUNS if name in needed}
         draw_all(runs, folder, wanted, arguments.out)
         photograph(runs, folder, wanted, arguments.out)
 

@@ -14,6 +14,8 @@ from page_probe import VIEWS, box_of, facts, go, number_of_colours, state
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from command_line import Ran
 
+from truedag.tracer.analysis.quantities import write_shares
+from truedag.tracer.analysis.report import make_report
 from truedag.tracer.graph import Graph
 
 
@@ -267,6 +269,15 @@ def test_time_on_the_critical_path_is_a_colour_that_adds_up_to_the_steps(page: C
     boxes = "truedag.model.children[truedag.model.numNodes].map((node) => truedag.model.amount(node, 'path').value)"
     for amounts in (boxes, "[...truedag.model.pathOfRank]", "[...truedag.model.pathOfCell]"):
         assert sum(page.evaluate(amounts)) == pytest.approx(sum(spans)), amounts
+
+
+def test_shares_of_a_rank_are_written_as_in_the_report(page: Chromium, graph: Graph) -> None:
+    names = ("Compute", "Transfer, exposed", "Waiting for others", "Pipeline bubble", "Host")
+    for share in make_report(graph).ranks:
+        go(page, f"#select=rank.{share.rank}")
+        told = facts(page)
+        assert share.fractions is not None
+        assert [told[name].rpartition(" · ")[2] for name in names] == write_shares(share.fractions)
 
 
 def test_the_strip_of_the_path_shows_the_time_that_the_view_of_time_shows(page: Chromium) -> None:

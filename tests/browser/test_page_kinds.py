@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from small_classes import write_classes
 from small_dag import SmallDag, pipeline
 
+from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page import write_page
 from truedag.tracer.views.page.clock import occupy
@@ -72,6 +73,9 @@ def test_estimates_look_different_in_every_view(browser: Chromium, tmp_path: Pat
         assert ("estimated" in told["Times are"]) == (timing == "estimated")
         go(browser, "#view=path")
         assert ("≈" in browser.evaluate("document.querySelector('#view-path').textContent")) == (timing == "estimated")
+        views = "truedag.app.views"
+        for said in (f"{views}.overview.map.tell(0)", f"{views}.path.tell(0)", f"{views}.time.hover(200, 40)"):
+            assert ("≈" in browser.evaluate(said)) == (timing == "estimated"), said
     for view in ("overview", "graph", "time", "time&lanes=1", "path"):
         assert pictures["measured", view] != pictures["estimated", view], view
 
@@ -187,6 +191,7 @@ def crowd(num_ranks: int) -> SmallDag:
     half = num_ranks // 2
     groups = [dag.group("dp", [rank, rank + half]) for rank in range(half)]
     dag.group("tp", list(range(0, num_ranks, 8)))
+    dag.group("ep", [rank for rank in range(num_ranks) if rank % 8 in (0, 1, 4)])
     for rank in range(half):
         ends = []
         for one, spent in ((rank, 500), (rank + half, 900 + 100 * rank)):
@@ -228,6 +233,12 @@ def test_what_is_far_down_is_brought_into_sight_and_ranks_can_be_left_alone(brow
     browser.evaluate(f"{buttons}.find((one) => one.textContent === 'Only its 8 ranks').click()")
     browser.settle()
     assert browser.evaluate("truedag.app.views.time.ranks()") == list(range(0, 64, 8))
+    go(browser, "#view=time&select=group.33")
+    ranks = [rank for rank in range(64) if rank % 8 in (0, 1, 4)]
+    assert facts(browser)["Ranks"] == write_runs(ranks) == "0-1 to 56-57 step 8,4-60 step 8"
+    browser.evaluate(f"{buttons}.find((one) => one.textContent === 'Only its 24 ranks').click()")
+    browser.settle()
+    assert browser.evaluate("truedag.app.views.time.ranks()") == ranks
     assert browser.evaluate("document.getElementById('filter-rank').getAttribute('aria-invalid')") == "false"
 
 
@@ -293,9 +304,12 @@ def test_collectives_of_a_group_are_counted_though_a_rank_is_missing(browser: Ch
 
 def test_a_filter_that_cannot_be_read_says_so(browser: Chromium, tmp_path: Path) -> None:
     open_page(browser, pipeline(), tmp_path)
-    for text, is_invalid in (("0-1", "false"), ("x", "true"), ("", "false")):
+    for text, is_invalid in (("0-1", "false"), ("x", "true"), ("0-3 to 8-11 step 2", "true"), ("", "false")):
         go(browser, f"#view=graph&f.rank={text}")
         assert browser.evaluate("document.getElementById('filter-rank').getAttribute('aria-invalid')") == is_invalid
+    for text, ranks in (("0-16 step 8", [0, 8, 16]), ("0-1 to 16-17 step 8,3", [0, 1, 8, 9, 16, 17, 3])):
+        go(browser, f"#view=graph&f.rank={text}")
+        assert browser.evaluate("[...truedag.app.filter.ranks]") == ranks, "as the page and the audit write them"
 
 
 def test_a_finding_leads_to_its_place(browser: Chromium, tmp_path: Path) -> None:
@@ -315,6 +329,16 @@ def test_a_finding_leads_to_its_place(browser: Chromium, tmp_path: Path) -> None
     told = state(browser)
     assert (told["selection"], told["view"]) == ({"kind": "finding", "id": 0}, "graph")
     assert told["open"] == opened != []
+
+
+def test_what_follows_from_a_finding_is_said_to_and_not_counted(browser: Chromium, tmp_path: Path) -> None:
+    other = FINDING | {"title": "A norm is missing", "follows": 1}
+    open_page(browser, pipeline(), tmp_path, audit=AUDIT | {"findings": [FINDING, other]})
+    assert browser.evaluate("document.querySelector('#tab-findings .count').textContent") == "1", "as the verdict says"
+    browser.press("6")
+    assert browser.evaluate("[...document.querySelectorAll('.finding.follows h3')].length") == 1
+    go(browser, "#view=findings&select=finding.1")
+    assert facts(browser)["Follows from"] == FINDING["title"]
 
 
 @pytest.fixture

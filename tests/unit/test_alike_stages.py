@@ -11,6 +11,7 @@ from small_dag import SmallDag
 
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.blocks import fold_blocks
+from truedag.tracer.views.boundaries import find_boundaries
 from truedag.tracer.views.boxes import make_boxes
 from truedag.tracer.views.calls import read_calls
 from truedag.tracer.views.chain import make_chain
@@ -136,6 +137,29 @@ def test_messages_of_the_chain_name_their_layers_and_cross_no_box(gives_tokens_b
                 assert min(max(a[1], b[1]), max(c[1], d[1])) <= max(min(a[1], b[1]), min(c[1], d[1])), "a lane each"
 
 
+def test_messages_of_interleaved_stages_name_the_layers_that_their_chunk_ends_with() -> None:
+    dag = SmallDag(num_ranks=2)
+    dag.stages = {0: 0, 1: 1}
+    last: list[int] = []
+    calls = [("forward", layers) for layers in ((0, 1), (2, 3), (4, 5), (6, 7))]
+    calls += [("backward", layers) for layers in ((7, 6), (5, 4), (3, 2), (1, 0))]
+    sent = []
+    for turn, (phase, layers) in enumerate(calls):
+        rank, told = layers[0] // 2 % 2, {"phase": phase, "microbatch": 0}
+        if turn not in (0, 4):
+            recv = dag.node("recv", rank, label="receive pp", **told)
+            dag.edges.append({"src": sent[-1], "dst": recv, "kind": "p2p", "bytes": 1, "dtype": None, "shape": None})
+            last = [recv]
+        for layer in layers:
+            last = [dag.node(rank=rank, after=last, layer=layer, **told)]
+        if turn not in (3, 7):
+            sent.append(dag.node("send", rank, last, label="send pp", **told))
+    frames = dag.frames()
+    members = frames["nodes"].select("node", fold="node")
+    found = find_boundaries(frames["nodes"], frames["edges"], members)
+    assert [found[node] for node in sent] == [{(1, 2)}, {(3, 4)}, {(5, 6)}, {(6, 5)}, {(4, 3)}, {(2, 1)}]
+
+
 def test_heads_are_those_of_the_scores_and_of_the_places_on_tp() -> None:
     def read(inputs: str, *, op: str = "aten::_softmax", num_tp: int = 2, **columns):
         dag = SmallDag(num_ranks=2)
@@ -171,7 +195,12 @@ def test_prefill_and_decoding_are_as_fast_as_the_report_says() -> None:
     speed = measure_speed(find_scope(graph), nodes, participants)
     assert speed is not None
     assert (speed.first_token_ns, speed.output_token_ns) == (300, 350)
-    assert speed.tokens_per_s == pytest.approx((10 + 2 + 2) / 1e-6)
+    assert speed.tokens_per_s_per_rank == pytest.approx((10 + 2 + 2) / 1e-6)
+    dag.node(time=(900, 1300), phase="prefill", inputs="float32[9,4] int64[2,3]", step=1, **told)  # while step 0 ends
+    graph = with_classes(dag)
+    speed = measure_speed(find_scope(graph), graph.nodes.collect(), graph.participants.collect())
+    assert speed is not None
+    assert speed.tokens_per_s_per_rank == pytest.approx((14 + 6) / 1.2e-6)
     for row in dag.nodes:
         row["timing"] = "estimated"
     assert measure_speed(find_scope(graph), with_classes(dag).nodes.collect(), participants) is None

@@ -14,114 +14,33 @@ import polars as pl
 import pydot
 import pygraphviz
 import pytest
-from dag_source import as_graph
 from small_dag import SmallDag, pipeline
+from small_replicas import folded, replicas, with_places, write_with_places
 from svg_texts import links, overhangs
 
 from truedag.tracer.errors import DrawError
-from truedag.tracer.graph import Graph
 from truedag.tracer.views.blocks import fold_blocks
 from truedag.tracer.views.boxes import make_boxes
 from truedag.tracer.views.detailed import draw_detailed
 from truedag.tracer.views.draw import VIEWS, Choice, draw
 from truedag.tracer.views.engine import lay_out_layers
 from truedag.tracer.views.experts import ExpertMap
-from truedag.tracer.views.faults import RED, Faults
-from truedag.tracer.views.legend import tell
-from truedag.tracer.views.scope import MAX_NODES, find_scope
-from truedag.tracer.views.ties import sort_ties
+from truedag.tracer.views.scope import find_scope
 from truedag.tracer.views.world import read_world
 from truedag.tracer.views.world_page import lay_out_world
-
-
-def replicas(*, num_layers: int = 2, num_experts: int = 2) -> SmallDag:
-    """Two stages of two ranks, which are replicas of each other; layers of `num_experts` experts, tokens in, a loss."""
-    dag = SmallDag(num_ranks=4)
-    dag.stages = {0: 0, 1: 0, 2: 1, 3: 1}
-    pp, dp = [dag.group("pp", [0, 2]), dag.group("pp", [1, 3])], [dag.group("dp", [0, 1]), dag.group("dp", [2, 3])]
-    for rank in range(4):
-        last = ()
-        stage = dag.stages[rank]
-        if stage == 0:
-            tokens = dag.node("input", rank, outputs="int64[3,4]")
-            last = (
-                dag.node(rank=rank, after=(tokens,), module="model.embedding", phase="forward", microbatch=0),
-            )  # fmt: skip
-    for rank in (0, 1, 2, 3):
-        stage, replica = dag.stages[rank], rank % 2
-        last = [row["node"] for row in dag.nodes if row["rank"] == rank][-1:] if stage == 0 else []
-        if stage == 1:
-            recv = dag.node("recv", rank, label="receive pp", category="communication", phase="forward", microbatch=0)
-            dag.meet(recv, pp[replica], rank, (None, None, None), send_bytes=0)
-            send = next(row["node"] for row in dag.nodes if row["kind"] == "send" and row["rank"] == rank - 2)
-            dag.edges.append({"src": send, "dst": recv, "kind": "p2p", "bytes": 32, "dtype": "float32", "shape": [2]})
-            last = [recv]
-        for layer in range(stage * num_layers, (stage + 1) * num_layers):
-            name, told = f"decoder.layers.{layer}", {"phase": "forward", "microbatch": 0, "layer": layer}
-            weight = dag.node("parameter", rank, label=f"{name}.norm.weight", module=f"{name}.norm", layer=layer)
-            norm = dag.node(
-                rank=rank, after=[*last, weight], module=f"{name}.norm", op="aten::mul", label="mul", **told
-            )
-            gate = dag.node(rank=rank, after=[norm], module=f"{name}.mlp.router", category="routing", **told)
-            pick = dag.node(
-                rank=rank, after=[gate], module=f"{name}.mlp.router", category="routing", **told, label="topk"
-            )
-            outs = []
-            for expert in range(num_experts):
-                module = f"{name}.mlp.experts.{expert}.fc"
-                one = dag.node(rank=rank, after=[pick], module=module, op="aten::mm", label="mm", expert=expert, **told)
-                outs.append(dag.node(rank=rank, after=[one], module=module, label="gelu", expert=expert, **told))
-            last = [dag.node(rank=rank, after=[*outs, norm], module=name, op="aten::add", label="add", **told)]
-        if stage == 0:
-            send = dag.node(
-                "send", rank, last, label="send pp", category="communication", phase="forward", microbatch=0
-            )  # fmt: skip
-            dag.meet(send, pp[replica], rank, (None, None, None), recv_bytes=0)
-    for stage in (0, 1):
-        both = [2 * stage, 2 * stage + 1]
-        before = [max(row["node"] for row in dag.nodes if row["rank"] == rank) for rank in both]
-        sync = dag.node("collective", -1, before, label="all-reduce dp", category="communication", phase="optimizer")
-        dag.nodes[sync]["stage"] = stage
-        for rank in both:
-            dag.meet(sync, dp[stage], rank, (None, None, None))
-            dag.node(rank=rank, after=[sync], phase="optimizer", label="step")
-    return dag
-
-
-def with_places(dag: SmallDag) -> Graph:
-    """A graph whose ranks say where they stand, and of which class they are."""
-    graph = as_graph(dag)
-    ranks = graph._source.frames["ranks"]
-    graph._source.frames["ranks"] = ranks.with_columns(
-        dp=pl.col("rank") % 2, pp=pl.col("rank") // 2, rank_class=pl.col("rank") // 2
-    )
-    graph._source.meta |= {"num_nodes": len(dag.nodes)}
-    return graph
-
-
-def folded(graph: Graph) -> Graph:
-    """The same as a class graph: one rank of each class is read for all."""
-    graph._source.meta |= {"form": "classes"}
-    return graph
 
 
 @pytest.fixture(scope="module")
 def views(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
     dag = replicas()
-    path = dag.write(folder / "dag")
-    with_places(dag)._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+    path = write_with_places(dag, folder / "dag")
     draw(path, folder / "views")
     return folder / "views"
 
 
 def sheets(views: Path, suffix: str) -> list[Path]:
     return sorted(views.rglob(f"*.{suffix}"))
-
-
-def head_of(dot: Path) -> str:
-    """What a sheet's head says, its lines joined."""
-    return " ".join(re.findall(r'^  "told .*?<TD ALIGN="LEFT">(.*?)</TD>', dot.read_text(), re.MULTILINE))
 
 
 def test_every_view_has_its_first_sheet_in_three_formats(views):
@@ -149,8 +68,7 @@ def test_links_lead_to_sheets_that_are_there_and_reach_all(views):
 
 
 def test_links_lead_to_no_sheet_that_was_not_asked_for(tmp_path):
-    path = replicas().write(tmp_path / "dag")
-    with_places(replicas())._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+    path = write_with_places(replicas(), tmp_path / "dag")
     out = tmp_path / "views"
     draw(path, out, views=["simplified"])
     assert links(out / "simplified.svg") == []
@@ -205,8 +123,7 @@ def test_gradients_are_told_where_a_backward_pass_was(tmp_path):
     for rank in (0, 1):
         dag.node(rank=rank, phase="backward", microbatch=0)
     for name, is_merged in (("with", True), ("without", False)):
-        path = dag.write(tmp_path / name)
-        with_places(dag)._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+        path = write_with_places(dag, tmp_path / name)
         draw(path, tmp_path / name / "views", views=["comprehensive"])
         text = (tmp_path / name / "views" / "comprehensive.dot").read_text().replace("<BR/>", " ")
         assert "gradients of 6 sequences" in text
@@ -325,26 +242,12 @@ def test_what_ranks_and_calls_ran_is_a_number_only_where_it_is_the_same(tmp_path
     assert other.members == scope.members
     assert [one.num_operators for one in read_world(other).classes] == [(18, 19), (17, 17)]
     views = tmp_path / "views"
-    path = dag.write(tmp_path / "dag")
-    with_places(dag)._source.frames["ranks"].write_parquet(path / "ranks.parquet")
+    path = write_with_places(dag, tmp_path / "dag")
     draw(path, views, views=["comprehensive", "detailed"])
     assert "each 18 to 19 operators" in (views / "comprehensive.dot").read_text()
     labels = (views / "detailed.dot").read_text()
     assert "17 operators in 2" in labels
     assert "8 operators x 2" in labels
-
-
-def test_counts_that_one_rank_gave_for_others_that_ran_are_marked():
-    recorded, dry = with_places(replicas()), folded(with_places(replicas()))
-    recorded._source.meta["num_nodes"] = MAX_NODES + 1
-    assert [find_scope(one).is_folded for one in (recorded, dry)] == [True, True]
-    for graph, about in ((recorded, "about "), (dry, "")):
-        scope = find_scope(graph)
-        blocks = fold_blocks(scope, alike=True)
-        boxes = make_boxes(scope, blocks)
-        said = tell(scope, blocks, boxes, sort_ties(blocks.fold.edges, boxes), is_part=False)[0]
-        assert f"they stand for {about}" in said
-        assert said.count("about") == (about != "")
 
 
 def test_alike_layers_are_drawn_once_and_others_are_not():
@@ -419,70 +322,3 @@ def test_programs_that_told_nothing_are_drawn_in_all_views(tmp_path):
         drawings = draw(dag.write(tmp_path / name / "dag"), tmp_path / name / "views")
         assert {one.num_nodes for one in drawings[:2]} == {len(dag.nodes)}, "each node is stood for once"
         assert len(drawings) == len(VIEWS)
-
-
-def test_estimates_are_in_no_drawing_unmarked(tmp_path):
-    shown = {}
-    for timing in ("measured", "estimated"):
-        dag = pipeline()
-        for node in dag.nodes:
-            node["timing"] = timing
-        for drawing in draw(dag.write(tmp_path / timing / "dag"), tmp_path / timing / "views"):
-            lines = [line for sheet in drawing.sheets for line, _ in overhangs(sheet)]
-            shown[drawing.view, timing] = {line for line in lines if re.search(r"\d (ns|µs|ms|s)\b", line)}
-    for view in VIEWS:
-        assert shown[view, "measured"]
-        assert {line for line in shown[view, "estimated"] if "est. " not in line} == set(), view
-    assert any(line.startswith("est. wait ") for line in shown["detailed", "estimated"])
-
-
-def test_what_an_audit_found_is_marked_and_leads_to_the_page(tmp_path):
-    path = replicas().write(tmp_path / "dag")
-    graph = Graph.open(path)
-    faulty = graph.nodes.filter((pl.col("layer") == 1) & (pl.col("phase") == "forward")).head(1).collect()["node"][0]
-    findings = [
-        {"title": "a layer is not what it should be " + 40 * "x", "nodes": [], "ranks": [], "layers": [0]},
-        {"title": "an operator is wrong", "nodes": [f"{faulty} (mm)"], "ranks": [0], "layers": [1]},
-        {"title": "a GPU is missing", "nodes": [], "ranks": [9], "layers": []},
-    ]
-    plain = {one.view: one.dot.read_text() for one in draw(path, tmp_path / "plain")}
-    for one in draw(path, tmp_path / "views", audit={"findings": findings}):
-        assert RED not in plain[one.view]
-        for sheet in one.sheets:
-            dot = pygraphviz.AGraph(filename=str(sheet.with_suffix(".dot")))
-            marked = [node for node in dot.nodes() if node.attr["color"] == RED and not node.startswith("gpu")]
-            up = "../" * len(sheet.parent.relative_to(tmp_path / "views").parts)
-            for node in marked:
-                number = 1 if "an operator is wrong" in node.attr["label"] else 0
-                assert f"finding {number + 1}" in node.attr["label"]
-                way = f"{up}index.html#view=graph&select=finding.{number}"
-                assert node.attr["URL"] == way or node.attr["URL"].startswith(up + "detailed/")
-            if one.view == "simplified":
-                assert marked
-            if sheet.stem in VIEWS:
-                said = head_of(sheet.with_suffix(".dot")).partition("no place of its own here: ")[2]
-                assert "3. a GPU is missing" in said
-    members = graph.nodes.select("node", "rank", "layer", box="node").collect()
-    assert [one.number for one in Faults.of({"findings": findings}).on(members)[faulty]] == [1]
-
-
-def test_gpus_of_findings_are_red_on_the_map_and_those_that_recorded_nothing_are_there(tmp_path):
-    path = replicas().write(tmp_path / "dag")
-    with_places(replicas())._source.frames["ranks"].write_parquet(path / "ranks.parquet")
-    meta = json.loads((path / "meta.json").read_text()) | {"missing_ranks": [4, 5]}
-    (path / "meta.json").write_text(json.dumps(meta))
-    findings = [
-        {"title": "two GPUs are missing", "nodes": [], "ranks": [4, 5], "layers": []},
-        {"title": "a GPU is odd", "nodes": [], "ranks": [3], "layers": []},
-        {"title": "all of them are slow", "nodes": [], "ranks": [0, 1, 2, 3, 4, 5], "layers": []},
-    ]
-    (one,) = draw(path, tmp_path / "views", views=["comprehensive"], audit={"findings": findings})
-    dot = pygraphviz.AGraph(filename=str(one.dot))
-    red = {str(node): node.attr["URL"] for node in dot.nodes() if node.attr["color"] == RED}
-    way = "index.html#view=graph&select=finding."
-    assert red == {"gpu4": f"{way}0", "gpu5": f"{way}0", "gpu3": f"{way}1", "class2": f"{way}1"}
-    assert "recorded nothing" in dot.get_node("gpu4").attr["tooltip"]
-    text = head_of(one.dot)
-    assert "6 GPUs are drawn, all of them." in text
-    assert "2 GPUs of these recorded nothing" in text
-    assert "The audit also found, with no place of its own here: 3. all of them are slow." in text

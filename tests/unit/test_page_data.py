@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from small_dag import SmallDag, pipeline
 
+from truedag.tracer.analysis.report import make_report
 from truedag.tracer.analysis.shares import find_spans, measure_steps, share_time
 from truedag.tracer.graph import Graph
 from truedag.tracer.views.page.clock import occupy
@@ -182,6 +183,18 @@ def test_shares_are_those_of_the_report_and_the_heat_map_adds_up_to_them(graph: 
             assert occupation.bins[kind, place].mean() / 255 * span == pytest.approx(spent[kind], abs=0.003 * span)
 
 
+def test_what_ran_between_the_steps_is_on_the_map_and_in_no_share(tmp_path: Path) -> None:
+    dag = SmallDag(num_ranks=1)
+    dag.node(time=(0, 600), step=-1)
+    dag.node(time=(800, 1000), step=0)
+    graph = Graph.open(dag.write(tmp_path / "dag"))
+    occupation = occupy(graph, find_leaves(graph))
+    (share,) = make_report(graph).ranks
+    assert occupation is not None
+    assert occupation.spent_ns[:, 0].tolist() == [*share.parts, share.overlap_ns] == [200, 0, 0, 0, 0, 0]
+    assert occupation.bins[0, 0].mean() / 255 * 1000 == pytest.approx(800, abs=3)
+
+
 def test_slices_are_every_timed_part(graph: Graph) -> None:
     leaves = find_leaves(graph)
     tree = build_tree(leaves)
@@ -230,3 +243,6 @@ def test_findings_are_brought_to_their_leaves(graph: Graph) -> None:
     (placed,) = place_findings({"findings": [finding]}, leaves)
     assert placed["nodes"] == [node]
     assert [leaves.table["label"][leaf] for leaf in placed["leaves"]] == ["send pp"]
+    assert placed["follows"] is None
+    _, second = place_findings({"findings": [finding, finding | {"follows": 1}]}, leaves)
+    assert second["follows"] == 1

@@ -98,7 +98,11 @@ def test_the_critical_path_of_estimates_has_no_clock_error(graphs: tuple[Graph, 
     assert "estimated: on one clock" in said
     assert "clock error" not in said
     assert "Each rank stands for all of its class" in said
-    assert find_paths(graphs[0], find_leaves(graphs[0])).steps[0]["is_estimated"]
+    told = [find_paths(graph, find_leaves(graph)) for graph in graphs]
+    assert told[0].steps[0]["is_estimated"]
+    own, every = (one.stragglers.select("node", "start_ns", "end_ns") for one in told)
+    assert own.null_count().sum_horizontal().item() == 0
+    assert own.join(every, on=own.columns, how="anti").is_empty()
 
 
 def test_a_rank_that_does_not_fit_is_told_first(graphs: tuple[Graph, Graph]) -> None:

@@ -127,8 +127,6 @@ def make_report(source: Path | Graph, *, peak_flops_per_s: float | None = None) 
     groups, ranks, messages = tables.groups, tables.ranks, tables.messages
     meta = graph.meta
     windows = measure_steps(nodes, participants)
-    if len(windows) > 1:
-        windows.pop(-1, None)  # what ran between the steps is of none
     spans = find_spans(nodes, participants, messages, groups, ranks)
     shares, by_step = share_time(spans, ranks, windows)
     paths, reason = _find_paths(graph, list(windows), num_estimated)

@@ -106,13 +106,21 @@ class RankSpans:
         return found
 
 
-def measure_steps(nodes: pl.DataFrame, participants: pl.DataFrame) -> dict[int, tuple[int, int]]:
-    """Return each step's first start and last end over all ranks, in ns; a step without a measurement is left out."""
+def measure_steps(
+    nodes: pl.DataFrame, participants: pl.DataFrame, *, with_rest: bool = False
+) -> dict[int, tuple[int, int]]:
+    """Return each step's first start and last end over all ranks, in ns; a step without a measurement is left out.
+
+    What ran between the steps is of none: its stretch (-1) is told where there are no steps, or if asked for.
+    """
     spans = _measured(nodes).select("step", "start_ns", "end_ns")
     ends = participants.join(nodes.select("node", "step"), on="node").select("step", "arrive_ns", "end_ns")
     both = pl.concat([spans, ends.rename({"arrive_ns": "start_ns"})]).drop_nulls()
     rows = both.group_by("step").agg(pl.col("start_ns").min(), pl.col("end_ns").max()).sort("step")
-    return {step: (start, end) for step, start, end in rows.iter_rows()}
+    windows = {step: (start, end) for step, start, end in rows.iter_rows()}
+    if len(windows) > 1 and not with_rest:
+        windows.pop(-1, None)
+    return windows
 
 
 def find_spans(

@@ -19,7 +19,7 @@ from truedag.tracer.graph.tensor_types import read_tensors
 from truedag.tracer.views import captions
 from truedag.tracer.views.blocks import Blocks
 from truedag.tracer.views.boundaries import find_boundaries
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.scope import Scope
 
 STEP, ACROSS = "step", "across"
@@ -192,7 +192,7 @@ def _groups(scope: Scope, blocks: Blocks) -> dict[int, str]:
     found: dict[int, str] = {}
     for fold, ranks, groups in rows.group_by("fold", maintain_order=True).agg("rank", "ranks").iter_rows():
         num = round(sum(scope.weight(rank) / len(group) for rank, group in zip(ranks, groups, strict=True)))
-        first = f"{{{write_gpus(groups[0]).partition(' ')[2]}}}"
+        first = f"{{{list_gpus(tuple(groups[0]))}}}"
         found[fold] = first if num <= 1 else f"{num:,} groups of {len(groups[0])}, the first {first}"
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.graph.tensor_types import read_tensors
@@ -31,6 +31,11 @@ def count(number: int, noun: str) -> str:
 def count_in_calls(total: int, num_calls: int, fewest: int, most: int, noun: str) -> str:
     """Write how many ran in how many calls: 33 ops x 8 where each call ran as many, else 265 ops in 8."""
     return f"{count(fewest, noun)} x {num_calls:,}" if fewest == most else f"{count(total, noun)} in {num_calls:,}"
+
+
+def name_layers(layers: Collection[int]) -> str:
+    """Name layers by their numbers: layer 3, layers 0-7."""
+    return f"layer{'' if len(layers) == 1 else 's'} {write_runs(layers)}"
 
 
 def write_boundaries(pairs: Iterable[tuple[int, int]]) -> str:

@@ -112,7 +112,7 @@ def make_chain(graph: Graph, calls: Mapping[int, Calls], faults: Faults) -> Chai
     _add_parameters(parts, items)
     messages = _messages(graph, calls)
     edges = [*(one.edges for one in calls.values()), messages]
-    of_stages = inside.select("node", "stage", "layer", "phase").unique("node")
+    of_stages = inside.select("node", "rank", "stage", "layer", "phase", *CALL).unique("node")
     for part, pairs in find_boundaries(of_stages, messages, place.rename({"part": "fold"})).items():
         parts[part].boundaries = pairs
     held = faults.on(

@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 
-from truedag.tracer.analysis.quantities import write_runs
 from truedag.tracer.views import captions
 from truedag.tracer.views.calls import CALL, Calls
 
@@ -56,12 +55,8 @@ def name_ends(
             into = texts[text].setdefault(row["number"], [0, 0])
             into[0] += row["num"]
             into[1] += row["size"] or 0
-        found.append({text.replace(_LAYERS, _name_layers(layers[text])): into for text, into in texts.items()})
+        found.append({text.replace(_LAYERS, captions.name_layers(layers[text])): into for text, into in texts.items()})
     return found[0], found[1]
-
-
-def _name_layers(layers: set[int]) -> str:
-    return f"layer{'' if len(layers) == 1 else 's'} {write_runs(layers)}"
 
 
 def _name_other(row: Mapping[str, Any]) -> str:

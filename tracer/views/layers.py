@@ -55,7 +55,8 @@ def draw_layers(scope: Scope, blocks: Blocks, all_boxes: Sequence[Box], subject:
     boxes = [box for box in all_boxes if subject.stage is None or box.stage == subject.stage]
     ties = sort_ties(blocks.fold.edges, boxes)
     members = blocks.nodes.select("node", "rank", "layer").join(blocks.fold.members, on="node").rename({"fold": "box"})
-    faults = scope.faults.on(members)
+    drawn = {box.fold for box in boxes}  # on other sheets stand other stages, and on none what goes in and out
+    faults = {fold: found for fold, found in scope.faults.on(members).items() if fold in drawn}
     boxes = [
         _with_notes(box, [*ties.notes.get(box.fold, []), *write_faults(faults.get(box.fold, ()))]) for box in boxes
     ]
@@ -185,7 +186,7 @@ def _draw_heads(dot: Dot, blocks: Blocks, page: Page) -> None:
 
 def _name_layers(blocks: Blocks, stage: int, first: int) -> str:
     layers = blocks.alike.layers.get((stage, first), (first,))
-    return f"layer{'' if len(layers) == 1 else 's'} {write_runs(layers)}"
+    return captions.name_layers(layers)
 
 
 def _count_parameters(blocks: Blocks) -> dict[tuple[int, int], int]:

@@ -170,11 +170,11 @@ def _describe(one: Operator, parameters: Sequence[str]) -> list[str]:
 
 
 def _groups(one: Operator) -> str:
-    first = "{" + write_gpus(one.groups[0]).partition(" ")[2] + "}" if one.groups else "no group"
+    first = "{" + list_gpus(tuple(one.groups[0])) + "}" if one.groups else "no group"
     if one.num_groups <= 1:
         return first
     if one.num_groups <= 3 and len(one.groups) == one.num_groups:
-        return " ".join("{" + write_gpus(group).partition(" ")[2] + "}" for group in one.groups)
+        return " ".join("{" + list_gpus(tuple(group)) + "}" for group in one.groups)
     return f"{first} and {one.num_groups - 1:,} more groups of {len(one.groups[0])}"
 
 

@@ -21,7 +21,7 @@ from truedag.tracer.views.sheet import GREY, Link, Sheet, Sign, draw_head, find_
 from truedag.tracer.views.world import World
 from truedag.tracer.views.world_page import MARGIN, WorldPage, is_below, lay_out_world
 
-_LIGHT = "#b4b4b4"
+_PALE = "#b4b4b4"  # of lines that say who takes part
 _NUM_LANES = 9
 _SIGNS = (
     Sign(words="a rank class: GPUs that run the same program", shape="box", fill=tint(GREY, SHARES["box"])),
@@ -29,7 +29,7 @@ _SIGNS = (
     Sign(words="split and merge of the batch", shape="parallelogram", fill=tint(GREY, SHARES["parallelogram"])),
     Sign(words="one GPU, in the shade of its row", shape="box", width=16, fill=tint(GREY, 0.3)),
     Sign(words="data", colour=DARK),
-    Sign(words="takes part in", colour=_LIGHT, arrow="none"),
+    Sign(words="takes part in", colour=_PALE, arrow="none"),
     Sign(words="stage transfer", style="dashed", pen=2.0),
 )
 
@@ -148,9 +148,9 @@ def _draw_lines(dot: Dot, world: World, page: WorldPage) -> None:
             if is_below(world, talk):
                 dot.hidden(f"class{first}", f"traffic{i}")
             elif talk.kind != "recv":
-                dot.line(f"class{first}", f"traffic{i}", ends, color=_LIGHT, penwidth=0.8, dir="none")
+                dot.line(f"class{first}", f"traffic{i}", ends, color=_PALE, penwidth=0.8, dir="none")
             else:
-                dot.line(f"traffic{i}", f"class{first}", (ends[1], ends[0]), color=_LIGHT, penwidth=0.8, dir="none")
+                dot.line(f"traffic{i}", f"class{first}", (ends[1], ends[0]), color=_PALE, penwidth=0.8, dir="none")
         if is_below(world, talk) and "merged" in places:
             goal = places["merged"]
             bus = goal.top - 14.0

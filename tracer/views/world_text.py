@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from truedag.tracer.analysis.quantities import write_bytes, write_runs, write_time
 from truedag.tracer.views import captions
-from truedag.tracer.views.gpus import write_gpus
+from truedag.tracer.views.gpus import list_gpus, write_gpus
 from truedag.tracer.views.heads import Heads
 from truedag.tracer.views.scope import Scope
 from truedag.tracer.views.speed import Speed
@@ -99,7 +99,7 @@ def describe_traffic(one: Traffic) -> list[str]:
 
 
 def _describe_groups(one: Traffic) -> str:
-    first = "{" + write_gpus(one.first).partition(" ")[2] + "}"
+    first = "{" + list_gpus(tuple(one.first)) + "}"
     if sum(one.groups.values()) == 1:
         return f"one group {first}"
     counted = [f"{captions.count(num, 'group')} of {size:,}" for size, num in one.groups.items()]
@@ -133,8 +133,8 @@ def _describe_speed(speed: Speed | None) -> list[str]:
     text = [f"{write_time(speed.first_token_ns)} to the first token"]
     if speed.output_token_ns is not None:
         text.append(f"{write_time(speed.output_token_ns)} per output token")
-    if speed.tokens_per_s is not None:
-        text.append(f"{speed.tokens_per_s:,.1f} tokens/s per GPU, prompts and answers")
+    if speed.tokens_per_s_per_rank is not None:
+        text.append(f"{speed.tokens_per_s_per_rank:,.1f} tokens/s per GPU, prompts and answers")
     return text
 
 

@@ -56,9 +56,9 @@ def occupy(graph: Graph, leaves: Leaves) -> Occupation | None:
     participants, ranks = graph.participants.collect(), graph.ranks.sort("rank").collect()
     messages = graph.edges.filter(pl.col("kind") == "p2p").select("src", "dst").collect()
     spans = find_spans(nodes, participants, messages, graph.groups.collect(), ranks, in_part=True)
-    windows = measure_steps(nodes, participants)
-    shares, _ = share_time(spans, ranks, windows)
-    steps = union(np.array(sorted(windows.values()), np.int64).reshape(-1, 2)).tolist()
+    shares, _ = share_time(spans, ranks, measure_steps(nodes, participants))
+    windows = measure_steps(nodes, participants, with_rest=True)  # the map shows what ran between the steps as well
+    stretches = union(np.array(sorted(windows.values()), np.int64).reshape(-1, 2)).tolist()
     num_bins = int(np.clip(_MOST_CELLS // max(len(leaves.ranks), 1), 64, _MOST_BINS))
     edges = np.linspace(start, end, num_bins + 1)
     bins = np.zeros((4, len(ranks), num_bins), np.uint8)
@@ -68,7 +68,7 @@ def occupy(graph: Graph, leaves: Leaves) -> Occupation | None:
         own = spans[share.rank]
         if own is None or share.rank not in seen:
             continue
-        layers = zip(*(own.layers(low, high) for low, high in steps), strict=True)
+        layers = zip(*(own.layers(low, high) for low, high in stretches), strict=True)
         covered = [_cover(np.concatenate(layer), edges) for layer in layers]
         parts = np.diff(covered, axis=1, n=1) / np.diff(edges)
         bins[:, place] = np.rint(255 * np.maximum(np.diff(parts, axis=0, prepend=0), 0))

@@ -108,7 +108,7 @@ def find_leaves(graph: Graph) -> Leaves:
         num_inner_edges=int(ends["num"].filter(pl.Series(~outer)).sum()),
         num_decode_steps=num_decode_steps if is_one else 0,
         num_carried_edges=int(rows.edges["num"].filter(pl.Series(carried)).sum()),
-        parts=rows.parts.with_columns(leaf=pl.Series(leaf)[rows.parts["row"]]).drop("row"),
+        parts=rows.parts.with_columns(leaf=pl.Series(leaf)[rows.parts["row"]]),
         ranks=rows.ranks,
         groups=rows.groups,
         leaf=leaf,

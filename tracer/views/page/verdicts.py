@@ -82,6 +82,7 @@ def place_findings(audit: Mapping[str, Any] | None, leaves: Leaves) -> Sequence[
             {key: finding[key] for key in ("check", "severity", "title", "expected", "found", "fix", "num_nodes")}
             | {"ranks": finding["ranks"], "layers": finding["layers"], "nodes": nodes[:_MOST_SHOWN_NODES]}
             | {"leaves": sorted({leaf for leaf in found_leaves if leaf >= 0})}
+            | {"follows": finding.get("follows")}  # from which, counted from 1; None: from none
         )
     return placed
 
@@ -106,12 +107,16 @@ def _stragglers(path: CriticalPath, leaves: Leaves) -> pl.DataFrame:
     most = path.stragglers.head(_MOST_STRAGGLERS)
     columns = ("node", "label", "group", "phase", "layer", "rank", "late_ns", "waited_ns", "held_spent", "held_ns",
                "held_rank", "held_node", "held_label")  # fmt: skip
-    told = most.select(columns).with_columns(leaf=pl.Series(leaves.leaf_of(most["node"])))
-    met = leaves.parts.filter(pl.col("node").is_in(told["node"].implode()))
-    spans = met.group_by("node").agg(
-        start_ns=pl.min_horizontal("arrive_ns", "start_ns").min(), end_ns=pl.col("end_ns").max()
+    told = most.select(columns).with_columns(
+        leaf=pl.Series(leaves.leaf_of(most["node"])), row=pl.Series(leaves.find(most["node"].to_numpy()))
     )
-    return told.join(spans, on="node", how="left", maintain_order="left")
+    # By rows: a part's node is its class's, which in another of its groups has another number.
+    spans = (
+        leaves.parts.join(told.select("row").unique(), on="row", how="semi")
+        .group_by("row")
+        .agg(start_ns=pl.min_horizontal("arrive_ns", "start_ns").min(), end_ns=pl.col("end_ns").max())
+    )
+    return told.join(spans, on="row", how="left", maintain_order="left").drop("row")
 
 
 def _none(why: str) -> Paths:

@@ -3,26 +3,13 @@
 import { FONT } from "./board.js";
 import { makeButton, makeCheckbox, makeChoice, makeChoosable, makePanel, makeRow } from "./controls.js";
 import { Detail } from "./detail.js";
-import { FindingsView } from "./findings.js";
-import { GraphView } from "./graph.js";
+import { VIEWS, makeFilters, makeViews } from "./frame.js";
 import { countRuns, eachRun } from "./model.js";
-import { Overview } from "./overview.js";
 import { PALETTES } from "./palette.js";
-import { PathView } from "./path.js";
 import { MOST_HELD } from "./slices.js";
-import { Filter, NO_PHASE, freshState, readLink, writeLink } from "./state.js";
-import { parseRuns, toRuns, writeCount, writeRanks, writeRuns } from "./text.js";
-import { TimeView } from "./time.js";
-import { TrafficView } from "./traffic.js";
+import { Filter, freshState, readLink, writeLink } from "./state.js";
+import { toRuns, writeCount, writeRanks, writeRuns } from "./text.js";
 
-const VIEWS = [
-  { name: "overview", title: "Overview", make: Overview },
-  { name: "graph", title: "Graph", make: GraphView },
-  { name: "time", title: "Time", make: TimeView },
-  { name: "traffic", title: "Communication", make: TrafficView },
-  { name: "path", title: "Critical path", make: PathView },
-  { name: "findings", title: "Findings", make: FindingsView },
-];
 const METRICS = /** @type {[string, string][]} */ ([["time", "time"], ["waiting", "waiting"], ["bytes", "bytes sent"], ["imbalance", "imbalance"], ["path", "critical path"], ["nodes", "number of nodes"]]);
 
 export class App {
@@ -51,9 +38,9 @@ export class App {
     this.darkness = matchMedia("(prefers-color-scheme: dark)");
     this.darkness.addEventListener("change", () => this.render());
     this.derive();
-    this.makeViews();
+    makeViews(this);
     this.detail = new Detail(/** @type {HTMLElement} */ (document.getElementById("detail")), this);
-    this.makeFilters();
+    makeFilters(this);
     this.link = "";
     this.known = location.hash; // as it was last read or written
     addEventListener("hashchange", () => {
@@ -80,52 +67,6 @@ export class App {
     this.passing = null;
     if (!METRICS.some(([name]) => name === this.state.metric)) this.state.metric = this.model.hasTimes ? "time" : "bytes";
     if (!VIEWS.some((view) => view.name === this.state.view)) this.state.view = "overview";
-  }
-
-  makeViews() {
-    const tabs = /** @type {HTMLElement} */ (document.getElementById("tabs"));
-    const views = /** @type {HTMLElement} */ (document.getElementById("views"));
-    VIEWS.forEach((view, at) => {
-      const tab = makeButton(view.title, String(at + 1), () => this.change((state) => { state.view = view.name; }));
-      tab.setAttribute("role", "tab");
-      tab.id = `tab-${view.name}`;
-      tab.setAttribute("aria-controls", `view-${view.name}`);
-      if (view.name === "findings" && this.model.findings.length) {
-        tab.append(Object.assign(document.createElement("span"), { className: "count", textContent: String(this.model.findings.length) }));
-      }
-      tabs.append(tab);
-      const place = document.createElement("section");
-      place.id = `view-${view.name}`;
-      place.className = "view";
-      place.setAttribute("role", "tabpanel");
-      place.setAttribute("aria-labelledby", tab.id);
-      views.append(place);
-      this.places[view.name] = place;
-      this.views[view.name] = new view.make(place, this);
-    });
-  }
-
-  makeFilters() {
-    const { leaves } = this.model;
-    const names = [...new Set(Array.from(/** @type {Iterable<number>} */ (leaves?.phase ?? [])))].map((code) => leaves.phase.names[code]).filter(Boolean);
-    const phase = /** @type {HTMLSelectElement} */ (document.getElementById("filter-phase"));
-    const runsIn = Array.from({ length: this.model.numLeaves }, (_, leaf) => leaf).filter((leaf) => !this.model.isEnd[leaf]);
-    const isOpen = runsIn.some((leaf) => !this.model.word(leaves.phase, leaf));
-    const options = [["", "all"], ...names.map((name) => [name, name]), ...(isOpen ? [[NO_PHASE, "no phase"]] : [])];
-    for (const [value, textContent] of options) phase.append(Object.assign(document.createElement("option"), { value, textContent }));
-    for (const name of /** @type {const} */ (["rank", "layer", "phase", "microbatch"])) {
-      const field = /** @type {HTMLInputElement} */ (document.getElementById(`filter-${name}`));
-      const take = () => { if (this.state.filters[name] !== field.value) this.change((state) => { state.filters[name] = field.value; }); };
-      field.addEventListener(name === "phase" ? "change" : "input", take);
-      this.controls.push({ refresh: () => {
-        if (field.value !== this.state.filters[name]) field.value = this.state.filters[name];
-        if (name !== "phase") field.setAttribute("aria-invalid", String(field.value.trim() !== "" && !parseRuns(field.value)));
-      } });
-    }
-    const clear = /** @type {HTMLElement} */ (document.getElementById("filter-clear"));
-    clear.addEventListener("click", () => this.change((state) => { state.filters = freshState().filters; }));
-    this.controls.push({ refresh: () => { clear.hidden = !this.filter.isOn; } });
-    document.getElementById("filters")?.addEventListener("submit", (event) => event.preventDefault());
   }
 
   /**

@@ -1,9 +1,9 @@
 /** The panel beside the views: everything that is known of what is selected, and the ways to it in each view. */
 
-import { placeOf } from "./findings.js";
+import { causeOf, placeOf } from "./findings.js";
 import { laneName } from "./slices.js";
 import { countRuns } from "./model.js";
-import { toRuns, writeBytes, writeCount, writeEither, writeError, writeFlops, writeRanks, writeRuns, writeTime } from "./text.js";
+import { toRuns, writeBytes, writeCount, writeEither, writeError, writeFlops, writeRanks, writeRuns, writeShares, writeTime } from "./text.js";
 
 const MOST_BARS = 64;
 
@@ -59,8 +59,10 @@ export class Detail {
     if (meta.dry) rows.push(["Dry run", "executed on tensors without memory: nothing was computed or measured"]);
     const { estimate } = meta;
     if (estimate) {
-      const used = estimate.model_flops_utilization ?? estimate.flops_utilization;
-      rows.push(["Estimated for", `${estimate.device}, ${writeCount(estimate.gpus_per_node)} a node`], ["Step", `≈ ${writeTime(estimate.step_ns)}`]);
+      const used = estimate.model_flops_utilization;
+      rows.push(["Estimated for", `${estimate.device}, ${writeCount(estimate.gpus_per_node)} a node`]);
+      if (estimate.prefill_ns >= 0 && estimate.prefill_ns !== null) rows.push(["First token", `≈ ${writeTime(estimate.prefill_ns)}`], ["All tokens", `≈ ${writeTime(estimate.step_ns)}`]);
+      else rows.push(["Step", `≈ ${writeTime(estimate.step_ns)}`]);
       if (used >= 0) rows.push(["MFU", `≈ ${(100 * used).toPrecision(3)} % of the peak FLOP/s`]);
     }
     this.facts(/** @type {[string, string][]} */ (rows));
@@ -123,11 +125,12 @@ export class Detail {
     for (const [rank, sum] of totals.slice(0, MOST_BARS)) {
       const row = document.createElement("button");
       row.type = "button";
-      row.title = `${writeCount(sum.calls)} calls, ${writeTime(sum.time)}, waited ${writeTime(sum.wait)}`;
+      const mark = sum.isEstimated ? "≈ " : "";
+      row.title = `${writeCount(sum.calls)} calls, ${mark}${writeTime(sum.time)}, waited ${mark}${writeTime(sum.wait)}`;
       const name = Object.assign(document.createElement("span"), { textContent: `rank ${rank}`, className: "name" });
       const track = Object.assign(document.createElement("span"), { className: "track" });
       track.append(bar("time", (100 * sum.time) / most, sum.isEstimated), bar("wait", (100 * sum.wait) / most, sum.isEstimated));
-      row.append(name, track, Object.assign(document.createElement("span"), { textContent: (sum.isEstimated ? "≈ " : "") + writeTime(sum.time), className: "value" }));
+      row.append(name, track, Object.assign(document.createElement("span"), { textContent: mark + writeTime(sum.time), className: "value" }));
       row.addEventListener("click", () => this.app.select({ kind: "rank", id: rank }));
       box.append(row);
     }
@@ -146,13 +149,13 @@ export class Detail {
     /** @type {[string, string][]} */
     const rows = [["Place", axes.map((axis) => `${axis} ${ranks[axis][row]}`).join(" · ") || "untold"]];
     if (ranks.rank_class[row] >= 0) rows.push(["Rank class", String(ranks.rank_class[row])]);
-    const whole = ["compute", "transfer", "waiting", "bubble", "host"].map((name) => ranks[`${name}_ns`][row]).reduce((sum, value) => sum + value, 0);
+    const spent = ["compute", "transfer", "waiting", "bubble", "host"].map((name) => ranks[`${name}_ns`][row]);
+    const shares = writeShares(spent);
     const mark = model.meta.is_estimated ? "≈ " : "";
     if (!model.hasTimes) rows.push(["Its time", "unknown"]);
-    else for (const [name, label] of [["compute", "Compute"], ["transfer", "Transfer, exposed"], ["waiting", "Waiting for others"], ["bubble", "Pipeline bubble"], ["host", "Host"]]) {
-      const value = ranks[`${name}_ns`][row];
-      rows.push([label, value >= 0 ? `${mark}${writeTime(value)} · ${((100 * value) / whole).toFixed(1)} %` : "unknown"]);
-    }
+    else ["Compute", "Transfer, exposed", "Waiting for others", "Pipeline bubble", "Host"].forEach((label, at) => {
+      rows.push([label, spent[at] >= 0 ? `${mark}${writeTime(spent[at])}${shares ? ` · ${shares[at]}` : ""}` : "unknown"]);
+    });
     if (model.hasTimes) rows.push(["Transfer hidden by compute", ranks.overlap_ns[row] >= 0 ? mark + writeTime(ranks.overlap_ns[row]) : "unknown"]);
     rows.push(["Given to communications", writeBytes(ranks.sent_bytes[row])]);
     if (model.meta.num_measured) rows.push(["Clock error", writeError(ranks.clock_error_ns[row])]);
@@ -272,7 +275,7 @@ export class Detail {
     const finding = this.app.model.findings[id];
     if (!finding) return;
     this.head(finding.title, `${finding.severity} · ${finding.check}`);
-    this.facts([["Expected", finding.expected], ["Found", finding.found], ["Do", finding.fix], ["Where", placeOf(finding) || "unknown"]]);
+    this.facts([["Expected", finding.expected], ["Found", finding.found], ["Do", finding.fix], ["Where", placeOf(finding) || "unknown"], ...(finding.follows ? [["Follows from", causeOf(this.app.model, finding)]] : [])]);
   }
 
   /** Ways to the same thing in other views. @param {import("./state.js").Selection} selection */

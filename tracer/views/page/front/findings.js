@@ -39,13 +39,13 @@ export class FindingsView {
   card(finding, at) {
     const { app } = this;
     const card = document.createElement("article");
-    card.className = `finding ${finding.severity}`;
+    card.className = `finding ${finding.severity}${finding.follows ? " follows" : ""}`;
     card.dataset.finding = String(at);
     const head = document.createElement("h3");
     head.append(Object.assign(document.createElement("span"), { className: "badge", textContent: finding.severity }), ` ${finding.title}`);
     card.append(head);
     const list = document.createElement("dl");
-    for (const [name, text] of [["expected", finding.expected], ["found", finding.found], ["do", finding.fix], ["where", placeOf(finding)]]) {
+    for (const [name, text] of [["expected", finding.expected], ["found", finding.found], ["do", finding.fix], ["where", placeOf(finding)], ["follows from", causeOf(app.model, finding)]]) {
       if (!text) continue;
       list.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: text }));
     }
@@ -84,6 +84,11 @@ export class FindingsView {
     document.querySelector(`.finding[data-finding="${next}"]`)?.scrollIntoView({ block: "nearest" });
     return true;
   }
+}
+
+/** What a finding follows from; "" if from none. @param {import("./model.js").Model} model @param {any} finding */
+export function causeOf(model, finding) {
+  return finding.follows ? model.findings[finding.follows - 1].title : "";
 }
 
 /** Where a finding is: layers, ranks, and how many nodes. @param {any} finding */

@@ -273,7 +273,7 @@ export class PathView {
   /** @param {number} piece */
   tell(piece) {
     const { pieces, leaves } = this.app.model;
-    return `${this.app.model.word(pieces.spent, piece)} on rank ${pieces.rank[piece]}, ${writeTime(pieces.end_ns[piece] - pieces.start_ns[piece])}\n${this.app.model.word(leaves.label, pieces.leaf[piece])} · ${this.app.shortPlace(pieces.leaf[piece])}`;
+    return `${this.app.model.word(pieces.spent, piece)} on rank ${pieces.rank[piece]}, ${this.mark()}${writeTime(pieces.end_ns[piece] - pieces.start_ns[piece])}\n${this.app.model.word(leaves.label, pieces.leaf[piece])} · ${this.app.shortPlace(pieces.leaf[piece])}`;
   }
 
   /** @param {KeyboardEvent} event */

@@ -221,10 +221,12 @@ export class RankMap {
 
   /** @param {number} row */
   tell(row) {
-    const { ranks } = this.app.model;
+    const { ranks, meta } = this.app.model;
     const rank = ranks.rank[row];
-    const told = ["compute", "transfer", "waiting", "bubble", "host"]
-      .map((name) => `${name} ${writeTime(ranks[`${name}_ns`][row])}`).join(" · ");
+    const told = ["compute", "transfer", "waiting", "bubble", "host"].map((name) => {
+      const spent = ranks[`${name}_ns`][row];
+      return `${name} ${meta.is_estimated && spent >= 0 ? "≈ " : ""}${writeTime(spent)}`;
+    }).join(" · ");
     const groups = this.app.groupsOf(rank)
       .map((group) => `${group.axis} ${writeRuns(this.app.model.runs(this.app.model.groups.ranks, group.id), 4)}`).join("\n");
     return `rank ${rank}\n${told}\n${writeBytes(ranks.sent_bytes[row])} given to communications\n${groups}`;

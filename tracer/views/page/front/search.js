@@ -1,7 +1,7 @@
 /** Search: operators, modules, layers, ranks, groups and findings by name. */
 
 import { countRuns } from "./model.js";
-import { writeRuns } from "./text.js";
+import { writeCount, writeRuns } from "./text.js";
 
 const MOST = 40;
 const MOST_SORTED = 4000; // places in the graph that are put in order
@@ -19,6 +19,7 @@ export class Search {
     this.hits = [];
     this.at = 0;
     this.numFound = 0;
+    this.isCut = false; // there may be more
     this.input.addEventListener("input", () => this.show());
     this.input.addEventListener("focus", () => this.show());
     this.input.addEventListener("blur", () => setTimeout(() => { this.list.hidden = true; }, 150));
@@ -77,6 +78,7 @@ export class Search {
     }
     found.sort((one, other) => { const at = one.keys.findIndex((key, place) => key !== other.keys[place]); return one.keys[at] - other.keys[at]; });
     this.numFound = hits.length + found.length;
+    this.isCut = found.length >= MOST_SORTED;
     return [...hits, ...found.map(({ hit }) => hit)].slice(0, MOST);
   }
 
@@ -92,7 +94,7 @@ export class Search {
       item.addEventListener("mousedown", (event) => { event.preventDefault(); this.take(at); });
       this.list.append(item);
     });
-    if (this.numFound > MOST) this.list.append(Object.assign(document.createElement("li"), { textContent: `the first ${this.hits.length} of ${this.numFound}: another word finds fewer`, className: "none" }));
+    if (this.numFound > MOST) this.list.append(Object.assign(document.createElement("li"), { textContent: `the first ${this.hits.length} of ${this.isCut ? "more than " : ""}${writeCount(this.numFound)}: another word finds fewer`, className: "none" }));
     if (!this.hits.length) this.list.append(Object.assign(document.createElement("li"), { textContent: "nothing has such a name", className: "none" }));
     this.highlight();
   }

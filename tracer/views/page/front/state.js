@@ -7,7 +7,7 @@ import { parseRuns } from "./text.js";
  * @typedef {object} State
  * @property {string} view
  * @property {"light" | "dark" | ""} theme "" follows the system
- * @property {string} metric time, waiting, bytes, imbalance or nodes; "" what is known
+ * @property {string} metric time, waiting, bytes, imbalance, path or nodes; "" what is known
  * @property {string} place which axis colours the map of ranks, "" none
  * @property {{ rank: string, layer: string, phase: string, microbatch: string }} filters as typed
  * @property {Set<number>} open nodes of the tree

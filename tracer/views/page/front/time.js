@@ -134,7 +134,8 @@ export class TimeView {
     const at = (model.rowOfRank.get(rank) ?? 0) * bins + bin;
     const parts = ["compute", "transfer", "waiting", "bubble"].map((name) => Math.round(model.heat[name][at] / 2.55));
     const host = Math.max(0, 100 - parts[0] - parts[1] - parts[2] - parts[3]);
-    return `rank ${rank} at ${writeTime(this.timeAt(x))}\ncompute ${parts[0]} % · transfer ${parts[1]} % · waiting ${parts[2]} % · bubble ${parts[3]} % · host ${host} %`;
+    const mark = model.meta.is_estimated ? "≈ " : "";
+    return `rank ${rank} at ${mark}${writeTime(this.timeAt(x))}\n${mark}compute ${parts[0]} % · transfer ${parts[1]} % · waiting ${parts[2]} % · bubble ${parts[3]} % · host ${host} %`;
   }
 
   /** @param {number} x @param {number} y */
