@@ -141,6 +141,11 @@ def _print_result(result: DryResult) -> None:
         print_result(f"Drawn: {', '.join(str(shorten(path)) for path in result.pictures)}")
     if result.page is not None:
         print_result(f"Page: {shorten(result.page)}")
+    elif result.pictures:
+        print_result(
+            "No page: with so many ranks, or nodes that are read one by one, it takes minutes and gigabytes; truedag view "
+            "writes it all the same"
+        )
     if result.not_drawn:
         print_result(f"not drawn: {result.not_drawn}")
     print_result(f"next: {_find_next(result)}")
