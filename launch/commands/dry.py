@@ -143,8 +143,8 @@ def _print_result(result: DryResult) -> None:
         print_result(f"Page: {shorten(result.page)}")
     elif result.pictures:
         print_result(
-            "No page: with so many ranks, or nodes that are read one by one, it takes minutes and gigabytes; truedag view "
-            "writes it all the same"
+            "No page: with so many ranks, or nodes that are read one by one, it takes minutes and gigabytes; "
+            "truedag view writes it all the same"
         )
     if result.not_drawn:
         print_result(f"not drawn: {result.not_drawn}")
