@@ -198,11 +198,13 @@ def _check(case: Case, folder: Path) -> None:
     assert len(dry) == len(real) == case.strategy.world_size
     for rank, one in real.items():
         for name, tolerance in _MEMORY.items():
-            assert dry[rank][name] == pytest.approx(one[name], rel=tolerance), f"{name} of rank {rank}"
+            near = pytest.approx(one[name], abs=tolerance * one["peak_bytes"])
+            assert dry[rank][name] == near, f"{name} of rank {rank}"
 
 
-# What is named is the same exactly. What differs of the rest are small integers that device meta has on the host, and
-# at which of several operators storages of the backward pass end.
+# Shares of what the rank has at most. What is named is the same exactly. What differs of the rest are small integers that
+# device meta has on the host, and when storages end: of the backward pass at which of several operators, of what was
+# sent when a thread of gloo's gives it back, which is otherwise from run to run.
 _MEMORY = {"parameter_bytes": 0, "gradient_bytes": 0, "state_bytes": 0, "peak_bytes": 0.05, "activation_bytes": 0.05}
 
 
