@@ -202,7 +202,7 @@ def _check(case: Case, folder: Path) -> None:
             assert dry[rank][name] == near, f"{name} of rank {rank}"
 
 
-# Shares of what the rank has at most. What is named is the same exactly. What differs of the rest are small integers that
+# Shares of what the rank has at most. What is named is the same exactly. What differs of the rest: small integers that
 # device meta has on the host, and when storages end: of the backward pass at which of several operators, of what was
 # sent when a thread of gloo's gives it back, which is otherwise from run to run.
 _MEMORY = {"parameter_bytes": 0, "gradient_bytes": 0, "state_bytes": 0, "peak_bytes": 0.05, "activation_bytes": 0.05}
