@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import polars as pl
 
 from truedag.tracer.analysis.quantities import write_runs
-from truedag.tracer.audit.catalogue import CHECKS
+from truedag.tracer.audit.checks.finding import finding_of
+from truedag.tracer.audit.checks.reach import reach, readers_of
 from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
 from truedag.tracer.audit.subject import Subject
@@ -19,9 +20,7 @@ def check_decode(subject: Subject, plan: Plan, audit: Audit) -> None:
     told = set(phases.values())
     if not {"prefill", "decode"} <= told:
         return
-    following: dict[int, list[int]] = {}
-    for source, target in subject.edges.select("src", "dst").iter_rows():
-        following.setdefault(source, []).append(target)
+    following = readers_of(subject)
     findings = [*_cache(subject, plan, phases, following), *_token(subject, phases, following)]
     audit.findings += findings
 
@@ -53,7 +52,8 @@ def _cache(
     drawn = {layer for node, mine in layers.items() if phases.get(node) == "decode" for layer in mine}
     lost = sorted(drawn - read)
     if lost:
-        yield _finding(
+        yield finding_of(
+            "model.cache",
             f"Decoding reads nothing of the same layer's prefill in {write_count(len(lost), 'layer')}: "
             f"{write_runs(lost)}", "an edge from the cache that prefill wrote to each layer of decode",
             f"none in {write_count(len(lost), 'layer')}", layers=lost,
@@ -66,32 +66,13 @@ def _token(subject: Subject, phases: dict[int, str | None], following: dict[int,
     entries = subject.covers.filter((pl.col("role") == "embedding") & (pl.col("phase") == "decode"))["node"].unique()
     if entries.is_empty():
         return
-    reached = _reached([node for node, phase in phases.items() if phase == "prefill"], following)
+    reached = reach([node for node, phase in phases.items() if phase == "prefill"], following)
     lost = entries.filter(~entries.is_in(list(reached)))
     if len(lost):
-        yield _finding(
+        yield finding_of(
+            "model.cache",
             f"{write_count(len(lost), 'embedding')} of decode do{'es' if len(lost) == 1 else ''} not depend on the "
             "token that prefill sampled", "a path from the sampled token to the embedding of decode",
             f"{len(lost)} without", nodes=subject.name_nodes(lost), num_nodes=len(lost),
             fix="Lead an edge from the sampled token to the embedding of the next step.",
         )  # fmt: skip
-
-
-def _reached(starts: Iterable[int], following: dict[int, list[int]]) -> set[int]:
-    reached = set(starts)
-    frontier = list(reached)
-    while frontier:
-        fresh = [node for node in following.get(frontier.pop(), ()) if node not in reached]
-        reached.update(fresh)
-        frontier += fresh
-    return reached
-
-
-def _finding(
-    title: str, expected: str, found: str, *, fix: str, layers: Iterable[int] = (), nodes: tuple[str, ...] = (),
-    num_nodes: int = 0,
-) -> Finding:  # fmt: skip
-    return Finding(
-        check="model.cache", title=title, expected=expected, found=found, fix=fix,
-        severity=CHECKS["model.cache"].severity, layers=tuple(layers), nodes=nodes, num_nodes=num_nodes,
-    )  # fmt: skip

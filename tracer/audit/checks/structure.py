@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from truedag.tracer.audit.catalogue import CHECKS
+from truedag.tracer.audit.checks.reach import reach, readers_of
 from truedag.tracer.audit.copies import connect
 from truedag.tracer.audit.findings import Audit, Finding, write_count
 from truedag.tracer.audit.plan import Plan
@@ -179,7 +180,7 @@ def _outputs(subject: Subject, outputs: pl.DataFrame) -> Iterator[Finding]:
             starts = subject.nodes.filter(~pl.col("node").is_in(targets.implode()) & (pl.col("kind") != "output"))[
                 "node"
             ]
-        reached = pl.DataFrame({"node": _reach(subject, starts)}, schema={"node": pl.Int64})
+        reached = pl.DataFrame({"node": sorted(reach(starts, readers_of(subject)))}, schema={"node": pl.Int64})
     lost = outputs.join(reached, on="node", how="anti")
     if len(lost):
         nodes = subject.expand(lost["node"])
@@ -188,19 +189,6 @@ def _outputs(subject: Subject, outputs: pl.DataFrame) -> Iterator[Finding]:
             "structure.unreachable-output", f"{write_count(len(nodes), 'output')} that no input leads to",
             "a path from an input to every output", f"{len(nodes)} of {total} without", subject, nodes,
         )  # fmt: skip
-
-
-def _reach(subject: Subject, starts: pl.Series) -> pl.Series:
-    readers: dict[int, list[int]] = {}
-    for source, target in subject.edges.select("src", "dst").iter_rows():
-        readers.setdefault(source, []).append(target)
-    reached = set(starts)
-    frontier = list(reached)
-    while frontier:
-        fresh = [target for target in readers.get(frontier.pop(), ()) if target not in reached]
-        reached.update(fresh)
-        frontier += fresh
-    return pl.Series(sorted(reached), dtype=pl.Int64)
 
 
 def _components(subject: Subject, plan: Plan | None) -> Iterator[Finding]:
