@@ -6,7 +6,7 @@ told of communications, and of their times, is of one microbatch.
 
 from __future__ import annotations
 
-from math import ceil, log2
+from math import floor, log2
 from typing import TypeAlias
 
 from truedag.model.config import ModelConfig
@@ -124,7 +124,7 @@ def expect_transfer_s(model: ModelConfig, strategy: Strategy, *, num_tokens: int
 
     def reduced(size: int, num_bytes: float) -> float:
         """The time of an all-reduce across as many nodes as ranks: a ring twice around, or up and down a tree."""
-        tree = base + 2 * ceil(log2(size)) * hop_exposed + 2 * num_bytes / across
+        tree = base + 2 * floor(log2(size)) * hop_exposed + 2 * num_bytes / across
         return min(2 * ring(size, num_bytes, nodes=size) - base, tree)
 
     total = 0.0

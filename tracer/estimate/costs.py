@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, log2
+from math import floor, log2
 
 from truedag.tracer.errors import GraphError
 from truedag.tracer.estimate.device import Device
@@ -128,6 +128,6 @@ def _ring_ns(device: Device, placement: Placement) -> float:
 
 
 def _tree_ns(device: Device, placement: Placement) -> float:
-    """A tree's hops, one way: from node to node as deep as it is, and along the ranks of a node."""
-    depth = ceil(log2(placement.num_nodes))
+    """A tree's hops, one way: from node to node by the logarithm that NCCL rounds down, and along a node's ranks."""
+    depth = floor(log2(placement.num_nodes))
     return max(placement.per_node - 1, 0.0) * device.inside_ns + depth * device.exposed_ns
